@@ -1,0 +1,35 @@
+"""EvoNorm layers for PyTorch (Liu et al., arXiv 2004.02967) and their integrations."""
+
+from evonorm_plugins.layers import (
+    EvoNormB0,
+    EvoNormB1,
+    EvoNormB2,
+    EvoNormS0,
+    EvoNormS1,
+    EvoNormS2,
+    NormAct,
+    SyncEvoNormB0,
+    SyncEvoNormB1,
+    SyncEvoNormB2,
+    convert_sync_evonorm,
+)
+from evonorm_plugins.registry import get_norm_act, list_norm_acts, register_norm_act
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EvoNormB0",
+    "EvoNormB1",
+    "EvoNormB2",
+    "EvoNormS0",
+    "EvoNormS1",
+    "EvoNormS2",
+    "NormAct",
+    "SyncEvoNormB0",
+    "SyncEvoNormB1",
+    "SyncEvoNormB2",
+    "convert_sync_evonorm",
+    "get_norm_act",
+    "list_norm_acts",
+    "register_norm_act",
+]

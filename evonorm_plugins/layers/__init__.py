@@ -1,0 +1,57 @@
+"""Norm-activation layers as modules."""
+
+from evonorm_plugins.layers.base import NormAct
+from evonorm_plugins.layers.baselines import (
+    FRN,
+    BNPReLU,
+    BNReLU,
+    BNSwish,
+    BNSwish1,
+    GNReLU,
+    GNSwish,
+    GNSwish1,
+    LNReLU,
+    PixelNormReLU,
+    RandomLayer,
+    RandomRejLayer,
+    RSRejLayer,
+)
+from evonorm_plugins.layers.batch import (
+    BatchStatistics,
+    EvoNormB0,
+    EvoNormB1,
+    EvoNormB2,
+    SyncEvoNormB0,
+    SyncEvoNormB1,
+    SyncEvoNormB2,
+    convert_sync_evonorm,
+)
+from evonorm_plugins.layers.sample import EvoNormS0, EvoNormS1, EvoNormS2
+
+__all__ = [
+    "FRN",
+    "BNPReLU",
+    "BNReLU",
+    "BNSwish",
+    "BNSwish1",
+    "BatchStatistics",
+    "EvoNormB0",
+    "EvoNormB1",
+    "EvoNormB2",
+    "EvoNormS0",
+    "EvoNormS1",
+    "EvoNormS2",
+    "GNReLU",
+    "GNSwish",
+    "GNSwish1",
+    "LNReLU",
+    "NormAct",
+    "PixelNormReLU",
+    "RSRejLayer",
+    "RandomLayer",
+    "RandomRejLayer",
+    "SyncEvoNormB0",
+    "SyncEvoNormB1",
+    "SyncEvoNormB2",
+    "convert_sync_evonorm",
+]

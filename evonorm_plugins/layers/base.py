@@ -1,0 +1,92 @@
+"""The contract of every norm-activation layer."""
+
+import torch
+from torch import nn
+
+from evonorm_plugins import functional as F
+
+
+class NormAct(nn.Module):
+    """A layer that normalizes and activates ``(N, C, H, W)`` in one formula.
+
+    Args:
+        num_features: number of channels C.
+        apply_act: False gives what the paper puts where no activation follows: for EvoNorms the
+            channel-wise affine transform alone, for the baselines their norm without activation.
+        eps: added to every variance or mean of squares under the square root.
+        device, dtype: of the parameters.
+
+    Parameters ``weight`` (gamma, ones), ``bias`` (beta, zeros) and for some layers ``v``, all
+    ``(C,)``; the keys are those of timm's ``EvoNorm2d*`` layers.
+
+    Raises:
+        ValueError: an option makes no sense, or the input does not have 4 dimensions and C channels.
+        TypeError: the input is not floating point.
+    """
+
+    # Value that v starts at; None where the layer has no v.
+    v_init = None
+
+    def __init__(self, num_features, *, apply_act=True, eps=1e-5, device=None, dtype=None):
+        super().__init__()
+        _check_positive_int("num_features", num_features)
+        if not eps > 0:
+            raise ValueError(f"eps={eps!r} of {type(self).__name__} must be above 0")
+        self.num_features = num_features
+        self.apply_act = apply_act
+        self.eps = eps
+        options = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.ones(num_features, **options))
+        self.bias = nn.Parameter(torch.zeros(num_features, **options))
+        if apply_act and self.v_init is not None:
+            self.v = nn.Parameter(torch.full((num_features,), float(self.v_init), **options))
+        else:
+            self.register_parameter("v", None)
+
+    def forward(self, x):
+        """``(N, C, H, W)`` to the same shape, dtype and memory format."""
+        self._check_input(x)
+        return self._norm_act(x) if self.apply_act else self._norm(x)
+
+    def _norm_act(self, x):
+        raise NotImplementedError
+
+    def _norm(self, x):
+        return F.channel_affine(x, self.weight, self.bias)
+
+    def options(self):
+        """Keyword arguments that build this layer again, ``apply_act`` aside."""
+        return {"eps": self.eps}
+
+    def without_activation(self):
+        """A new layer of this kind for a place that no activation follows."""
+        return type(self)(
+            self.num_features,
+            apply_act=False,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+            **self.options(),
+        )
+
+    def extra_repr(self):
+        shown = {"apply_act": self.apply_act, **self.options()}
+        return ", ".join([str(self.num_features), *(f"{k}={v}" for k, v in shown.items())])
+
+    def _check_input(self, x):
+        name = type(self).__name__
+        if x.dim() != 4:
+            raise ValueError(
+                f"{name} takes (N, C, H, W), got {tuple(x.shape)}; "
+                "give (N, C) and (C, H, W) the missing dimensions with size 1"
+            )
+        if x.shape[1] != self.num_features:
+            raise ValueError(
+                f"{name}({self.num_features}) got {x.shape[1]} channels in {tuple(x.shape)}"
+            )
+        if not x.is_floating_point():
+            raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
+
+
+def _check_positive_int(name, value):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")

@@ -1,0 +1,187 @@
+"""The paper's other rows: the pairs EvoNorm is compared with, and what random search found.
+
+A name of two parts is norm and activation: ``BNReLU`` is batch normalization, then ReLU. They hold
+torch's own norm as ``norm``, so whatever knows torch's layers (weight decay, precise statistics,
+freezing) knows them. ``apply_act=False`` is the norm alone.
+"""
+
+import torch
+from torch import nn
+
+from evonorm_plugins import functional as F
+from evonorm_plugins.layers.base import NormAct, _check_positive_int
+from evonorm_plugins.layers.batch import BatchStatistics
+
+
+class _TorchNormAct(NormAct):
+    """One of torch's norms and an activation; the affine parameters are the norm's."""
+
+    def __init__(self, num_features, *, apply_act=True, eps=1e-5, device=None, dtype=None):
+        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+        del self.weight, self.bias
+        self.norm = self._make_norm(device=device, dtype=dtype)
+
+    def _make_norm(self, **options):
+        raise NotImplementedError
+
+    def _activation(self, z):
+        raise NotImplementedError
+
+    def _norm(self, x):
+        return self.norm(x)
+
+    def _norm_act(self, x):
+        return self._activation(self.norm(x))
+
+    def without_activation(self):
+        p = self.norm.weight
+        return type(self)(
+            self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
+        )
+
+
+class _ReLU:
+    def _activation(self, z):
+        return torch.relu(z)
+
+
+class _PReLU:
+    """``max(z, v)`` with a learnable v per channel, as in the paper's Table 2."""
+
+    v_init = 0
+
+    def _activation(self, z):
+        return torch.maximum(z, self.v.to(z.dtype)[:, None, None])
+
+
+class _Swish1:
+    def _activation(self, z):
+        return nn.functional.silu(z)
+
+
+class _Swish:
+    """``z * sigmoid(v * z)`` with a learnable v per channel."""
+
+    v_init = 1
+
+    def _activation(self, z):
+        return z * torch.sigmoid(self.v.to(z.dtype)[:, None, None] * z)
+
+
+class _BatchNormAct(_TorchNormAct):
+    def __init__(
+        self, num_features, *, apply_act=True, eps=1e-5, momentum=0.1, device=None, dtype=None
+    ):
+        self.momentum = momentum
+        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+
+    def _make_norm(self, **options):
+        return nn.BatchNorm2d(self.num_features, self.eps, self.momentum, **options)
+
+    def options(self):
+        return {"eps": self.eps, "momentum": self.momentum}
+
+
+class BNReLU(_ReLU, _BatchNormAct):
+    """Batch normalization, ``max(z, 0)``."""
+
+
+class BNPReLU(_PReLU, _BatchNormAct):
+    """Batch normalization, ``max(z, v)``, v learnable from 0."""
+
+
+class BNSwish1(_Swish1, _BatchNormAct):
+    """Batch normalization, ``z * sigmoid(z)``."""
+
+
+class BNSwish(_Swish, _BatchNormAct):
+    """Batch normalization, ``z * sigmoid(v * z)``, v learnable from 1."""
+
+
+class _GroupNormAct(_TorchNormAct):
+    """Group normalization; groups that do not divide the channels are reduced as in EvoNorm-S0."""
+
+    def __init__(
+        self, num_features, *, apply_act=True, groups=32, eps=1e-5, device=None, dtype=None
+    ):
+        _check_positive_int("groups", groups)
+        self.groups = groups
+        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+
+    def _make_norm(self, **options):
+        groups = F.effective_groups(self.num_features, self.groups)
+        return nn.GroupNorm(groups, self.num_features, self.eps, **options)
+
+    def options(self):
+        return {"groups": self.groups, "eps": self.eps}
+
+
+class GNReLU(_ReLU, _GroupNormAct):
+    """Group normalization, ``max(z, 0)``."""
+
+
+class GNSwish1(_Swish1, _GroupNormAct):
+    """Group normalization, ``z * sigmoid(z)``."""
+
+
+class GNSwish(_Swish, _GroupNormAct):
+    """Group normalization, ``z * sigmoid(v * z)``, v learnable from 1."""
+
+
+class LNReLU(_ReLU, _TorchNormAct):
+    """Layer normalization over (c, w, h) with gamma and beta per channel, ``max(z, 0)``."""
+
+    def _make_norm(self, **options):
+        return nn.GroupNorm(1, self.num_features, self.eps, **options)
+
+
+class PixelNormReLU(NormAct):
+    """``max(x / rms_c(x) * gamma + beta, 0)``; see :func:`functional.pixelnorm_relu`."""
+
+    def __init__(self, num_features, *, apply_act=True, eps=1e-8, device=None, dtype=None):
+        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+
+    def _norm_act(self, x):
+        return F.pixelnorm_relu(x, self.weight, self.bias, eps=self.eps)
+
+    def _norm(self, x):
+        return F.pixelnorm(x, self.weight, self.bias, eps=self.eps)
+
+
+class FRN(NormAct):
+    """``max(x / rms_{w,h}(x) * gamma + beta, v)``, v learnable from 0; see :func:`functional.frn`."""
+
+    v_init = 0
+
+    def __init__(self, num_features, *, apply_act=True, eps=1e-6, device=None, dtype=None):
+        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+
+    def _norm_act(self, x):
+        return F.frn(x, self.weight, self.bias, self.v, eps=self.eps)
+
+    def _norm(self, x):
+        return F.frn(x, self.weight, self.bias, eps=self.eps)
+
+
+class RandomLayer(NormAct):
+    """Row "Random": ``sqrt(z)``, ``z = std_{w,h}(sigmoid(x))``, constant over space."""
+
+    def _norm_act(self, x):
+        return F.random_layer(x, self.weight, self.bias, eps=self.eps)
+
+
+class RandomRejLayer(NormAct):
+    """Row "Random + rej": ``tanh(max(x, tanh(x)))``."""
+
+    def _norm_act(self, x):
+        return F.random_rej_layer(x, self.weight, self.bias)
+
+
+class RSRejLayer(BatchStatistics):
+    """Row "RS + rej": ``max(x, 0) / rms_{b,w,h}(x)``; ``running_var`` averages rms squared."""
+
+    centred = False
+
+    def _norm_act(self, x):
+        rms2 = self._batch_variance(x)
+        return F.rs_rej_layer(x, self.weight, self.bias, rms2, eps=self.eps)
