@@ -1,0 +1,1 @@
+"""BigGAN with any of the norm-activation layers of evonorm_plugins."""

@@ -1,0 +1,50 @@
+"""EvoNorms in Detectron2: importing this makes every registered norm-activation a ``NORM``.
+
+    import evonorm_plugins.integrations.detectron2
+
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "EvoNormS0"
+
+The stock builders, configs, optimizers, ``FREEZE_AT``, ``TEST.PRECISE_BN``, ``FlopCountAnalysis``
+and checkpointers then know these layers. Models without them are built as before.
+"""
+
+from evonorm_plugins.integrations.detectron2 import (
+    census as _census,
+)
+from evonorm_plugins.integrations.detectron2 import (
+    checkpoint,
+    config,
+    flops,
+    norms,
+    precise_stats,
+    solver,
+)
+from evonorm_plugins.integrations.detectron2.blocks import (
+    NormActBasicBlock,
+    NormActBasicStem,
+    NormActBottleneckBlock,
+    NormActDeformBottleneckBlock,
+)
+from evonorm_plugins.integrations.detectron2.census import census, norms_of
+from evonorm_plugins.integrations.detectron2.checkpoint import CheckpointError
+from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
+from evonorm_plugins.integrations.detectron2.norms import adapt
+
+for _part in (config, norms, solver, precise_stats, flops, _census, checkpoint):
+    _part.register()
+
+# Its classes enter Detectron2's registries, which need the names registered above.
+from evonorm_plugins.integrations.detectron2 import paper  # noqa: E402
+
+__all__ = [
+    "CheckpointError",
+    "NormActBasicBlock",
+    "NormActBasicStem",
+    "NormActBottleneckBlock",
+    "NormActDeformBottleneckBlock",
+    "adapt",
+    "census",
+    "norm_act_flop_handles",
+    "norms_of",
+    "paper",
+]

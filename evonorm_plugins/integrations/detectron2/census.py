@@ -1,0 +1,80 @@
+"""The norms of every part of a model: logged when Detectron2 builds it, saved with checkpoints."""
+
+import functools
+import logging
+from collections import Counter
+
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers.batch_norm import LayerNorm
+from detectron2.modeling import build_model as _stock_build_model
+from torch import nn
+
+from evonorm_plugins.functional import effective_groups
+from evonorm_plugins.integrations.detectron2.patch import rebind
+from evonorm_plugins.layers import NormAct
+
+# Detectron2's logger prints its children's messages.
+logger = logging.getLogger("detectron2.evonorm_plugins")
+
+_TORCH_NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    FrozenBatchNorm2d,
+    LayerNorm,
+)
+# Parts that are counted by themselves; whatever lies elsewhere goes to its first two names.
+_PARTS = ("backbone.bottom_up", "roi_heads.box_head", "roi_heads.mask_head")
+
+
+def norms_of(model):
+    """``{module name: description}`` of every norm, the one inside a norm-activation layer aside.
+
+    A description tells what a checkpoint must agree on: the class, and the groups of the S series
+    and of group normalization. Cross-replica layers are described as their plain counterparts.
+    """
+    norms = {}
+    for name, module in model.named_modules():
+        inside_another = name.rpartition(".")[0] in norms
+        if isinstance(module, (NormAct, *_TORCH_NORMS)) and not inside_another:
+            norms[name] = _describe(module)
+    return norms
+
+
+def _describe(norm):
+    kind = type(norm).__name__
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+        return "BN"
+    if isinstance(norm, nn.GroupNorm):
+        return f"GN(groups={norm.num_groups})"
+    if isinstance(norm, NormAct) and not norm.apply_act:
+        return f"{kind.removeprefix('Sync')} without activation"
+    if hasattr(norm, "groups"):
+        return f"{kind}(groups={effective_groups(norm.num_features, norm.groups)})"
+    return kind.removeprefix("Sync")
+
+
+def census(model):
+    """One line for each part of the model: how many norms of which kind it has."""
+    parts = {}
+    for name, kind in norms_of(model).items():
+        part = next((p for p in _PARTS if name.startswith(p + ".")), None)
+        part = part or ".".join(name.split(".")[: 2 if name.startswith("roi_heads") else 1])
+        parts.setdefault(part, Counter())[kind] += 1
+    width = max(map(len, parts), default=0)
+    return "\n".join(
+        f"{part:<{width}}  " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
+        for part, counts in parts.items()
+    )
+
+
+@functools.wraps(_stock_build_model)
+def build_model(cfg):
+    model = _stock_build_model(cfg)
+    logger.info("Norms of the model by part:\n%s", census(model) or "none")
+    return model
+
+
+def register():
+    rebind(_stock_build_model, build_model)

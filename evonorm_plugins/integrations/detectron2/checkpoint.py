@@ -1,0 +1,101 @@
+"""Refuse checkpoints that were trained with another norm, or that are cut off.
+
+Detectron2 loads what fits and warns about the rest, and such a model detects nothing.
+"""
+
+import os
+import pickle
+import zipfile
+from collections import defaultdict
+
+from detectron2.checkpoint import DetectionCheckpointer
+from fvcore.common.checkpoint import Checkpointer
+
+from evonorm_plugins.integrations.detectron2.census import norms_of
+from evonorm_plugins.integrations.detectron2.patch import wrap_method
+
+# Keys of a norm in a checkpoint -> what they may belong to.
+_KINDS = {
+    frozenset({"weight", "bias"}): "GN, LN, EvoNormS1, EvoNormS2 or a frozen affine transform",
+    frozenset({"weight", "bias", "running_mean", "running_var"}): "BN",
+    frozenset({"weight", "bias", "v"}): "EvoNormS0 or FRN",
+    frozenset({"weight", "bias", "v", "running_var"}): "EvoNormB0",
+    frozenset({"weight", "bias", "running_var"}): "EvoNormB1 or EvoNormB2",
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read or does not belong to the model."""
+
+
+def check_norms(model, checkpoint):
+    """Compare the norms of a checkpoint with those of the model it is loaded into.
+
+    Args:
+        checkpoint: what was loaded: ``model`` and, if this package saved it, ``norms``.
+
+    Raises:
+        CheckpointError: a norm of the model was another one in the checkpoint; names both.
+    """
+    saved = checkpoint.get("norms", {})
+    keys = defaultdict(set)
+    for key in checkpoint["model"]:
+        prefix, _, leaf = key.removeprefix("module.").rpartition(".")
+        keys[prefix].add(leaf)
+    wrong, compared = [], 0
+    for name, kind in norms_of(model).items():
+        inside = {p: k for p, k in keys.items() if p == name or p.startswith(name + ".")}
+        if not inside:
+            continue  # the checkpoint is of a part of the model
+        compared += 1
+        if name in saved:
+            was = saved[name]
+        else:
+            was = _kind_by_keys(inside, name, model.get_submodule(name), kind)
+        if was != kind:
+            wrong.append((name, was, kind))
+    if wrong:
+        name, was, kind = wrong[0]
+        raise CheckpointError(
+            f"the checkpoint was trained with another norm: {len(wrong)} of {compared} norms "
+            f"differ, first {name}: {was} in the checkpoint, {kind} in the model. "
+            "Set the NORM keys of the config to those it was trained with."
+        )
+
+
+def _kind_by_keys(inside, name, module, kind):
+    """Name what the keys in a checkpoint belong to: ``kind`` if they are those of ``module``."""
+
+    def all_keys(parts):
+        found = {f"{p}.{k}".removeprefix(name).strip(".") for p, ks in parts.items() for k in ks}
+        return found - {"num_batches_tracked", "norm.num_batches_tracked"}
+
+    found = all_keys(inside)
+    own = {k for k in module.state_dict() if not k.endswith("num_batches_tracked")}
+    # Batch normalization in Caffe2's checkpoints is folded into weight and bias.
+    if found == own or (kind == "BN" and found == {"weight", "bias"}):
+        return kind
+    if any(k.startswith("norm.") for k in found):
+        return "a norm of torch and an activation, such as BN-ReLU"
+    return _KINDS.get(frozenset(found), f"a layer with {', '.join(sorted(found))}")
+
+
+def register():
+    @wrap_method(Checkpointer, "_load_model")
+    def load_model(original, self, checkpoint):
+        check_norms(self.model, checkpoint)
+        return original(self, checkpoint)
+
+    @wrap_method(Checkpointer, "save")
+    def save(original, self, name, **extra):
+        return original(self, name, **{"norms": norms_of(self.model), **extra})
+
+    @wrap_method(DetectionCheckpointer, "_load_file")
+    def load_file(original, self, filename):
+        try:
+            return original(self, filename)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            raise CheckpointError(
+                f"cannot read checkpoint {filename} ({os.path.getsize(filename)} bytes): it is cut "
+                f"off or no checkpoint ({str(error).splitlines()[0]})"
+            ) from error

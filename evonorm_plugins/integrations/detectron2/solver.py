@@ -1,0 +1,45 @@
+"""Weight decay: gamma, beta and v of norm-activation layers obey ``SOLVER.WEIGHT_DECAY_NORM``."""
+
+import functools
+import inspect
+
+from detectron2.solver import build
+
+from evonorm_plugins.integrations.detectron2.patch import rebind
+from evonorm_plugins.layers import NormAct
+
+_stock = build.get_default_optimizer_params
+_signature = inspect.signature(_stock)
+
+
+@functools.wraps(_stock)
+def get_default_optimizer_params(model, *args, **kwargs):
+    groups = _stock(model, *args, **kwargs)
+    options = _signature.bind(model, *args, **kwargs).arguments
+    weight_decay = options.get("weight_decay_norm")
+    if weight_decay is None:
+        return groups
+    # What the caller gave by parameter name wins, as it does for Detectron2's own norms.
+    named = {n for n, o in (options.get("overrides") or {}).items() if "weight_decay" in o}
+    if options.get("weight_decay_bias") is not None:
+        named.add("bias")
+    norm_params = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, NormAct)
+        for name, p in module.named_parameters(recurse=False)
+        if name not in named
+    }
+    split = []
+    for group in groups:
+        mine = [p for p in group["params"] if id(p) in norm_params]
+        others = [p for p in group["params"] if id(p) not in norm_params]
+        if others:
+            split.append({**group, "params": others})
+        if mine:
+            split.append({**group, "params": mine, "weight_decay": weight_decay})
+    return build.reduce_param_groups(split)
+
+
+def register():
+    rebind(_stock, get_default_optimizer_params)
