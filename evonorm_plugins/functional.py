@@ -46,8 +46,8 @@ def evonorm_s2(x, weight, bias, *, groups=32, eps=1e-5, impl="auto"):
 def evonorm_b0(x, weight, bias, v, batch_var, *, eps=1e-5, impl="auto"):
     """EvoNorm-B0: ``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
-    ``batch_var`` ``(C,)`` is the variance under the first square root: that of :func:`batch_variance`
-    in training, the moving variance in inference.
+    ``batch_var`` ``(C,)`` is the variance under the first square root: :func:`batch_variance` in
+    training, the moving variance in inference.
     """
     return _apply(_b0, impl, x, weight, bias, batch_var, v, eps=eps)
 
@@ -94,6 +94,16 @@ def frn(x, weight, bias, threshold=None, *, eps=1e-6):
     return _apply(_frn_tlu, "auto", x, weight, bias, threshold, eps=eps)
 
 
+def tlu(x, threshold):
+    """``max(x, threshold)`` with a threshold ``(C,)`` per channel."""
+    return _apply(_tlu, "auto", x, threshold)
+
+
+def swish(x, v):
+    """``x * sigmoid(v * x)`` with v ``(C,)`` per channel."""
+    return _apply(_swish, "auto", x, v)
+
+
 def random_layer(x, weight, bias, *, eps=1e-5):
     """Row "Random" of Table 3: ``sign(z) sqrt|z|``, ``z = std_{w,h}(sigmoid(x))``."""
     return _apply(_random, "auto", x, weight, bias, eps=eps)
@@ -124,11 +134,10 @@ def batch_variance(x, *, centred=True, group=None):
         ``(variance, count)``: ``(C,)`` in the dtype of the statistics and a scalar tensor.
         The variance over 0 elements is NaN.
     """
-    x32 = x.to(_compute_dtype(x))
-    if group is None and (torch.compiler.is_compiling() or not _records_gradient(x)):
-        count, mean, m2 = _moments(x32, centred)
+    if group is None and (_is_captured() or not _records_gradient(x)):
+        count, _, m2 = local_moments(x, centred=centred)
         return m2 / count, count
-    return _BatchVariance.apply(x32, centred, group)
+    return _BatchVariance.apply(x, centred, group)
 
 
 def local_moments(x, *, centred=True):
@@ -136,7 +145,16 @@ def local_moments(x, *, centred=True):
 
     M2 is the sum of squared deviations from the mean; with ``centred=False`` the mean is 0.
     """
-    return _moments(x.to(_compute_dtype(x)), centred)
+    x = x.to(_compute_dtype(x))
+    count = torch.full(
+        (), float(x.shape[0] * x.shape[2] * x.shape[3]), dtype=x.dtype, device=x.device
+    )
+    if not centred:
+        return count, x.new_zeros(x.shape[1]), x.square().sum((0, 2, 3))
+    if x.numel() == 0:
+        return count, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return count, mean, var * count
 
 
 def merge_moments(counts, means, m2s):
@@ -160,13 +178,16 @@ def _records_gradient(*tensors):
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
+def _is_captured():
+    # A compiler decides itself what to keep, and a traced graph must hold plain operations.
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _apply(formula, impl, *tensors, **options):
     """Evaluate a formula so that eager autograd keeps its inputs only."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
-    # A compiler decides itself what to keep, and a traced graph must hold plain operations.
-    plain = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if plain or not _records_gradient(*tensors):
+    if _is_captured() or not _records_gradient(*tensors):
         return formula(*tensors, **options)
     return _Recompute.apply(formula, options, *tensors)
 
@@ -183,10 +204,13 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         tensors = ctx.saved_tensors
-        # With create_graph the result must stay connected to what produced the inputs.
-        create_graph = torch.is_grad_enabled()
         needed = ctx.needs_input_grad[2:]
-        if not create_graph:
+        create_graph = torch.is_grad_enabled()
+        if create_graph:
+            # Connected to what produced the inputs, for gradients of higher order; views, for the
+            # gradient of x here must not pass through another input that was computed from x.
+            tensors = [t.view_as(t) for t in tensors]
+        else:
             tensors = [t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
         with torch.enable_grad():
             y = ctx.formula(*tensors, **ctx.options)
@@ -215,7 +239,7 @@ class _BatchVariance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, centred, group):
-        count, mean, m2 = _moments(x, centred)
+        count, mean, m2 = local_moments(x, centred=centred)
         if group is not None:
             count, mean, m2 = merge_moments(*_gather_moments(count, mean, m2, group))
         ctx.centred, ctx.group = centred, group
@@ -225,7 +249,9 @@ class _BatchVariance(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _):
-        x, mean, count = ctx.saved_tensors
+        saved, mean, count = ctx.saved_tensors
+        x = saved.to(mean.dtype)
+        count = count.clamp(min=1)
         if ctx.group is not None:
             grad = _AllReduceSum.apply(grad, ctx.group)
         if torch.is_grad_enabled() and ctx.centred:
@@ -234,19 +260,7 @@ class _BatchVariance(torch.autograd.Function):
                 mean = _AllReduceSum.apply(mean, ctx.group)
             mean = mean / count
         scale = _channels(grad * (2 / count), x.dtype)
-        return (x - _channels(mean, x.dtype)) * scale, None, None
-
-
-def _moments(x, centred):
-    count = torch.full(
-        (), float(x.shape[0] * x.shape[2] * x.shape[3]), dtype=x.dtype, device=x.device
-    )
-    if not centred:
-        return count, x.new_zeros(x.shape[1]), x.square().sum((0, 2, 3))
-    if x.numel() == 0:
-        return count, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1])
-    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    return count, mean, var * count
+        return ((x - _channels(mean, x.dtype)) * scale).to(saved.dtype), None, None
 
 
 def _gather_moments(count, mean, m2, group):
@@ -259,25 +273,34 @@ def _gather_moments(count, mean, m2, group):
     return gathered[:, 0], *gathered[:, 1:].split(mean.numel(), 1)
 
 
-def _group_mean(x, groups):
-    """Mean over (w, h, c/g) of ``(N, C, H, W)``, broadcastable to it: ``(N, C, 1, 1)``."""
-    c = x.shape[1]
-    mean = x.unflatten(1, (effective_groups(c, groups), -1)).mean((2, 3, 4))
-    return mean.repeat_interleave(c // mean.shape[1], 1)[:, :, None, None]
+def _var(x, dim):
+    # var() of an empty batch would warn.
+    return x.var(dim, correction=0) if x.numel() else x.mean(dim)
+
+
+def _per_channel(x, channels):
+    """``(N, G)`` of groups to ``(N, C, 1, 1)``, broadcastable to their elements."""
+    return x.repeat_interleave(channels // x.shape[1], 1)[:, :, None, None]
 
 
 def _group_var(x, groups):
     c = x.shape[1]
-    var = x.unflatten(1, (effective_groups(c, groups), -1)).var((2, 3, 4), correction=0)
-    return var.repeat_interleave(c // var.shape[1], 1)[:, :, None, None]
+    return _per_channel(_var(x.unflatten(1, (effective_groups(c, groups), -1)), (2, 3, 4)), c)
+
+
+def _group_mean_square(x, groups):
+    c = x.shape[1]
+    mean = _instance_mean_square(x).unflatten(1, (effective_groups(c, groups), -1)).mean(2)
+    return _per_channel(mean[:, :, 0, 0], c)
 
 
 def _instance_var(x):
-    return x.var((2, 3), correction=0, keepdim=True)
+    return _var(x, (2, 3))[:, :, None, None]
 
 
 def _instance_mean_square(x):
-    return x.square().mean((2, 3), keepdim=True)
+    # Not mean(), whose gradient is contiguous where x is channels_last.
+    return x.square().sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3])
 
 
 def _in_compute_dtype(formula):
@@ -304,7 +327,7 @@ def _s1(x, groups, eps):
 
 @_in_compute_dtype
 def _s2(x, groups, eps):
-    return torch.nn.functional.silu(x) * (_group_mean(x.square(), groups) + eps).rsqrt()
+    return torch.nn.functional.silu(x) * (_group_mean_square(x, groups) + eps).rsqrt()
 
 
 @_in_compute_dtype
@@ -344,14 +367,26 @@ def _frn(x, eps):
 
 
 def _frn_tlu(x, weight, bias, threshold, eps):
-    return torch.maximum(_frn(x, weight, bias, eps=eps), _channels(threshold, x.dtype))
+    z = _frn(x.to(_compute_dtype(x)), weight, bias, eps=eps)
+    return _tlu(z, threshold).to(x.dtype)
+
+
+def _tlu(x, threshold):
+    compute = _compute_dtype(x)
+    return torch.maximum(x.to(compute), _channels(threshold, compute)).to(x.dtype)
+
+
+def _swish(x, v):
+    compute = _compute_dtype(x)
+    z = x.to(compute)
+    return (z * torch.sigmoid(_channels(v, compute) * z)).to(x.dtype)
 
 
 @_in_compute_dtype
 def _random(x, eps):
     # z > 0, so sign(z) sqrt|z| is sqrt(z); the layer is constant over space.
     z = (_instance_var(torch.sigmoid(x)) + eps).sqrt()
-    return z.sqrt().expand_as(x)
+    return z.sqrt() * torch.ones_like(x)
 
 
 @_in_compute_dtype

@@ -37,7 +37,7 @@ def list_norm_acts():
 
 def is_norm_act(name):
     """Whether :func:`get_norm_act` knows ``name``, options in parentheses included."""
-    return _key(name.partition("(")[0]) in _NAMES
+    return isinstance(name, str) and _key(name.partition("(")[0]) in _NAMES
 
 
 def get_norm_act(name, num_features, **options):
@@ -74,10 +74,13 @@ def _parse(name):
         return base, {}
     try:
         call = ast.parse("f" + name[len(base) :].strip(), mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        # One pair of brackets, no positional argument, no **, no keyword twice.
+        plain = isinstance(call.func, ast.Name) and not call.args and None not in options
+        if not plain or len(options) < len(call.keywords):
             raise SyntaxError
-        return base, {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
+        return base, options
+    except (AttributeError, SyntaxError, TypeError, ValueError):
         raise ValueError(
             f"cannot read the options of {name!r}; they look like 'EvoNormS0(groups=16, eps=1e-5)'"
         ) from None

@@ -1,5 +1,7 @@
 """The contract of every norm-activation layer."""
 
+import numbers
+
 import torch
 from torch import nn
 
@@ -20,7 +22,7 @@ class NormAct(nn.Module):
     ``(C,)``; the keys are those of timm's ``EvoNorm2d*`` layers.
 
     Raises:
-        ValueError: an option makes no sense, or the input does not have 4 dimensions and C channels.
+        ValueError: an option makes no sense, or the input has not 4 dimensions and C channels.
         TypeError: the input is not floating point.
     """
 
@@ -30,8 +32,8 @@ class NormAct(nn.Module):
     def __init__(self, num_features, *, apply_act=True, eps=1e-5, device=None, dtype=None):
         super().__init__()
         _check_positive_int("num_features", num_features)
-        if not eps > 0:
-            raise ValueError(f"eps={eps!r} of {type(self).__name__} must be above 0")
+        if not (_is_number(eps) and eps > 0):
+            raise ValueError(f"eps={eps!r} must be a number above 0")
         self.num_features = num_features
         self.apply_act = apply_act
         self.eps = eps
@@ -90,3 +92,12 @@ class NormAct(nn.Module):
 def _check_positive_int(name, value):
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def _check_momentum(value):
+    if not (_is_number(value) and 0 <= value <= 1):
+        raise ValueError(f"momentum={value!r} must be a number between 0 and 1")
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

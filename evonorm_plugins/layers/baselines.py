@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import NormAct, _check_positive_int
+from evonorm_plugins.layers.base import NormAct, _check_momentum, _check_positive_int
 from evonorm_plugins.layers.batch import BatchStatistics
 
 
@@ -28,10 +28,11 @@ class _TorchNormAct(NormAct):
         raise NotImplementedError
 
     def _norm(self, x):
-        return self.norm(x)
+        # Autocast gives some of torch's norms a float32 result.
+        return self.norm(x).to(x.dtype)
 
     def _norm_act(self, x):
-        return self._activation(self.norm(x))
+        return self._activation(self._norm(x))
 
     def without_activation(self):
         p = self.norm.weight
@@ -51,7 +52,7 @@ class _PReLU:
     v_init = 0
 
     def _activation(self, z):
-        return torch.maximum(z, self.v.to(z.dtype)[:, None, None])
+        return F.tlu(z, self.v)
 
 
 class _Swish1:
@@ -65,13 +66,14 @@ class _Swish:
     v_init = 1
 
     def _activation(self, z):
-        return z * torch.sigmoid(self.v.to(z.dtype)[:, None, None] * z)
+        return F.swish(z, self.v)
 
 
 class _BatchNormAct(_TorchNormAct):
     def __init__(
         self, num_features, *, apply_act=True, eps=1e-5, momentum=0.1, device=None, dtype=None
     ):
+        _check_momentum(momentum)
         self.momentum = momentum
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
 
@@ -149,7 +151,7 @@ class PixelNormReLU(NormAct):
 
 
 class FRN(NormAct):
-    """``max(x / rms_{w,h}(x) * gamma + beta, v)``, v learnable from 0; see :func:`functional.frn`."""
+    """``max(x / rms_{w,h}(x) * gamma + beta, v)``, v from 0; see :func:`functional.frn`."""
 
     v_init = 0
 

@@ -1,11 +1,12 @@
-"""EvoNorm-B0, B1 and B2: variance over the batch (paper, Table 2), cross-replica where asked for."""
+"""EvoNorm-B0, B1 and B2: variance over the batch, cross-replica where asked for (Table 2)."""
+
+import copy
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import NormAct
+from evonorm_plugins.layers.base import NormAct, _check_momentum
 
 
 class BatchStatistics(NormAct):
@@ -27,8 +28,7 @@ class BatchStatistics(NormAct):
         self, num_features, *, apply_act=True, eps=1e-5, momentum=0.1, device=None, dtype=None
     ):
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum!r} must lie between 0 and 1")
+        _check_momentum(momentum)
         self.momentum = momentum
         self.frozen = False
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
@@ -53,13 +53,15 @@ class BatchStatistics(NormAct):
         return None
 
     def _batch_variance(self, x):
-        if not self.uses_batch():
-            return self.running_var
         group = self._statistics_group()
-        if x.numel() == 0 and group is None:
-            return self.running_var
-        var, _ = F.batch_variance(x, centred=self.centred, group=group)
+        if not self.uses_batch() or (group is None and x.numel() == 0):
+            # A copy: kept for the backward pass, before which another batch may change the buffer.
+            return self.running_var.clone()
+        var, count = F.batch_variance(x, centred=self.centred, group=group)
         self._update_running_var(var.detach())
+        if group is not None:
+            # Every rank may be empty.
+            var = torch.where(count > 0, var, self.running_var)
         return var
 
     @torch.no_grad()
@@ -98,15 +100,7 @@ class EvoNormB2(BatchStatistics):
 
 
 class _CrossReplica:
-    """Statistics of the batch of all ranks, by count, mean and M2.
-
-    Equals one process on the concatenated batch, outputs and gradients, whatever the number of
-    samples and the spatial size on each rank. A rank without samples takes part all the same: its
-    forward and its backward pass must run, or the others wait for it.
-
-    ``process_group`` None is the default group; without ``torch.distributed`` initialised, or with
-    one rank, the layer is its plain counterpart.
-    """
+    """Makes a layer of batch statistics a cross-replica one; see :class:`SyncEvoNormB0`."""
 
     def __init__(self, num_features, *, process_group=None, **options):
         super().__init__(num_features, **options)
@@ -123,51 +117,46 @@ class _CrossReplica:
 
     def __deepcopy__(self, memo):
         # A process group cannot be copied, and the copy talks to the same ranks.
-        if self.process_group is not None:
-            memo[id(self.process_group)] = self.process_group
-        copy = type(self).__new__(type(self))
-        memo[id(self)] = copy
-        from copy import deepcopy
-
-        copy.__dict__.update(deepcopy(self.__dict__, memo))
-        return copy
+        memo[id(self.process_group)] = self.process_group
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
 
 class SyncEvoNormB0(_CrossReplica, EvoNormB0):
-    __doc__ = f"Cross-replica :class:`EvoNormB0`.\n\n    {_CrossReplica.__doc__}"
+    """:class:`EvoNormB0` with the statistics of all ranks' batches, by count, mean and M2.
+
+    Equals one process on the concatenated batch, outputs and gradients, whatever the number of
+    samples and the spatial size on each rank. A rank without samples takes part all the same: its
+    forward and its backward pass must run, or the others wait for it.
+
+    Args:
+        process_group: the ranks; None is the default group. Without ``torch.distributed``
+            initialised, or with one rank, the layer is its plain counterpart.
+
+    See :class:`BatchStatistics` for the other arguments.
+    """
 
 
 class SyncEvoNormB1(_CrossReplica, EvoNormB1):
-    __doc__ = f"Cross-replica :class:`EvoNormB1`.\n\n    {_CrossReplica.__doc__}"
+    """:class:`EvoNormB1` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
 class SyncEvoNormB2(_CrossReplica, EvoNormB2):
-    __doc__ = f"Cross-replica :class:`EvoNormB2`.\n\n    {_CrossReplica.__doc__}"
+    """:class:`EvoNormB2` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
 _SYNC = {EvoNormB0: SyncEvoNormB0, EvoNormB1: SyncEvoNormB1, EvoNormB2: SyncEvoNormB2}
 
 
 def convert_sync_evonorm(module, process_group=None):
-    """Replace every EvoNorm-B0, B1 and B2 in ``module`` by its cross-replica counterpart.
+    """Make every EvoNorm-B0, B1 and B2 in ``module`` its cross-replica counterpart, in place.
 
-    Parameters and buffers are the same objects as before, so optimizers stay valid. Returns the
-    module, or its replacement where ``module`` is such a layer itself.
+    The layers stay the same objects, parameters, hooks and training mode included; only their class
+    changes. Returns ``module``.
     """
-    if type(module) in _SYNC:
-        sync = _SYNC[type(module)](
-            module.num_features,
-            apply_act=module.apply_act,
-            process_group=process_group,
-            device="meta",
-            **module.options(),
-        )
-        sync._parameters = module._parameters
-        sync._buffers = module._buffers
-        sync.frozen = module.frozen
-        return sync.train(module.training)
-    for name, child in module.named_children():
-        converted = convert_sync_evonorm(child, process_group)
-        if converted is not child:
-            setattr(module, name, converted)
+    for layer in module.modules():
+        if type(layer) in _SYNC:
+            layer.__class__ = _SYNC[type(layer)]
+            layer.process_group = process_group
     return module

@@ -27,6 +27,7 @@ from evonorm_plugins.integrations.detectron2.blocks import (
 )
 from evonorm_plugins.integrations.detectron2.census import census, norms_of
 from evonorm_plugins.integrations.detectron2.checkpoint import CheckpointError
+from evonorm_plugins.integrations.detectron2.engine import NonFiniteLossError
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
 from evonorm_plugins.integrations.detectron2.norms import adapt
 
@@ -38,6 +39,7 @@ from evonorm_plugins.integrations.detectron2 import paper  # noqa: E402
 
 __all__ = [
     "CheckpointError",
+    "NonFiniteLossError",
     "NormActBasicBlock",
     "NormActBasicStem",
     "NormActBottleneckBlock",

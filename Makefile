@@ -1,0 +1,56 @@
+# Each target works alone on a machine with Python, make, gcc and git.
+PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet -c requirements/constraints.txt
+# Extra arguments, as in: make test ARGS="tests/layers -k sync"
+ARGS ?=
+
+.PHONY: help demo test lint install venv detectron2 clean
+
+help:
+	@echo "make demo        train a small detector with EvoNormS0, show its predictions"
+	@echo "make test        run the tests; ARGS=... goes to pytest"
+	@echo "make lint        ruff, lint and format"
+	@echo "make install     $(VENV) with everything, Detectron2 if it can be had"
+	@echo "make detectron2  try again to get Detectron2"
+	@echo "make clean       remove $(VENV) and what builds leave behind"
+	@echo "PYTHON=...             the Python to use (3.10 to 3.13)"
+	@echo "DETECTRON2_WHEELS=...  folder with a wheel of Detectron2 (~/.cache/evonorm/wheels)"
+
+demo: install
+	$(BIN)/python tools/demo.py $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+venv: $(VENV)/.created
+
+# Not a stamp: whether Detectron2 can be had may change between two runs.
+install: $(VENV)/.installed
+	@$(BIN)/python tools/install_detectron2.py
+
+detectron2: $(VENV)/.installed
+	@rm -f $(VENV)/detectron2-failed.txt
+	@$(BIN)/python tools/install_detectron2.py
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# setuptools, wheel and ninja come first: Detectron2 is built with those of the environment, since
+# a build environment of its own would hold no torch. The project itself is built the same way.
+$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml requirements/constraints.txt
+	@echo "Installing into $(VENV): PyTorch is several gigabytes, this takes a few minutes"
+	$(PIP_INSTALL) setuptools wheel ninja
+	$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"
+	@rm -f $(VENV)/detectron2-failed.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

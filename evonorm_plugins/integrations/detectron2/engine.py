@@ -1,0 +1,181 @@
+"""Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
+
+import logging
+import os
+import resource
+import time
+
+import numpy as np
+import torch
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+
+from evonorm_plugins.integrations.detectron2.data import DataError
+
+logger = logging.getLogger("detectron2.evonorm_plugins")
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss became infinite or NaN; the message says where, at which rate, on which images."""
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` with COCO evaluation and a diagnosis of non-finite losses.
+
+    ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"`` clips the norm of all gradients together to
+    ``CLIP_VALUE``; Detectron2's own types clip each parameter by itself.
+    """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        model = self.model.module if hasattr(self.model, "module") else self.model
+        self._loss_check = model.register_forward_hook(self._check_losses)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+        return COCOEvaluator(
+            dataset_name, output_dir=output_folder or cfg.OUTPUT_DIR + "/inference"
+        )
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        clip = cfg.SOLVER.CLIP_GRADIENTS
+        if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+            return super().build_optimizer(cfg, model)
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+        optimizer = super().build_optimizer(cfg, model)
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+
+        def clip_gradients(*_):
+            torch.nn.utils.clip_grad_norm_(params, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+        optimizer.register_step_pre_hook(clip_gradients)
+        return optimizer
+
+    def resume_or_load(self, resume=True):
+        super().resume_or_load(resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            path = self.checkpointer.get_checkpoint_file()
+            logger.info("Resuming %s at iteration %d.", path, self.start_iter)
+        elif self.cfg.MODEL.WEIGHTS:
+            logger.info("Starting at iteration 0 with the weights of %s.", self.cfg.MODEL.WEIGHTS)
+        else:
+            logger.info("Starting at iteration 0 with fresh weights.")
+
+    def build_hooks(self):
+        self.cost = CostMeter()
+        # First, so that evaluation and checkpoints between two steps do not count.
+        return [self.cost, *super().build_hooks()]
+
+    def _check_losses(self, model, inputs, losses):
+        if not model.training or all(torch.isfinite(v).all() for v in losses.values()):
+            return
+        self._loss_check.remove()  # the diagnosis runs the model again
+        values = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
+        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
+        images = [x.get("image_id", x.get("file_name", "?")) for x in inputs[0]]
+        rank = f" on rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
+        raise NonFiniteLossError(
+            f"the loss is not finite at iteration {self.iter}{rank}: {values}. "
+            f"{first_non_finite(model, inputs[0])}. Learning rate {', '.join(map(str, rates))}, "
+            f"image ids {images}. A lower SOLVER.BASE_LR, a longer warm-up or "
+            "SOLVER.CLIP_GRADIENTS.ENABLED True often helps."
+        )
+
+
+def first_non_finite(model, batch):
+    """Say what first turns non-finite: a parameter, or a layer's output when ``batch`` runs again.
+
+    Args:
+        model: a detection model in training mode.
+        batch: list of dicts, as its data loader gives them.
+    """
+    for name, p in model.named_parameters():
+        if not torch.isfinite(p).all():
+            return f"The parameter {name} is not finite"
+    found = []
+
+    def check(name):
+        def hook(module, inputs, output):
+            tensors = [t for t in _tensors(output) if t.is_floating_point()]
+            if not found and any(not torch.isfinite(t).all() for t in tensors):
+                found.append((name, type(module).__name__))
+
+        return hook
+
+    modules = [(n, m) for n, m in model.named_modules() if n]
+    handles = [m.register_forward_hook(check(n)) for n, m in modules]
+    try:
+        with torch.no_grad():
+            model(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found:
+        return "The first layer with a non-finite output is {} ({})".format(*found[0])
+    return "No layer's output is non-finite when the batch runs again"
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    if isinstance(value, list | tuple | type({}.values())):
+        return [t for v in value for t in _tensors(v)]
+    return []
+
+
+class CostMeter(HookBase):
+    """Seconds of every training step, and the peak of memory."""
+
+    def __init__(self):
+        self.seconds = []
+
+    def before_step(self):
+        self._start = time.perf_counter()
+
+    def after_step(self):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self._start)
+
+    def summary(self):
+        """``{"seconds_per_iteration": median, "peak_memory_mib": ..., "peak_memory_of": ...}``."""
+        if torch.cuda.is_available():
+            peak, of = torch.cuda.max_memory_allocated() / 2**20, "cuda"
+        else:
+            # Kilobytes on Linux.
+            peak, of = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "process"
+        return {
+            "seconds_per_iteration": float(np.median(self.seconds)) if self.seconds else None,
+            "peak_memory_mib": peak,
+            "peak_memory_of": of,
+        }
+
+
+def scale_learning_rate(cfg, reference_batch, given=()):
+    """Scale ``SOLVER.BASE_LR`` with the batch (Goyal et al., arXiv 1706.02677, Section 2.1).
+
+    Args:
+        cfg: configuration whose ``SOLVER.IMS_PER_BATCH`` is the batch that will be used.
+        reference_batch: the batch that ``SOLVER.BASE_LR`` was written for.
+        given: keys that the user has set by hand; a rate among them is left alone.
+
+    Returns:
+        A sentence on what was done, or None.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch == reference_batch or "SOLVER.BASE_LR" in given:
+        return None
+    if batch < 1:
+        raise DataError(f"SOLVER.IMS_PER_BATCH {batch} must be at least 1")
+    before = cfg.SOLVER.BASE_LR
+    cfg.SOLVER.BASE_LR = before * batch / reference_batch
+    return (
+        f"SOLVER.BASE_LR {before:g} is for {reference_batch} images a step; with {batch} it is "
+        f"scaled to {cfg.SOLVER.BASE_LR:g}. The number of steps is left at {cfg.SOLVER.MAX_ITER}."
+    )

@@ -1,0 +1,1 @@
+# Makes this folder win over a package of the same name that torch-fidelity installs.

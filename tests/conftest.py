@@ -1,0 +1,49 @@
+"""Tests that need Detectron2 are skipped, and say so, where it is not installed."""
+
+import functools
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
+
+
+@functools.cache
+def missing_detectron2():
+    """None, or why there is no Detectron2 and the command that installs it."""
+    try:
+        importlib.import_module("torch")  # holds the libraries that the next one is linked to
+        importlib.import_module("detectron2._C")
+    except ImportError as error:
+        message = Path(sys.prefix, "detectron2-missing.txt")
+        if message.exists():
+            return message.read_text().strip()
+        requirement = (ROOT / "requirements/detectron2.txt").read_text().splitlines()[-1]
+        return (
+            f"Detectron2 cannot be imported ({error}). To install it: "
+            f'{sys.executable} -m pip install --no-build-isolation "{requirement}"'
+        )
+    return None
+
+
+class SkippedModule(pytest.Module):
+    """A test file that is reported as skipped without being imported."""
+
+    def collect(self):
+        pytest.skip(missing_detectron2(), allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    # Such files import Detectron2 at their top, before any marker could be seen.
+    if NEEDS_DETECTRON2 in module_path.parents and missing_detectron2():
+        return SkippedModule.from_parent(parent, path=module_path)
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("detectron2") and missing_detectron2():
+            item.add_marker(pytest.mark.skip(reason=missing_detectron2()))

@@ -1,0 +1,90 @@
+"""What the layer tests share: the device, layers with drawn parameters, processes of a group."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import evonorm_plugins
+
+
+@pytest.fixture(scope="session")
+def device():
+    return torch.device(os.environ.get("EVONORM_TEST_DEVICE", "cpu"))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def draw(device):
+    """``draw(2, 8, 5, 7)``: standard normal numbers."""
+
+    def draw(*shape, dtype=torch.float32, scale=1, shift=0):
+        x = torch.randn(shape, dtype=torch.float64) * scale + shift
+        return x.to(device, dtype)
+
+    return draw
+
+
+@pytest.fixture
+def make(device):
+    """``make("EvoNormS0", 8)``: a layer whose parameters are not those it starts from."""
+
+    def make(name, channels=8, *, dtype=torch.float32, **options):
+        layer = evonorm_plugins.get_norm_act(name, channels, **options).to(device, dtype)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.add_(torch.randn(channels).to(parameter), alpha=0.5)
+            for key, buffer in layer.named_buffers():
+                if key.endswith("running_var"):
+                    buffer.add_(torch.rand(channels).to(buffer))
+        return layer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory):
+    """``run_ranks(script, inputs, ranks)``: what ``script`` saves in each process of a group.
+
+    The script is called as ``script FOLDER RANK RANKS``; it finds ``inputs.pt`` and ``rendezvous``
+    in the folder and leaves ``RANK.pt`` there.
+    """
+
+    def run_ranks(script, inputs, ranks, timeout=120):
+        folder = tmp_path_factory.mktemp("ranks")
+        torch.save(inputs, folder / "inputs.pt")
+        source = Path(evonorm_plugins.__file__).parent.parent
+        environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+        processes = []
+        for rank in range(ranks):
+            command = [sys.executable, str(script), str(folder), str(rank), str(ranks)]
+            with open(folder / f"{rank}.log", "w") as log:
+                processes.append(
+                    subprocess.Popen(
+                        command, env=environment, stdout=log, stderr=subprocess.STDOUT
+                    )
+                )
+        give_up = time.monotonic() + timeout
+        # Once a rank has failed, the others would wait for it.
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            if time.monotonic() > give_up:
+                break
+            time.sleep(0.05)
+        codes = [p.poll() for p in processes]
+        for p in processes:
+            p.kill()
+            p.wait()
+        if any(codes) or None in codes:
+            logs = [(folder / f"{rank}.log").read_text() for rank in range(ranks)]
+            pytest.fail(f"exit codes {codes} (None: still running)\n" + "\n".join(logs))
+        return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+
+    return run_ranks

@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""Write the N images of a COCO-format set whose smallest object is largest, as a set of its own.
+
+For trying whether a model can memorise a handful of images: tiny objects would only measure the
+resolution. Images without instances or with crowds are left out.
+
+example:
+  tools/coco_subset.py instances_train2017.json memorise8.json --images 8
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections import defaultdict
+
+
+def coco_subset(content, images):
+    """``content`` (a parsed annotation file) reduced to ``images`` images.
+
+    An object's size is the square root of its box relative to that of the image.
+
+    Raises:
+        ValueError: there are not as many images to choose from.
+    """
+    size = {image["id"]: image["width"] * image["height"] for image in content["images"]}
+    smallest = defaultdict(lambda: math.inf)
+    crowds = set()
+    for annotation in content["annotations"]:
+        image = annotation["image_id"]
+        _, _, width, height = annotation["bbox"]
+        smallest[image] = min(smallest[image], math.sqrt(width * height / size[image]))
+        if annotation["iscrowd"]:
+            crowds.add(image)
+    ranked = sorted(((-s, image) for image, s in smallest.items() if image not in crowds))
+    if not 1 <= images <= len(ranked):
+        raise ValueError(f"--images {images}: there are {len(ranked)} to choose from")
+    chosen = {image for _, image in ranked[:images]}
+    return {
+        **content,
+        "images": [image for image in content["images"] if image["id"] in chosen],
+        "annotations": [a for a in content["annotations"] if a["image_id"] in chosen],
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="annotation file")
+    parser.add_argument("target", help="annotation file to write")
+    parser.add_argument("--images", type=int, default=8, help="how many (default: %(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        with open(args.source) as f:
+            subset = coco_subset(json.load(f), args.images)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {args.source}: {error}", file=sys.stderr)
+        return 2
+    partial = f"{args.target}.partial"
+    with open(partial, "w") as f:
+        json.dump(subset, f)
+    os.replace(partial, args.target)
+    print(f"{args.target}: {len(subset['images'])} images, {len(subset['annotations'])} objects")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

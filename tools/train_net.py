@@ -1,0 +1,212 @@
+#!/usr/bin/env python
+"""Train and evaluate any Detectron2 config, with every registered norm-activation as a NORM.
+
+Detectron2's own command line, and:
+  --train-json, --train-images, --val-json, --val-images   any dataset in COCO's format
+  the learning rate is scaled when SOLVER.IMS_PER_BATCH differs from the config file's
+  results.json and predictions.png in OUTPUT_DIR at the end
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+EXAMPLES = """
+examples:
+  train from scratch on 8 GPUs:
+    tools/train_net.py --num-gpus 8 --config-file detectron_configs/stock/mask_rcnn_R_50_FPN_EvoNormS0.yaml
+  the same with a dataset of your own, 16 images a step:
+    tools/train_net.py --num-gpus 8 --config-file ... --train-json train.json --train-images train/ \\
+        --val-json val.json --val-images val/ SOLVER.IMS_PER_BATCH 16 MODEL.ROI_HEADS.NUM_CLASSES 4
+  go on after an interruption:
+    tools/train_net.py --resume --config-file ... OUTPUT_DIR output/run1
+  evaluate:
+    tools/train_net.py --eval-only --config-file ... MODEL.WEIGHTS output/run1/model_final.pth
+  two machines with 8 GPUs each:
+    tools/train_net.py --num-gpus 8 --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT ...
+
+exit status: 0 done, 1 failed, 2 bad input
+"""  # noqa: E501
+
+
+def parse_args(argv=None):
+    from detectron2.engine import default_argument_parser
+
+    parser = default_argument_parser(epilog=EXAMPLES)
+    parser.description = __doc__
+    data = parser.add_argument_group("a dataset in COCO's format")
+    for split, purpose in (("train", "training"), ("val", "evaluation")):
+        data.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations for {purpose}")
+        data.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
+    args = parser.parse_args(argv)
+    for split in ("train", "val"):
+        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if bool(json_file) != bool(images):
+            parser.error(f"--{split}-json and --{split}-images belong together")
+    if not args.config_file:
+        parser.error("--config-file is missing")
+    if len(args.opts) % 2:
+        parser.error(f"options come in pairs, KEY VALUE; got {' '.join(args.opts)}")
+    return args
+
+
+def setup(args):
+    """Build and check the configuration; everything wrong is said before any work is done.
+
+    Raises:
+        ValueError (or a subclass), KeyError, FileNotFoundError: bad input.
+    """
+    import torch
+    from detectron2.config import get_cfg
+
+    from evonorm_plugins.integrations.detectron2.engine import scale_learning_rate
+
+    if not Path(args.config_file).is_file():
+        raise FileNotFoundError(f"there is no config file {args.config_file}")
+    cfg = get_cfg()
+    cfg.merge_from_file(args.config_file)
+    reference_batch = cfg.SOLVER.IMS_PER_BATCH
+    cfg.merge_from_list(args.opts)
+    notes = [scale_learning_rate(cfg, reference_batch, args.opts[::2])]
+    register_datasets(cfg, args)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        if "MODEL.DEVICE" in args.opts[::2]:
+            raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: torch sees no CUDA device")
+        cfg.MODEL.DEVICE = "cpu"
+        notes.append("torch sees no CUDA device: running on the CPU.")
+    check(cfg, args)
+    cfg.freeze()
+    return cfg, [note for note in notes if note]
+
+
+def register_datasets(cfg, args):
+    from detectron2.data import MetadataCatalog
+
+    from evonorm_plugins.integrations.detectron2.data import DataError, register_coco
+
+    for split, key in (("train", "TRAIN"), ("val", "TEST")):
+        json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if json_file:
+            name = f"evonorm_{split}"
+            register_coco(name, json_file, images)
+            setattr(cfg.DATASETS, key, (name,))
+            with open(json_file) as f:
+                classes = len(json.load(f)["categories"])
+            if classes > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+                raise DataError(
+                    f"{json_file} has {classes} categories, MODEL.ROI_HEADS.NUM_CLASSES is "
+                    f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {classes}"
+                )
+        elif split == "train" and args.eval_only:
+            continue
+        else:
+            for name in getattr(cfg.DATASETS, key):
+                meta = MetadataCatalog.get(name)
+                file = getattr(meta, "json_file", None)
+                if file and not os.path.exists(file):
+                    raise DataError(
+                        f"the dataset {name} has no annotations at {file}; set DETECTRON2_DATASETS "
+                        f"or give --{split}-json and --{split}-images"
+                    )
+
+
+def check(cfg, args):
+    from evonorm_plugins.integrations.detectron2.norms import checked_norm
+
+    def norms(node, path=""):
+        for key, value in node.items():
+            if hasattr(value, "items"):
+                yield from norms(value, f"{path}{key}.")
+            elif key == "NORM":
+                yield f"{path}{key}", value
+
+    for path, norm in norms(cfg.MODEL, "MODEL."):
+        try:
+            checked_norm(norm)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    weights = cfg.MODEL.WEIGHTS
+    if weights and "://" not in weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no checkpoint {weights}")
+    if args.eval_only and not weights and not args.resume:
+        raise ValueError("--eval-only needs MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR")
+    if not args.resume and not args.eval_only and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
+        raise ValueError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with --resume, "
+            "or name another one"
+        )
+
+
+def main(args):
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.engine import default_setup
+    from detectron2.utils import comm
+
+    import evonorm_plugins.integrations.detectron2  # noqa: F401
+    from evonorm_plugins.integrations.detectron2.engine import Trainer, logger
+    from evonorm_plugins.integrations.detectron2.report import write_report
+
+    cfg, notes = setup(args)
+    default_setup(cfg, args)
+    for note in notes:
+        logger.warning(note)
+    cost = None
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        checkpointer = DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        results = Trainer.test(cfg, model)
+    else:
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        trainer.train()
+        model = trainer.model
+        results = getattr(trainer, "_last_eval_results", {})
+        cost = trainer.cost.summary()
+    if comm.is_main_process():
+        from detectron2.evaluation import verify_results
+
+        write_report(cfg, model, results, cost, command=sys.argv)
+        if not verify_results(cfg, results):
+            return 1
+    return 0
+
+
+def run(argv=None):
+    args = parse_args(argv)
+    from detectron2.engine import launch
+    from torch.multiprocessing.spawn import ProcessRaisedException
+
+    import evonorm_plugins.integrations.detectron2 as plugin
+
+    bad_input = (ValueError, KeyError, FileNotFoundError)
+    try:
+        setup(args)  # once here: a mistake is told once, not by every process
+    except bad_input as error:
+        return _fail(error, 2)
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except (plugin.CheckpointError, plugin.NonFiniteLossError) as error:
+        return _fail(error, 2 if isinstance(error, plugin.CheckpointError) else 1)
+    except ProcessRaisedException as error:
+        print(error, file=sys.stderr)
+        return 2 if "CheckpointError" in str(error) else 1
+    return 0
+
+
+def _fail(error, code):
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(run())
