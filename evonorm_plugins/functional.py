@@ -274,8 +274,8 @@ def _gather_moments(count, mean, m2, group):
 
 
 def _var(x, dim):
-    # var() of an empty batch would warn.
-    return x.var(dim, correction=0) if x.numel() else x.mean(dim)
+    # var() of an empty batch would warn. A graph captured from one must hold for others.
+    return x.var(dim, correction=0) if _is_captured() or x.numel() else x.mean(dim)
 
 
 def _per_channel(x, channels):

@@ -159,7 +159,10 @@ HAND = {
         lambda: F.frn(by_hand([3, -4]), one(), one(0), one(-0.5)),
         [0.6 * math.sqrt(2), -0.5],
     ),
-    "tlu": (lambda: F.tlu(by_hand([1, -1, 2, -2], c=2), torch.tensor([0.5, -1.5])), [1, 0.5, 2, -1.5]),
+    "tlu": (
+        lambda: F.tlu(by_hand([1, -1, 2, -2], c=2), torch.tensor([0.5, -1.5])),
+        [1, 0.5, 2, -1.5],
+    ),
     "swish": (
         lambda: F.swish(by_hand([LN3, LN3, 1, -1], c=2), torch.tensor([2, LN3]).double()),
         [0.9 * LN3, 0.9 * LN3, 0.75, -0.25],
@@ -262,7 +265,7 @@ def test_impl(name):
     x, weight, bias, v = draw(2, 6, 3, 3), draw(6), draw(6), draw(6)
     auto = call(name, x, weight, bias, v)
     assert torch.equal(auto, call(name, x, weight, bias, v, impl="torch"))
-    with pytest.raises(ValueError, match="impl='cuda13'.*'auto', 'torch'"):
+    with pytest.raises(ValueError, match=r"impl='cuda13'.*'auto', 'torch'"):
         call(name, x, weight, bias, v, impl="cuda13")
 
 

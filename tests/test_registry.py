@@ -83,7 +83,11 @@ def test_aliases(name, layer):
 
 @pytest.mark.parametrize(
     "name",
-    ["EvoNormS0(groups=2, eps=1e-3)", "evonorm_s0 (eps = 1e-3, groups=2)", " EvoNormS0(groups=2,eps=.001) "],
+    [
+        "EvoNormS0(groups=2, eps=1e-3)",
+        "evonorm_s0 (eps = 1e-3, groups=2)",
+        " EvoNormS0(groups=2,eps=.001) ",
+    ],
 )
 def test_options_in_the_name(name):
     layer = get_norm_act(name, 8)
@@ -204,7 +208,11 @@ def test_import_needs_torch_alone():
         "print(seconds, *{m.partition('.')[0] for m in set(sys.modules) - before})"
     )
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
     )
     seconds, *loaded = run.stdout.split()
     assert set(loaded) - set(sys.stdlib_module_names) <= {"evonorm_plugins", "torch"}

@@ -2,7 +2,8 @@
 """Write the N images of a COCO-format set whose smallest object is largest, as a set of its own.
 
 For trying whether a model can memorise a handful of images: tiny objects would only measure the
-resolution. Images without instances or with crowds are left out.
+resolution. Images without instances or with crowds are left out, and so are the categories that
+have no instances then.
 
 example:
   tools/coco_subset.py instances_train2017.json memorise8.json --images 8
@@ -37,10 +38,13 @@ def coco_subset(content, images):
     if not 1 <= images <= len(ranked):
         raise ValueError(f"--images {images}: there are {len(ranked)} to choose from")
     chosen = {image for _, image in ranked[:images]}
+    annotations = [a for a in content["annotations"] if a["image_id"] in chosen]
+    present = {a["category_id"] for a in annotations}
     return {
         **content,
         "images": [image for image in content["images"] if image["id"] in chosen],
-        "annotations": [a for a in content["annotations"] if a["image_id"] in chosen],
+        "annotations": annotations,
+        "categories": [c for c in content["categories"] if c["id"] in present],
     }
 
 

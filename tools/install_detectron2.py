@@ -82,7 +82,7 @@ def install(command, seconds):
 
 def import_problem():
     """Why Detectron2 or its compiled part cannot be imported in a fresh interpreter, or None."""
-    return run([sys.executable, "-c", "import torch, detectron2._C"], 120)
+    return run([sys.executable, "-c", "import detectron2, torch, detectron2._C"], 120)
 
 
 def run(command, seconds):

@@ -39,6 +39,11 @@ def parse_args(argv=None):
     for split, purpose in (("train", "training"), ("val", "evaluation")):
         data.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations for {purpose}")
         data.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
+    data.add_argument(
+        "--allow-empty-categories",
+        action="store_true",
+        help="train although some categories have no instances",
+    )
     args = parser.parse_args(argv)
     for split in ("train", "val"):
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
@@ -89,7 +94,9 @@ def register_datasets(cfg, args):
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if json_file:
             name = f"evonorm_{split}"
-            register_coco(name, json_file, images)
+            every = split == "train" and not args.allow_empty_categories
+            masks = cfg.MODEL.MASK_ON
+            register_coco(name, json_file, images, masks=masks, every_category=every)
             setattr(cfg.DATASETS, key, (name,))
             with open(json_file) as f:
                 classes = len(json.load(f)["categories"])

@@ -11,6 +11,29 @@ import torch
 
 import evonorm_plugins
 
+EVONORMS = ["EvoNormB0", "EvoNormB1", "EvoNormB2", "EvoNormS0", "EvoNormS1", "EvoNormS2"]
+# Layers with a formula of our own; the others consist of torch's modules. SyncEvoNorm* are the same
+# as EvoNorm* where there is one process: see test_sync.py.
+OWN = [*EVONORMS, "FRN", "PixelNorm-ReLU", "Random", "Random + rej", "RS + rej"]
+
+
+@pytest.fixture(params=evonorm_plugins.list_norm_acts())
+def every(request):
+    """The name of every layer in turn."""
+    return request.param
+
+
+@pytest.fixture(params=OWN)
+def own(request):
+    """The name of every layer with a formula of our own in turn."""
+    return request.param
+
+
+@pytest.fixture(params=EVONORMS)
+def evonorm(request):
+    """The name of every EvoNorm in turn."""
+    return request.param
+
 
 @pytest.fixture(scope="session")
 def device():
@@ -35,9 +58,14 @@ def draw(device):
 
 @pytest.fixture
 def make(device):
-    """``make("EvoNormS0", 8)``: a layer whose parameters are not those it starts from."""
+    """``make("EvoNormS0", 8)``: a layer whose parameters are not those it starts from.
+
+    It has 4 groups where it has groups: of 8 channels, neither a channel each nor everything.
+    """
 
     def make(name, channels=8, *, dtype=torch.float32, **options):
+        if name.startswith(("EvoNormS", "GN-")):
+            options.setdefault("groups", 4)
         layer = evonorm_plugins.get_norm_act(name, channels, **options).to(device, dtype)
         with torch.no_grad():
             for parameter in layer.parameters():
@@ -48,6 +76,20 @@ def make(device):
         return layer
 
     return make
+
+
+@pytest.fixture(scope="session")
+def gradients():
+    """``gradients(layer, x, dy)``: output ``y`` and all gradients, by name."""
+
+    def gradients(layer, x, dy):
+        x = x.detach().requires_grad_()
+        y = layer(x)
+        inputs = {"x": x, **dict(layer.named_parameters())}
+        grads = torch.autograd.grad(y, list(inputs.values()), dy)
+        return {"y": y.detach(), **dict(zip(inputs, grads, strict=True))}
+
+    return gradients
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +110,7 @@ def run_ranks(tmp_path_factory):
             command = [sys.executable, str(script), str(folder), str(rank), str(ranks)]
             with open(folder / f"{rank}.log", "w") as log:
                 processes.append(
-                    subprocess.Popen(
-                        command, env=environment, stdout=log, stderr=subprocess.STDOUT
-                    )
+                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
                 )
         give_up = time.monotonic() + timeout
         # Once a rank has failed, the others would wait for it.

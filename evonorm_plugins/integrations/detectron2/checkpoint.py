@@ -44,18 +44,27 @@ def check_norms(model, checkpoint):
         keys[prefix].add(leaf)
     wrong, compared = [], 0
     for name, kind in norms_of(model).items():
-        inside = {p: k for p, k in keys.items() if p == name or p.startswith(name + ".")}
-        if not inside:
+        inside = {
+            p.removeprefix(name).strip("."): k
+            for p, k in keys.items()
+            if p == name or p.startswith(name + ".")
+        }
+        if checkpoint.get("matching_heuristics"):
+            # Keys that found no place in the model have kept a name that lacks its first parts.
+            left = (k for p, k in keys.items() if p and name.endswith("." + p))
+            inside[""] = set(inside.get("", ())).union(*left)
+        if not any(inside.values()):
             continue  # the checkpoint is of a part of the model
         compared += 1
         if name in saved:
             was = saved[name]
         else:
-            was = _kind_by_keys(inside, name, model.get_submodule(name), kind)
+            was = _kind_by_keys(inside, model.get_submodule(name), kind)
         if was != kind:
             wrong.append((name, was, kind))
     if wrong:
-        name, was, kind = wrong[0]
+        # One with its activation, if there is one, tells most.
+        name, was, kind = min(wrong, key=lambda w: "without activation" in w[1] + w[2])
         raise CheckpointError(
             f"the checkpoint was trained with another norm: {len(wrong)} of {compared} norms "
             f"differ, first {name}: {was} in the checkpoint, {kind} in the model. "
@@ -63,19 +72,18 @@ def check_norms(model, checkpoint):
         )
 
 
-def _kind_by_keys(inside, name, module, kind):
-    """Name what the keys in a checkpoint belong to: ``kind`` if they are those of ``module``."""
+def _kind_by_keys(inside, module, kind):
+    """Name what the keys in a checkpoint belong to: ``kind`` if they are those of ``module``.
 
-    def all_keys(parts):
-        found = {f"{p}.{k}".removeprefix(name).strip(".") for p, ks in parts.items() for k in ks}
-        return found - {"num_batches_tracked", "norm.num_batches_tracked"}
-
-    found = all_keys(inside)
-    own = {k for k in module.state_dict() if not k.endswith("num_batches_tracked")}
+    ``inside``: ``{path below the module: keys}``.
+    """
+    found = {f"{path}.{key}".strip(".") for path, keys in inside.items() for key in keys}
+    found = {key for key in found if not key.endswith("num_batches_tracked")}
+    own = {key for key in module.state_dict() if not key.endswith("num_batches_tracked")}
     # Batch normalization in Caffe2's checkpoints is folded into weight and bias.
     if found == own or (kind == "BN" and found == {"weight", "bias"}):
         return kind
-    if any(k.startswith("norm.") for k in found):
+    if any(key.startswith("norm.") for key in found):
         return "a norm of torch and an activation, such as BN-ReLU"
     return _KINDS.get(frozenset(found), f"a layer with {', '.join(sorted(found))}")
 
@@ -95,7 +103,8 @@ def register():
         try:
             return original(self, filename)
         except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise CheckpointError(
                 f"cannot read checkpoint {filename} ({os.path.getsize(filename)} bytes): it is cut "
-                f"off or no checkpoint ({str(error).splitlines()[0]})"
+                f"off or no checkpoint ({reason})"
             ) from error

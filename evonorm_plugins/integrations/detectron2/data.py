@@ -51,14 +51,14 @@ class CocoReport:
     empty_boxes: int
 
 
-def register_coco(name, json_file, image_root, *, masks=True):
+def register_coco(name, json_file, image_root, *, masks=True, every_category=False):
     """Check a set with :func:`check_coco`, then register it with Detectron2 under ``name``.
 
     Registering the same paths again under the same name checks them again and changes nothing.
 
     Args:
         name: what ``DATASETS.TRAIN`` and ``DATASETS.TEST`` call it.
-        json_file, image_root, masks: as for :func:`check_coco`.
+        json_file, image_root, masks, every_category: as for :func:`check_coco`.
 
     Returns:
         CocoReport
@@ -69,7 +69,7 @@ def register_coco(name, json_file, image_root, *, masks=True):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
 
-    report = check_coco(json_file, image_root, masks=masks)
+    report = check_coco(json_file, image_root, masks=masks, every_category=every_category)
     # Absolute, so that a later change of directory does not matter.
     new = os.path.abspath(json_file), os.path.abspath(image_root)
     if name in DatasetCatalog.list():
@@ -85,7 +85,7 @@ def register_coco(name, json_file, image_root, *, masks=True):
     return report
 
 
-def check_coco(json_file, image_root, *, masks=True):
+def check_coco(json_file, image_root, *, masks=True, every_category=False):
     """Read a COCO "instances" file and compare it with itself and the folder of images.
 
     No image is opened. Things that cost accuracy but do not stop training are logged as warnings:
@@ -95,6 +95,7 @@ def check_coco(json_file, image_root, *, masks=True):
         json_file: path of the annotations.
         image_root: folder that the images' ``file_name`` are relative to.
         masks: whether every annotation needs a ``segmentation``, as mask heads do.
+        every_category: whether a category without instances is an error rather than a warning.
 
     Returns:
         CocoReport
@@ -111,7 +112,7 @@ def check_coco(json_file, image_root, *, masks=True):
     _check_references(json_file, annotations, "image_id", images, "images")
     _check_references(json_file, annotations, "category_id", categories, "categories")
     _check_annotations(json_file, annotations, masks)
-    return _count(json_file, images, annotations, categories)
+    return _count(json_file, images, annotations, categories, every_category)
 
 
 def _read(json_file):
@@ -260,7 +261,7 @@ def _has_mask(annotation):
     )
 
 
-def _count(json_file, images, annotations, categories):
+def _count(json_file, images, annotations, categories, every_category):
     # COCO itself has two boxes of height zero (ids 918 and 2206849 of train2017).
     empty = [a for a in annotations if 0 in a["bbox"][2:]]
     if empty:
@@ -283,13 +284,13 @@ def _count(json_file, images, annotations, categories):
         instances[category["name"]] += per_id[category["id"]]
     without = [name for name, n in instances.items() if not n]
     if without:
-        logger.warning(
-            "%s: %d of %d categories have no instances: %s",
-            json_file,
-            len(without),
-            len(instances),
-            _first(without, 100),
+        message = (
+            f"{json_file}: {len(without)} of {len(instances)} categories have no instances: "
+            f"{_first(without, 100)}"
         )
+        if every_category:
+            raise DataError(f"{message}; nothing can be learnt for them, leave them out")
+        logger.warning(message)
     return CocoReport(
         images=len(images),
         images_without_instances=len(images) - len({a["image_id"] for a in usable}),

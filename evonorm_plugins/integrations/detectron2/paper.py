@@ -191,7 +191,11 @@ class PaperMaskHead(BaseMaskRCNNHead):
         predictor = nn.Conv2d(conv_dims[-1], num_classes + 1, 1)
         for layer in (deconv, predictor):
             weight_init.c2_msra_fill(layer)
-        self.layers = nn.Sequential(*convs, deconv, norm_act(norm, conv_dims[-1]), predictor)
+        self.net = nn.Sequential(*convs, deconv, norm_act(norm, conv_dims[-1]), predictor)
+
+    def layers(self, x):
+        """``(R, C, H, W)`` to logits ``(R, K + 1, 2 H, 2 W)``."""
+        return self.net(x)
 
     @classmethod
     def from_config(cls, cfg, input_shape):

@@ -76,6 +76,8 @@ def _set_running_var(layer, moments):
 
 def register():
     rebind(_stock_get_bn_modules, get_bn_modules)
+    # Except where fvcore's own update looks its layers up: those must have a running mean.
+    precise_bn.get_bn_modules = _stock_get_bn_modules
     rebind(_stock_update_bn_stats, update_bn_stats)
     assert defaults.get_bn_modules is get_bn_modules
     assert hooks.update_bn_stats is update_bn_stats

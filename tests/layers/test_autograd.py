@@ -1,0 +1,135 @@
+"""Gradients of every order, and what autograd keeps for them."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+TORCH = ["BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "GN-ReLU", "GN-Swish", "LN-ReLU"]
+
+
+class Changed(nn.Module):
+    """A copy of a layer, and what is done to its output."""
+
+    def __init__(self, layer, change):
+        super().__init__()
+        self.layer, self.change = copy.deepcopy(layer), change
+
+    def forward(self, x):
+        return self.change(self.layer(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_numerical_gradients(own, training, make, draw):
+    layer = make(own, dtype=torch.float64).train(training)
+    keys = [k for k, _ in layer.named_parameters()]
+    x = draw(2, 8, 2, 3, dtype=torch.float64).requires_grad_()
+
+    def function(x, *parameters):
+        return torch.func.functional_call(layer, dict(zip(keys, parameters, strict=True)), x)
+
+    args = (x, *(p.detach().clone().requires_grad_() for p in layer.parameters()))
+    assert torch.autograd.gradcheck(function, args, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, args, fast_mode=True)
+
+
+def kept_for_backward(layer, x):
+    """Bytes autograd keeps besides x and the parameters, by storage."""
+    known = {t.untyped_storage().data_ptr() for t in [x, *layer.parameters()]}
+    kept = {}
+
+    def pack(t):
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = layer(x)
+    return sum(kept.values()), y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("apply_act", [True, False])
+def test_keeps_the_input_and_statistics_alone(own, apply_act, dtype, make, draw):
+    layer = make(own, apply_act=apply_act)
+    x = draw(4, 8, 16, 16, dtype=dtype).requires_grad_()
+    kept, y = kept_for_backward(layer, x)
+    assert y.requires_grad
+    # A few numbers per channel; the input is 8,192 numbers.
+    assert kept <= 4 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    "change", [torch.relu_, lambda y: y.mul_(0.5), lambda y: y.add_(1)], ids=["relu", "mul", "add"]
+)
+@pytest.mark.parametrize("apply_act", [True, False])
+def test_output_may_be_overwritten(own, apply_act, change, make, draw, gradients):
+    layer = make(own, apply_act=apply_act)
+    x, dy = draw(3, 8, 5, 7), draw(3, 8, 5, 7)
+    expected = gradients(Changed(layer, lambda y: change(y.clone())), x, dy)
+    actual = gradients(Changed(layer, change), x, dy)
+    torch.testing.assert_close(actual, expected)
+    with torch.no_grad():
+        y = layer.eval()(x)
+        assert torch.equal(change(y), change(layer(x).clone()))
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_overwritten_output_of_torchs_norms_is_right_or_refused(name, make, draw, gradients):
+    """torch's ReLU keeps its output, so there autograd refuses; no gradient is ever wrong."""
+    layer = make(name)
+    x, dy = draw(3, 8, 5, 7), draw(3, 8, 5, 7)
+    expected = gradients(Changed(layer, lambda y: y.clone().mul_(2)), x, dy)
+    if name.endswith("-ReLU"):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            gradients(Changed(layer, lambda y: y.mul_(2)), x, dy)
+    else:
+        actual = gradients(Changed(layer, lambda y: y.mul_(2)), x, dy)
+        torch.testing.assert_close(actual, expected)
+
+
+def test_overwritten_input_is_refused(own, make, draw):
+    layer = make(own)
+    x = draw(3, 8, 5, 7).requires_grad_() * 1
+    y = layer(x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_backward_twice_through_one_graph(own, make, draw):
+    layer = make(own)
+    x = draw(3, 8, 5, 7).requires_grad_()
+    y, dy = layer(x), draw(3, 8, 5, 7)
+    first = torch.autograd.grad(y, x, dy, retain_graph=True)
+    assert torch.equal(first[0], torch.autograd.grad(y, x, dy)[0])
+
+
+def test_creating_a_graph_changes_no_gradient(every, make, draw):
+    layer = make(every)
+    x = draw(3, 8, 5, 7).requires_grad_()
+    y, dy = layer(x), draw(3, 8, 5, 7)
+    inputs = [x, *layer.parameters()]
+    plain = torch.autograd.grad(y, inputs, dy, retain_graph=True)
+    graph = torch.autograd.grad(y, inputs, dy, create_graph=True)
+    torch.testing.assert_close([g.detach() for g in graph], list(plain))
+
+
+def test_gradient_penalty(own, make, draw):
+    """The gradient of a gradient's norm, as a numerical derivative along one direction."""
+    layer = make(own, dtype=torch.float64)
+    x, direction = draw(3, 8, 3, 4, dtype=torch.float64), draw(3, 8, 3, 4, dtype=torch.float64)
+
+    def penalty(x):
+        x = x.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+        return dx.square().sum(), x
+
+    value, x = penalty(x)
+    (gradient,) = torch.autograd.grad(value, x)
+    step = 1e-6
+    above, below = penalty(x + step * direction)[0], penalty(x - step * direction)[0]
+    expected = (above - below) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-6)

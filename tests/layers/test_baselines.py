@@ -1,0 +1,166 @@
+"""The paper's other rows against torch's modules and a few lines of torch."""
+
+import pytest
+import torch
+from torch import nn
+
+from evonorm_plugins import get_norm_act
+
+TORCH_ROWS = [
+    *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish"),
+    *("GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU"),
+]
+
+
+def norm_of(name, channels):
+    """torch's own norm for the first part of a name."""
+    return {
+        "BN": lambda: nn.BatchNorm2d(channels),
+        "GN": lambda: nn.GroupNorm(4, channels),
+        "LN": lambda: nn.GroupNorm(1, channels),
+    }[name[:2]]()
+
+
+def activate(name, z, v):
+    v = None if v is None else v[:, None, None]
+    return {
+        "ReLU": lambda: z.clamp(min=0),
+        "PReLU": lambda: torch.maximum(z, v),
+        "Swish-1": lambda: z * torch.sigmoid(z),
+        "Swish": lambda: z * torch.sigmoid(v * z),
+    }[name[3:]]()
+
+
+@pytest.mark.parametrize("apply_act", [True, False])
+@pytest.mark.parametrize("name", TORCH_ROWS)
+def test_norm_and_activation(name, apply_act, make, draw, device):
+    layer = make(name, apply_act=apply_act)
+    norm = norm_of(name, 8).to(device)
+    norm.load_state_dict(layer.norm.state_dict())
+    assert type(layer.norm) is type(norm)
+    for training in (True, True, False):
+        layer.train(training)
+        norm.train(training)
+        x, dy = draw(3, 8, 5, 7, scale=2, shift=1), draw(3, 8, 5, 7)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        v = None if layer.v is None else layer.v.detach().clone().requires_grad_()
+        y = layer(a)
+        z = norm(b)
+        expected = activate(name, z, v) if apply_act else z
+        torch.testing.assert_close(y, expected)
+        leaves = [a, layer.norm.weight, layer.norm.bias, *([] if v is None else [layer.v])]
+        others = [b, norm.weight, norm.bias, *([] if v is None else [v])]
+        torch.testing.assert_close(
+            torch.autograd.grad(y, leaves, dy),
+            torch.autograd.grad(expected, others, dy),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    for key, tensor in norm.state_dict().items():
+        assert torch.equal(layer.norm.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", TORCH_ROWS)
+def test_options_reach_torchs_norm(name):
+    options = {"eps": 0.01, "momentum": 0.3} if name.startswith("BN") else {"eps": 0.01}
+    norm = get_norm_act(name, 8, **options).norm
+    assert {key: getattr(norm, key) for key in options} == options
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("BN-PReLU", 0.0), ("BN-Swish", 1.0), ("GN-Swish", 1.0), ("FRN", 0.0)]
+)
+def test_learnable_v_starts_at(name, start):
+    assert get_norm_act(name, 3).v.tolist() == [start] * 3
+
+
+@pytest.mark.parametrize("name", ["BN-Swish-1", "GN-Swish-1"])
+def test_swish_with_v_one_is_swish_1(name, make, draw):
+    fixed = make(name)
+    learnable = make(name.removesuffix("-1"))
+    learnable.norm.load_state_dict(fixed.norm.state_dict())
+    learnable.v.data.fill_(1)
+    x = draw(3, 8, 5, 7)
+    torch.testing.assert_close(learnable(x), fixed(x))
+
+
+def test_layer_norm_is_over_channels_and_space(draw, device):
+    x = draw(3, 6, 4, 5, scale=3, shift=2)
+    expected = nn.functional.layer_norm(x, (6, 4, 5)).clamp(min=0)
+    torch.testing.assert_close(get_norm_act("LN-ReLU", 6).to(device)(x), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("apply_act", [True, False])
+def test_filter_response_normalization(apply_act, training, make, draw):
+    layer = make("FRN", apply_act=apply_act).train(training)
+    x = draw(3, 8, 5, 7)
+    y = x / (x.square().mean((2, 3), keepdim=True) + 1e-6).sqrt()
+    y = y * layer.weight[:, None, None] + layer.bias[:, None, None]
+    expected = torch.maximum(y, layer.v[:, None, None]) if apply_act else y
+    torch.testing.assert_close(layer(x), expected)
+    assert layer.eps == 1e-6
+
+
+@pytest.mark.parametrize("apply_act", [True, False])
+def test_pixel_norm(apply_act, make, draw):
+    layer = make("PixelNorm-ReLU", apply_act=apply_act)
+    x = draw(3, 8, 5, 7)
+    # A pixel's vector has length sqrt(C): that is, its normalized squares sum to C.
+    y = nn.functional.normalize(x, dim=1) * 8**0.5
+    y = y * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), y.clamp(min=0) if apply_act else y)
+    assert layer.eps == 1e-8
+
+
+def test_random(make, draw):
+    layer = make("Random")
+    x = draw(3, 8, 5, 7)
+    z = (torch.sigmoid(x).var((2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (torch.sign(z) * z.abs().sqrt()).expand_as(x)
+    expected = expected * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_random_output_shares_no_memory_within_itself(make, draw):
+    """It is constant over space, but writing one element must not change another."""
+    y = make("Random")(draw(2, 8, 3, 4)).detach()
+    before = y.clone()
+    y[0, 0, 0, 0] += 1
+    assert (y != before).sum().item() == 1
+
+
+def test_random_with_rejection(make, draw):
+    layer = make("Random + rej")
+    x = draw(3, 8, 5, 7)
+    expected = torch.where(x > 0, x, torch.tanh(x)).tanh()  # tanh(x) is the larger below 0
+    expected = expected * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_random_search_with_rejection(make, draw):
+    layer = make("RS + rej")
+    x = draw(3, 8, 5, 7)
+    mean_square = x.square().mean((0, 2, 3))
+    for training in (True, False):
+        moving = layer.running_var.clone()
+        layer.train(training)
+        rms = ((mean_square if training else moving) + 1e-5).sqrt()[:, None, None]
+        expected = x.clamp(min=0) / rms * layer.weight[:, None, None] + layer.bias[:, None, None]
+        torch.testing.assert_close(layer(x), expected)
+        after = 0.9 * moving + 0.1 * mean_square if training else moving
+        torch.testing.assert_close(layer.running_var, after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["BN-PReLU", "BN-Swish", "GN-Swish"])
+def test_gradient_of_v_is_summed_in_float32(name, dtype, make, draw):
+    """65,536 elements a channel: a sum in the dtype of the input would overflow or stop growing."""
+    layer = make(name)
+    x = draw(4, 8, 128, 128, dtype=dtype, scale=2)
+    layer(x).backward(torch.full_like(x, 2))
+    reference = make(name).double()
+    reference.load_state_dict({k: t.double() for k, t in layer.state_dict().items()})
+    reference(x.double()).backward(torch.full_like(x, 2).double())
+    torch.testing.assert_close(layer.v.grad.double(), reference.v.grad, rtol=0.02, atol=10)
+    assert layer.v.grad.abs().max() > 1e4
