@@ -32,7 +32,8 @@ def all_gradients(layer, x, dy, dx_weight=None):
     result = {"y": y, "first": list(first), "running_var": layer.running_var}
     if dx_weight is not None:
         value = (first[0] * dx_weight).sum() + sum(g.square().sum() for g in first[1:])
-        result["second"] = list(torch.autograd.grad(value, [x, dy, *parameters]))
+        inputs = [x, dy, *parameters]
+        result["second"] = list(torch.autograd.grad(value, inputs, materialize_grads=True))
     return result
 
 

@@ -1,5 +1,6 @@
 """Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
 
+import contextlib
 import logging
 import os
 import resource
@@ -29,14 +30,14 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg):
         super().__init__(cfg)
-        model = self.model.module if hasattr(self.model, "module") else self.model
-        self._loss_check = model.register_forward_hook(self._check_losses)
+        self._detector = self.model.module if hasattr(self.model, "module") else self.model
+        self._detector.register_forward_pre_hook(self._remember_batch)
+        self._loss_check = self._detector.register_forward_hook(self._check_losses)
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
-        return COCOEvaluator(
-            dataset_name, output_dir=output_folder or cfg.OUTPUT_DIR + "/inference"
-        )
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        return COCOEvaluator(dataset_name, output_dir=folder)
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -70,19 +71,31 @@ class Trainer(DefaultTrainer):
         # First, so that evaluation and checkpoints between two steps do not count.
         return [self.cost, *super().build_hooks()]
 
+    def run_step(self):
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            # Raised by the check below, or by the RPN over its own predictions.
+            self._loss_check.remove()
+            raise NonFiniteLossError(self._diagnosis(error)) from error
+
+    def _remember_batch(self, model, inputs):
+        self._batch = inputs[0]
+
     def _check_losses(self, model, inputs, losses):
-        if not model.training or all(torch.isfinite(v).all() for v in losses.values()):
-            return
-        self._loss_check.remove()  # the diagnosis runs the model again
-        values = ", ".join(f"{k} {v.item():.4g}" for k, v in losses.items())
-        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
-        images = [x.get("image_id", x.get("file_name", "?")) for x in inputs[0]]
+        if model.training and not all(torch.isfinite(v).all() for v in losses.values()):
+            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            raise FloatingPointError(values)
+
+    def _diagnosis(self, error):
         rank = f" on rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-        raise NonFiniteLossError(
-            f"the loss is not finite at iteration {self.iter}{rank}: {values}. "
-            f"{first_non_finite(model, inputs[0])}. Learning rate {', '.join(map(str, rates))}, "
-            f"image ids {images}. A lower SOLVER.BASE_LR, a longer warm-up or "
-            "SOLVER.CLIP_GRADIENTS.ENABLED True often helps."
+        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
+        images = [x.get("image_id", x.get("file_name", "?")) for x in self._batch]
+        return (
+            f"the loss is not finite at iteration {self.iter}{rank}: {error}. "
+            f"{first_non_finite(self._detector, self._batch)}. "
+            f"Learning rate {', '.join(map(str, rates))}, image ids {images}. A lower "
+            "SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS.ENABLED True often helps."
         )
 
 
@@ -109,7 +122,7 @@ def first_non_finite(model, batch):
     modules = [(n, m) for n, m in model.named_modules() if n]
     handles = [m.register_forward_hook(check(n)) for n, m in modules]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(FloatingPointError):
             model(batch)
     finally:
         for handle in handles:

@@ -1,8 +1,9 @@
 """Floating point operations of norm-activation layers in Detectron2's ``FlopCountAnalysis``.
 
-fvcore counts by the operations of a traced graph, and Detectron2 leaves element-wise ones out. The
-handles here count them where they lie inside a norm-activation layer, one for each element that an
-operation writes (an affine transform is one multiply-add) or, for a reduction, reads.
+fvcore counts by the operations of a traced graph, one for a multiply-add, and Detectron2 leaves
+element-wise ones out. The handles here count them where they lie inside a norm-activation layer:
+one for each element that an operation writes (an affine transform is one multiply-add) or, for a
+reduction, reads; moving data costs nothing. Outside of these layers such operations count nothing.
 """
 
 import math
@@ -14,40 +15,36 @@ from evonorm_plugins.integrations.detectron2.patch import wrap_method
 from evonorm_plugins.layers import NormAct
 
 _ELEMENTWISE = (
-    "add", "addcmul", "div", "maximum", "mul", "relu", "rsqrt", "sigmoid", "silu", "sqrt", "square",
-    "sub", "tanh",
+    "add", "addcmul", "div", "lerp", "maximum", "mul", "relu", "rsqrt", "sigmoid", "silu", "sqrt",
+    "square", "sub", "tanh",
 )  # fmt: skip
-_REDUCTIONS = ("mean", "var")
+_REDUCTIONS = ("mean", "sum", "var", "var_mean")
+_FREE = ("clone", "isfinite", "ones_like", "unflatten", "where")
 
 
-def norm_act_flop_handles(model, prefix=""):
-    """``{operation: handle}`` for ``fvcore.nn.FlopCountAnalysis.set_op_handle``.
+def norm_act_flop_handles(model):
+    """``{operation: handle}`` for ``set_op_handle`` of the analysis of ``model``."""
+    paths = {name for name, module in model.named_modules() if isinstance(module, NormAct)}
 
-    Args:
-        model: the module that will be analysed, or its child called ``prefix``.
-    """
-    paths = {
-        ".".join(filter(None, (prefix, name)))
-        for name, module in model.named_modules()
-        if isinstance(module, NormAct)
-    }
+    def of_output(inputs, outputs):
+        return _elements(outputs[0]) if _scope(outputs[0]) in paths else 0
 
-    def handle(of_output):
-        def count(inputs, outputs):
-            scope = outputs[0].node().scopeName().split("/")[-1]
-            if not _inside(scope, paths):
-                return 0
-            return math.prod(get_shape(outputs[0] if of_output else inputs[0]))
+    def of_input(inputs, outputs):
+        return _elements(inputs[0]) if _scope(outputs[0]) in paths else 0
 
-        return count
-
-    return {f"aten::{op}": handle(of_output=True) for op in _ELEMENTWISE} | {
-        f"aten::{op}": handle(of_output=False) for op in _REDUCTIONS
-    }
+    handles = dict.fromkeys(_ELEMENTWISE, of_output)
+    handles |= dict.fromkeys(_REDUCTIONS, of_input)
+    handles |= dict.fromkeys(_FREE, None)
+    return {f"aten::{operation}": handle for operation, handle in handles.items()}
 
 
-def _inside(scope, paths):
-    return scope in paths
+def _elements(value):
+    return math.prod(get_shape(value))
+
+
+def _scope(value):
+    """Path of the module that an operation of the graph runs in."""
+    return value.node().scopeName().split("/")[-1]
 
 
 def register():
@@ -55,5 +52,5 @@ def register():
     def init(original, self, model, inputs):
         original(self, model, inputs)
         if any(isinstance(m, NormAct) for m in model.modules()):
-            # Detectron2 analyses the model as the child "model" of an adapter.
-            self.set_op_handle(**norm_act_flop_handles(model, prefix="model"))
+            # What is analysed is an adapter that holds the model.
+            self.set_op_handle(**norm_act_flop_handles(self._model))
