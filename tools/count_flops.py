@@ -22,11 +22,11 @@ exit status: 0 done, 2 bad input
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
 PARTS = ("bottom-up", "FPN", "RPN head", "box head", "mask head")
+CONV_FC = "convolutions and fc alone"
 MATRIX_OPERATIONS = ("conv", "linear", "addmm", "matmul")
 
 
@@ -42,7 +42,7 @@ def count_flops(cfg, size=1024, box_rois=None, mask_rois=None):
         connected layers have of it), ``size``, ``box_rois``, ``mask_rois``.
 
     Raises:
-        ValueError: the model has other parts, or the size does not suit it.
+        ValueError: the model has other parts, or a number does not suit it.
     """
     import torch
     from detectron2.modeling import build_model
@@ -50,91 +50,95 @@ def count_flops(cfg, size=1024, box_rois=None, mask_rois=None):
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or "res5" in cfg.MODEL.ROI_HEADS.NAME.lower():
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or "fpn" not in cfg.MODEL.BACKBONE.NAME:
         raise ValueError("only Mask R-CNN and Faster R-CNN with FPN can be counted part by part")
-    heads = cfg.MODEL.ROI_HEADS
-    if box_rois is None:
-        box_rois = heads.BATCH_SIZE_PER_IMAGE
-    if mask_rois is None:
-        mask_rois = int(heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION)
     model = build_model(cfg).eval()
     step = model.backbone.size_divisibility
-    if size < 1 or size % (step or 1):
+    if size < 1 or size % step:
         raise ValueError(f"--size {size} must be a multiple of {step}")
 
-    analysis = _analyse(model.backbone, torch.zeros(1, 3, size, size))
-    bottom_up = analysis.total("model.bottom_up")
-    parts = {"bottom-up": bottom_up, "FPN": analysis.total() - bottom_up}
-    conv_fc = _conv_fc(analysis)
-
-    def add(part, function, *inputs):
-        nonlocal conv_fc
-        analysis = _analyse(function, *inputs)
-        parts[part] = analysis.total()
-        conv_fc += _conv_fc(analysis)
-
+    samples = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    box_rois = samples if box_rois is None else box_rois
+    if mask_rois is None:
+        mask_rois = int(samples * cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION)
+    if box_rois < 0 or mask_rois < 0:
+        raise ValueError(f"there cannot be {min(box_rois, mask_rois)} RoIs")
     shapes = model.backbone.output_shape()
-    levels = [shapes[f] for f in cfg.MODEL.RPN.IN_FEATURES]
-    features = [torch.zeros(1, s.channels, size // s.stride, size // s.stride) for s in levels]
-    add("RPN head", model.proposal_generator.rpn_head, features)
-    channels = shapes[heads.IN_FEATURES[0]].channels
-    roi = cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION
-    roi_heads = model.roi_heads
-    box = torch.nn.Sequential(roi_heads.box_head, roi_heads.box_predictor)
-    add("box head", box, torch.zeros(box_rois, channels, roi, roi))
-    if cfg.MODEL.MASK_ON:
-        roi = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
-        add("mask head", _Layers(roi_heads.mask_head), torch.zeros(mask_rois, channels, roi, roi))
+    channels = shapes[cfg.MODEL.ROI_HEADS.IN_FEATURES[0]].channels
+
+    def features(feature):
+        side = -(-size // shapes[feature].stride)
+        return torch.zeros(1, shapes[feature].channels, side, side)
+
+    def rois(number, head):
+        return torch.zeros(number, channels, head.POOLER_RESOLUTION, head.POOLER_RESOLUTION)
+
+    roi_heads, mask_on = model.roi_heads, cfg.MODEL.MASK_ON
+    analyses = {
+        "backbone": _analyse(model.backbone, torch.zeros(1, 3, size, size)),
+        "RPN head": _analyse(
+            model.proposal_generator.rpn_head, [features(f) for f in cfg.MODEL.RPN.IN_FEATURES]
+        ),
+        "box head": _analyse(
+            torch.nn.Sequential(roi_heads.box_head, roi_heads.box_predictor),
+            rois(box_rois, cfg.MODEL.ROI_BOX_HEAD),
+        ),
+    }
+    if mask_on:
+        analyses["mask head"] = _analyse(
+            _logits_of(roi_heads.mask_head), rois(mask_rois, cfg.MODEL.ROI_MASK_HEAD)
+        )
+    counts = {part: int(analysis.total()) for part, analysis in analyses.items()}
+    bottom_up = int(analyses["backbone"].total("model.bottom_up"))
+    counts |= {"bottom-up": bottom_up, "FPN": counts["backbone"] - bottom_up}
+    parts = {part: counts.get(part, 0) for part in PARTS}
     return {
-        "parts": {name: int(parts.get(name, 0)) for name in PARTS},
-        "total": int(sum(parts.values())),
-        "conv_fc": int(conv_fc),
+        "parts": parts,
+        "total": sum(parts.values()),
+        "conv_fc": sum(map(_conv_fc, analyses.values())),
         "size": size,
         "box_rois": box_rois,
-        "mask_rois": mask_rois if cfg.MODEL.MASK_ON else 0,
+        "mask_rois": mask_rois if mask_on else 0,
     }
 
 
-def _Layers(head):
-    """A mask head without what makes masks of predicted instances from its logits."""
-    from torch import nn
+def _logits_of(mask_head):
+    """A mask head that returns its logits, rather than instances with masks."""
+    import torch
 
-    class Layers(nn.Module):
+    class Logits(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = head
+            self.head = mask_head
 
         def forward(self, x):
             return self.head.layers(x)
 
-    return Layers()
+    return Logits()
 
 
 def _analyse(module, *inputs):
     from detectron2.utils.analysis import FlopCountAnalysis
 
     analysis = FlopCountAnalysis(module, inputs)
-    return analysis.tracer_warnings("none").uncalled_modules_warnings(False)
+    analysis.tracer_warnings("none").uncalled_modules_warnings(False)
+    return analysis.unsupported_ops_warnings(False)
 
 
 def _conv_fc(analysis):
-    return sum(analysis.by_operator()[operation] for operation in MATRIX_OPERATIONS)
+    return int(sum(analysis.by_operator()[operation] for operation in MATRIX_OPERATIONS))
 
 
 def table(results):
     """Rows of text: billions of multiply-adds, a column for each config."""
-    names = [Path(file).stem for file in results]
-    rows = [("G multiply-adds", *names)]
-    for part in PARTS:
-        rows.append((part, *(f"{r['parts'][part] / 1e9:.2f}" for r in results.values())))
-    rows.append(("total", *(f"{r['total'] / 1e9:.2f}" for r in results.values())))
-    rows.append(
-        ("convolutions and fc alone", *(f"{r['conv_fc'] / 1e9:.2f}" for r in results.values()))
-    )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    counts = [{**r["parts"], **r} for r in results.values()]
+    rows = [("G multiply-adds", *(Path(file).stem for file in results))]
+    for label, key in (*zip(PARTS, PARTS, strict=True), ("total", "total"), (CONV_FC, "conv_fc")):
+        rows.append((label, *(f"{count[key] / 1e9:.2f}" for count in counts)))
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return "\n".join(
-        "  ".join(c.ljust(w) if k == 0 else c.rjust(w) for k, (c, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
+        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+        for label, *cells in rows
     )
 
 
@@ -146,15 +150,18 @@ def parse_args(argv=None):
     parser.add_argument(
         "--size", type=int, default=1024, help="width and height of the image (%(default)s)"
     )
-    for part, key in (("box", "BATCH_SIZE_PER_IMAGE"), ("mask", "the same x POSITIVE_FRACTION")):
-        parser.add_argument(
-            f"--{part}-rois",
-            type=int,
-            metavar="N",
-            help=f"RoIs of the {part} head (default: MODEL.ROI_HEADS.{key})"
-            if part == "box"
-            else f"RoIs of the {part} head (default: {key})",
-        )
+    parser.add_argument(
+        "--box-rois",
+        type=int,
+        metavar="N",
+        help="RoIs of the box head (default: MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE)",
+    )
+    parser.add_argument(
+        "--mask-rois",
+        type=int,
+        metavar="N",
+        help="RoIs of the mask head (default: the same x MODEL.ROI_HEADS.POSITIVE_FRACTION)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object by config file")
     return parser.parse_args(argv)
 
@@ -165,7 +172,6 @@ def main(argv=None):
 
     import evonorm_plugins.integrations.detectron2  # noqa: F401
 
-    logging.disable(logging.WARNING)
     results = {}
     for file in args.configs:
         print(f"counting {file}", file=sys.stderr)

@@ -86,7 +86,7 @@ def setup(args):
 
 
 def register_datasets(cfg, args):
-    from detectron2.data import MetadataCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from evonorm_plugins.integrations.detectron2.data import DataError, register_coco
 
@@ -109,6 +109,8 @@ def register_datasets(cfg, args):
             continue
         else:
             for name in getattr(cfg.DATASETS, key):
+                if name not in DatasetCatalog.list():
+                    raise DataError(f"DATASETS.{key}: no dataset is registered as {name!r}")
                 meta = MetadataCatalog.get(name)
                 file = getattr(meta, "json_file", None)
                 if file and not os.path.exists(file):
@@ -120,6 +122,7 @@ def register_datasets(cfg, args):
 
 def check(cfg, args):
     from evonorm_plugins.integrations.detectron2.norms import checked_norm
+    from evonorm_plugins.registry import get_norm_act, is_norm_act
 
     def norms(node, path=""):
         for key, value in node.items():
@@ -130,8 +133,9 @@ def check(cfg, args):
 
     for path, norm in norms(cfg.MODEL, "MODEL."):
         try:
-            checked_norm(norm)
-        except ValueError as error:
+            if is_norm_act(checked_norm(norm)):
+                get_norm_act(norm, 32, device="meta")  # its options
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
     weights = cfg.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights).is_file():
@@ -170,7 +174,7 @@ def main(args):
         trainer.train()
         model = trainer.model
         results = getattr(trainer, "_last_eval_results", {})
-        cost = trainer.cost.summary()
+        cost = trainer.steps.summary()
     if comm.is_main_process():
         from detectron2.evaluation import verify_results
 
@@ -182,12 +186,14 @@ def main(args):
 
 def run(argv=None):
     args = parse_args(argv)
+    import yaml
     from detectron2.engine import launch
     from torch.multiprocessing.spawn import ProcessRaisedException
 
     import evonorm_plugins.integrations.detectron2 as plugin
 
-    bad_input = (ValueError, KeyError, FileNotFoundError)
+    # yacs raises AssertionError for a key that does not exist.
+    bad_input = (ValueError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)
     try:
         setup(args)  # once here: a mistake is told once, not by every process
     except bad_input as error:

@@ -67,9 +67,10 @@ class Trainer(DefaultTrainer):
             logger.info("Starting at iteration 0 with fresh weights.")
 
     def build_hooks(self):
-        self.cost = CostMeter()
+        path = os.path.join(self.cfg.OUTPUT_DIR, "steps.csv")
+        self.steps = StepRecord(path if comm.is_main_process() else os.devnull)
         # First, so that evaluation and checkpoints between two steps do not count.
-        return [self.cost, *super().build_hooks()]
+        return [self.steps, *super().build_hooks()]
 
     def run_step(self):
         try:
@@ -142,11 +143,21 @@ def _tensors(value):
     return []
 
 
-class CostMeter(HookBase):
-    """Seconds of every training step, and the peak of memory."""
+class StepRecord(HookBase):
+    """Total loss and seconds of every step, in ``steps.csv``, and what training cost.
 
-    def __init__(self):
+    Detectron2's own ``metrics.json`` has a line for 20 steps, and medians.
+    """
+
+    def __init__(self, path):
+        self.path = path
         self.seconds = []
+
+    def before_train(self):
+        new = not os.path.exists(self.path)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115, closed in after_train
+        if new:
+            self._file.write("iteration,total_loss,seconds\n")
 
     def before_step(self):
         self._start = time.perf_counter()
@@ -155,6 +166,13 @@ class CostMeter(HookBase):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
+        # Ranks other than the first keep no history of losses.
+        if comm.is_main_process():
+            loss = self.trainer.storage.history("total_loss").latest()
+            self._file.write(f"{self.trainer.iter},{loss:.6g},{self.seconds[-1]:.4f}\n")
+
+    def after_train(self):
+        self._file.close()
 
     def summary(self):
         """``{"seconds_per_iteration": median, "peak_memory_mib": ..., "peak_memory_of": ...}``."""

@@ -34,7 +34,7 @@ def write_report(cfg, model, results, cost, command, images=6):
     Args:
         model: the trained model; left in the mode it is in.
         results: what ``Trainer.test`` returned; AP in percent.
-        cost: the summary of a :class:`CostMeter`, or None.
+        cost: ``StepRecord.summary()``, or None.
         images: how many images of the first test set the picture shows.
     """
     model = model.module if hasattr(model, "module") else model

@@ -1,5 +1,7 @@
 """The trainer: non-finite losses, clipping, rates, costs."""
 
+import csv
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -9,7 +11,7 @@ from torch import nn
 from evonorm_plugins.integrations.detectron2 import NonFiniteLossError
 from evonorm_plugins.integrations.detectron2.data import DataError
 from evonorm_plugins.integrations.detectron2.engine import (
-    CostMeter,
+    StepRecord,
     Trainer,
     first_non_finite,
     scale_learning_rate,
@@ -36,10 +38,14 @@ class Repeat:
             yield self.batch
 
 
-def test_it_trains_and_measures(trainer):
+def test_it_trains_and_measures(trainer, tmp_path):
     trainer.train()
-    cost = trainer.cost.summary()
-    assert len(trainer.cost.seconds) == 3
+    with open(tmp_path / "steps.csv") as f:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f)]
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert all(0 < row["total_loss"] < 10 for row in rows)
+    cost = trainer.steps.summary()
+    assert len(trainer.steps.seconds) == 3
     assert cost["seconds_per_iteration"] > 0
     assert cost["peak_memory_mib"] > 100
 
@@ -116,4 +122,4 @@ def test_a_batch_of_nothing(small_cfg):
 
 
 def test_cost_before_the_first_step():
-    assert CostMeter().summary()["seconds_per_iteration"] is None
+    assert StepRecord("unused").summary()["seconds_per_iteration"] is None

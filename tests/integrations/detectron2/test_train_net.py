@@ -1,0 +1,275 @@
+"""tools/train_net.py from the outside: training, evaluation, resuming, and every bad input."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+ROOT = Path(__file__).parents[3]
+CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
+FAST = (
+    "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM", "32", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.STEPS", "()",
+    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64",
+    "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64",
+)  # fmt: skip
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+train_net = load_tool("train_net")
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make = load_tool("make_shapes_dataset").make_shapes_dataset
+    return make(folder, train=12, val=4, size=64)
+
+
+@pytest.fixture(autouse=True)
+def unregister():
+    yield
+    for name in ("evonorm_train", "evonorm_val"):
+        if name in DatasetCatalog.list():
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def arguments(shapes, *options, **changes):
+    paths = {**{k: str(v) for k, v in shapes.items()}, **changes}
+    flags = [x for k, v in paths.items() for x in ("--" + k.replace("_", "-"), str(v))]
+    return ["--config-file", str(CONFIG), *flags, *FAST, *map(str, options)]
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """Output folder of a run of three iterations."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    options = ("OUTPUT_DIR", out, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2)
+    assert train_net.run(arguments(shapes, *options)) == 0
+    for name in ("evonorm_train", "evonorm_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    return out
+
+
+def test_a_run_leaves_table_picture_and_record(trained):
+    record = json.loads((trained / "results.json").read_text())
+    assert set(record["ap_percent"]) == {"bbox", "segm"}
+    assert record["norms"] == ["EvoNormS0 without activation", "EvoNormS0(groups=32)"]
+    assert record["cost"]["seconds_per_iteration"] > 0
+    assert (trained / "predictions.png").read_bytes()[:4] == b"\x89PNG"
+    assert "AP50" in (trained / "log.txt").read_text()
+    assert torch.load(trained / "model_final.pth", weights_only=True)["iteration"] == 2
+
+
+def test_learning_rate_is_scaled_to_the_batch(trained):
+    log = (trained / "log.txt").read_text()
+    assert "SOLVER.BASE_LR 0.02 is for 4 images a step; with 2 it is scaled to 0.01" in log
+    assert "BASE_LR: 0.01" in (trained / "config.yaml").read_text()
+
+
+def test_eval_only_gives_the_result_of_training_again(shapes, trained, tmp_path):
+    options = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth")
+    assert train_net.run(["--eval-only", *arguments(shapes, *options)]) == 0
+    records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
+    assert records[0]["ap_percent"] == records[1]["ap_percent"]
+    assert records[1]["cost"] is None
+
+
+def test_default_predictor_from_the_saved_config(trained):
+    from detectron2.config import get_cfg
+    from detectron2.engine import DefaultPredictor
+
+    cfg = get_cfg()
+    cfg.merge_from_file(str(trained / "config.yaml"))
+    cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+    cfg.DATASETS.TEST = ()
+    predictor = DefaultPredictor(cfg)
+    saved = torch.load(trained / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.stem.conv1.norm.v"
+    assert torch.equal(predictor.model.state_dict()[key], saved[key])
+    image = torch.randint(0, 255, (50, 70, 3), dtype=torch.uint8).numpy()
+    assert predictor(image)["instances"].image_size == (50, 70)
+
+
+def test_resume_after_kill(shapes, tmp_path):
+    out = tmp_path / "out"
+    options = ("OUTPUT_DIR", out, "SOLVER.CHECKPOINT_PERIOD", 2)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tools/train_net.py",
+         *arguments(shapes, *options, "SOLVER.MAX_ITER", 10_000)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (out / "last_checkpoint").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(
+        out / (out / "last_checkpoint").read_text().strip(), weights_only=True
+    )["iteration"]  # fmt: skip
+
+    # Without --resume nothing is overwritten.
+    last = done + 4
+    assert train_net.run(arguments(shapes, *options, "SOLVER.MAX_ITER", last)) == 2
+    assert train_net.run(["--resume", *arguments(shapes, *options, "SOLVER.MAX_ITER", last)]) == 0
+    log = (out / "log.txt").read_text()
+    assert f"at iteration {done + 1}." in log
+    final = torch.load(out / "model_final.pth", weights_only=True)
+    assert final["iteration"] == last - 1
+    steps = (out / "steps.csv").read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in steps[-4:]] == list(range(last - 4, last))
+
+
+def edited(shapes, tmp_path, split, change):
+    """The paths of the data set with ``change`` applied to one of its annotation files."""
+    content = json.loads(Path(shapes[f"{split}_json"]).read_text())
+    change(content)
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps(content))
+    return {f"{split}_json": path}
+
+
+def no_images(content):
+    content["images"].clear()
+
+
+def unlisted_image(content):
+    content["annotations"][0]["image_id"] = 4711
+
+
+def image_without_file(content):
+    content["images"][0]["file_name"] = "gone.png"
+
+
+def category_without_instances(content):
+    content["categories"].append({"id": 99, "name": "hexagon"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (no_images, "images"),
+        (unlisted_image, "4711"),
+        (image_without_file, "gone.png"),
+        (category_without_instances, "hexagon"),
+    ],
+)
+def test_bad_annotations(shapes, tmp_path, capsys, change, said):
+    changes = edited(shapes, tmp_path, "train", change)
+    out = tmp_path / "out"
+    assert train_net.run(arguments(shapes, "OUTPUT_DIR", out, **changes)) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert said in message
+    assert str(changes["train_json"]) in message
+    assert not out.exists()
+
+
+def test_empty_categories_can_be_allowed(shapes, tmp_path, capsys):
+    changes = edited(shapes, tmp_path, "train", category_without_instances)
+    command = ["--allow-empty-categories", *arguments(shapes, **changes)]
+    assert train_net.run(command) == 2
+    assert "5 categories, MODEL.ROI_HEADS.NUM_CLASSES is 4; set it to 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("MODEL.FPN.NORM", "EvoNormS9"), "MODEL.FPN.NORM: unknown NORM 'EvoNormS9'"),
+        (("MODEL.FPN.NORM", "EvoNormS0(groups=0)"), "groups=0 must be an integer of at least 1"),
+        (("MODEL.FPN.NORM", "EvoNormB0(groups=8)"), "unexpected keyword argument 'groups'"),
+        (("MODEL.WEIGHTS", "gone.pth"), "there is no checkpoint gone.pth"),
+        (("MODEL.DEVICE", "cuda"), "torch sees no CUDA device"),
+        (("SOLVER.IMS_PER_BATCH", "0"), "SOLVER.IMS_PER_BATCH 0"),
+        (("MODEL.NO_SUCH_KEY", "1"), "Non-existent key: MODEL.NO_SUCH_KEY"),
+        (("SOLVER.MAX_ITER", "many"), "SOLVER.MAX_ITER"),
+    ],
+)
+def test_bad_options(shapes, tmp_path, capsys, options, said):
+    if "cuda" in options and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    out = tmp_path / "out"
+    assert train_net.run(arguments(shapes, "OUTPUT_DIR", out, *options)) == 2
+    assert said in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_bad_paths(shapes, tmp_path, capsys):
+    assert train_net.run(arguments(shapes, train_json=tmp_path / "gone.json")) == 2
+    assert "gone.json" in capsys.readouterr().err
+    assert train_net.run(["--config-file", "gone.yaml"]) == 2
+    assert "there is no config file gone.yaml" in capsys.readouterr().err
+    assert train_net.run(["--config-file", str(CONFIG), "DATASETS.TRAIN", "('gone',)"]) == 2
+    assert "no dataset is registered as 'gone'" in capsys.readouterr().err
+    assert train_net.run(["--config-file", str(CONFIG)]) == 2
+    assert "the dataset coco_2017_train has no annotations" in capsys.readouterr().err
+    assert train_net.run(["--eval-only", *arguments(shapes, "OUTPUT_DIR", tmp_path)]) == 2
+    assert "--eval-only needs MODEL.WEIGHTS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--train-json", "a.json"], [], ["--config-file", str(CONFIG), "SOLVER.MAX_ITER"]],
+)
+def test_bad_command_lines(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_net.run(command)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_norm(shapes, trained, tmp_path, capsys):
+    norms = [x for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+             for x in (f"MODEL.{part}.NORM", "EvoNormB0")]  # fmt: skip
+    weights = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
+    assert train_net.run(["--eval-only", *arguments(shapes, *norms, *weights)]) == 2
+    said = capsys.readouterr().err
+    assert "EvoNormS0(groups=32) in the checkpoint, EvoNormB0 in the model" in said
+
+
+def test_half_written_checkpoint(shapes, trained, tmp_path, capsys):
+    content = (trained / "model_final.pth").read_bytes()
+    weights = tmp_path / "half.pth"
+    weights.write_bytes(content[: len(content) // 2])
+    options = ("MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path)
+    assert train_net.run(arguments(shapes, *options)) == 2
+    assert f"cannot read checkpoint {weights}" in capsys.readouterr().err
+    assert not list(tmp_path.glob("model*"))
+
+
+def test_expected_results_that_are_missed_fail(shapes, trained, tmp_path):
+    options = (
+        "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth",
+        "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]",
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        train_net.run(["--eval-only", *arguments(shapes, *options)])
+    assert stop.value.code == 1
+
+
+def test_help_has_examples(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_net.run(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--train-json" in shown
+    assert "examples:" in shown
