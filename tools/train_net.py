@@ -7,7 +7,6 @@ Detectron2's own command line, and:
   results.json and predictions.png in OUTPUT_DIR at the end
 """
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -81,6 +80,17 @@ def setup(args):
         cfg.MODEL.DEVICE = "cpu"
         notes.append("torch sees no CUDA device: running on the CPU.")
     check(cfg, args)
+    backbone = cfg.MODEL.RESNETS.NORM
+    if not cfg.MODEL.WEIGHTS and not args.resume and "FrozenBN" in backbone:
+        notes.append(
+            "MODEL.WEIGHTS is empty and MODEL.RESNETS.NORM is FrozenBN: from scratch that is no "
+            "norm at all, and training will likely diverge."
+        )
+    if not cfg.MODEL.WEIGHTS and not args.resume and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        notes.append(
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}"
+            ": stages that were never trained will not be; set it to 0."
+        )
     cfg.freeze()
     return cfg, [note for note in notes if note]
 
@@ -94,16 +104,20 @@ def register_datasets(cfg, args):
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if json_file:
             name = f"evonorm_{split}"
-            every = split == "train" and not args.allow_empty_categories
-            masks = cfg.MODEL.MASK_ON
-            register_coco(name, json_file, images, masks=masks, every_category=every)
+            report = register_coco(
+                name,
+                json_file,
+                images,
+                masks=cfg.MODEL.MASK_ON,
+                every_category=split == "train" and not args.allow_empty_categories,
+            )
             setattr(cfg.DATASETS, key, (name,))
-            with open(json_file) as f:
-                classes = len(json.load(f)["categories"])
-            if classes > cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+            classes, needed = cfg.MODEL[part].NUM_CLASSES, len(report.instances)
+            if needed > classes:
                 raise DataError(
-                    f"{json_file} has {classes} categories, MODEL.ROI_HEADS.NUM_CLASSES is "
-                    f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}; set it to {classes}"
+                    f"{json_file} has {needed} categories, MODEL.{part}.NUM_CLASSES is {classes}; "
+                    f"set it to {needed}"
                 )
         elif split == "train" and args.eval_only:
             continue

@@ -1,11 +1,18 @@
 """A Mask R-CNN that is built in half a second and runs in a tenth."""
 
+import datetime
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 CONFIGS = Path(__file__).parents[3] / "detectron_configs"
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -66,3 +73,58 @@ def train_batch():
         return batch
 
     return make
+
+
+@pytest.fixture
+def draw_norms():
+    """``draw_norms(model)``: the model with norms whose values are not those they start from."""
+    from evonorm_plugins.layers import NormAct
+
+    def draw(model):
+        generator = torch.Generator().manual_seed(0)
+        for layer in model.modules():
+            if isinstance(layer, NormAct):
+                for name, values in layer.state_dict().items():
+                    if values.is_floating_point():
+                        noise = torch.rand(values.shape, generator=generator)
+                        values.add_(noise if name.endswith("running_var") else noise - 0.5)
+        return model
+
+    return draw
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """``run_ranks(function, *args)``: what ``function(rank, *args)`` returns in two processes.
+
+    They form a gloo group. A function of a test module; whatever hangs ends in an error.
+    """
+
+    def run(function, *args, timeout=120):
+        ranks = 2
+        context = torch.multiprocessing.start_processes(
+            _rank, (ranks, tmp_path, function, args), ranks, join=False, start_method="spawn"
+        )
+        give_up = time.monotonic() + timeout
+        try:
+            while not context.join(max(0.1, give_up - time.monotonic())):
+                assert time.monotonic() < give_up, f"the ranks have not ended in {timeout} s"
+        finally:
+            for process in context.processes:
+                process.kill()
+        return [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
+
+    return run
+
+
+def _rank(rank, ranks, folder, function, args):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=ranks,
+        timeout=datetime.timedelta(seconds=30),
+    )
+    torch.save(function(rank, *args), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()

@@ -213,6 +213,15 @@ def test_bad_options(shapes, tmp_path, capsys, options, said):
     assert not out.exists()
 
 
+def test_freezing_what_was_never_trained_is_said(shapes):
+    options = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
+    _, notes = train_net.setup(train_net.parse_args(arguments(shapes, *options)))
+    assert any("MODEL.RESNETS.NORM is FrozenBN" in note for note in notes)
+    assert any("MODEL.BACKBONE.FREEZE_AT is 2" in note for note in notes)
+    _, notes = train_net.setup(train_net.parse_args(arguments(shapes)))
+    assert not any("never trained" in note for note in notes)
+
+
 def test_bad_paths(shapes, tmp_path, capsys):
     assert train_net.run(arguments(shapes, train_json=tmp_path / "gone.json")) == 2
     assert "gone.json" in capsys.readouterr().err
