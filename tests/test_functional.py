@@ -243,6 +243,15 @@ def test_batch_variance_of_nothing():
 
 
 @pytest.mark.parametrize("centred", [True, False])
+def test_gradients_of_batch_variance_of_nothing(centred):
+    x, dy = draw(0, 3, 4, 4), draw(3)
+    variance, _ = F.batch_variance(x, centred=centred)
+    (dx,) = torch.autograd.grad(variance, x, dy, create_graph=True)
+    assert dx.shape == x.shape
+    assert torch.autograd.grad(dx.sum(), dy)[0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("centred", [True, False])
 def test_merged_moments_are_those_of_the_union(centred):
     parts = [draw(n, 2, h, 3, grad=False) + n for n, h in [(2, 4), (0, 4), (1, 1), (3, 2)]]
     moments = zip(*(F.local_moments(p, centred=centred) for p in parts), strict=True)

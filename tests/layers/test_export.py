@@ -83,13 +83,28 @@ def test_trace(name, gradients_on, model, draw):
 def test_trace_in_training(make, draw):
     """Holds plain operations, whose gradients are those of the layer."""
     layer = make("EvoNormB0")
-    traced = torch.jit.trace(copy.deepcopy(layer), draw(*SEEN), check_trace=False)
-    assert "Python" not in str(traced.inlined_graph)  # a call back into Python
+    seen = draw(*SEEN).requires_grad_()
+    traced = torch.jit.trace(copy.deepcopy(layer), seen, check_trace=False)
+    assert "^_" not in str(traced.inlined_graph)  # such a node would call back into Python
     x = draw(*SEEN)
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     traced(a).square().sum().backward()
     layer(b).square().sum().backward()
     torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
+@pytest.mark.parametrize("name", NAMES)
+def test_trace_of_an_empty_batch(name, model, draw):
+    """The example may hold no sample, and so may what comes later."""
+    layers = model(name)
+    x, nothing = draw(*SEEN), draw(0, *SEEN[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for example in (x, nothing):
+            traced = torch.jit.trace(layers, example)
+            torch.testing.assert_close(traced(x), layers(x))
+            assert traced(nothing).shape == nothing.shape
 
 
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1"])

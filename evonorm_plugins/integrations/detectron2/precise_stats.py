@@ -70,8 +70,9 @@ def _set_running_var(layer, moments):
         gathered = torch.stack(gathered)
         moments = merge_moments(gathered[:, 0], *gathered[:, 1:].split(var.numel(), 1))
     count, _, m2 = moments
-    if count > 0:
-        var.copy_(m2 / count)
+    precise = m2 / count
+    # Over 0 elements or over values that are not finite there is none: the moving average stays.
+    var.copy_(torch.where(torch.isfinite(precise), precise, var))
 
 
 def register():
