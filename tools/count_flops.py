@@ -3,8 +3,9 @@
 
 A fused multiply-add counts as one. Convolutions and fully connected layers are counted, and norms
 with their activations: those of this package by their operations, batch normalization as 2 and
-group normalization as 5 for each element (fvcore's numbers). A separate ReLU, the residual
-addition, RoIAlign and the choice of boxes count nothing. Layers are in inference mode.
+group normalization as 5 for each element (fvcore's numbers). Upsampling in the feature pyramid is
+1 for each element. A separate ReLU, the residual addition, RoIAlign and the choice of boxes count
+nothing. Layers are in inference mode.
 
 The heads run once for each region of interest (RoI). By default there are as many RoIs as training
 samples: with the paper's recipe 512 for the box head and 128 for the mask head.
@@ -176,6 +177,8 @@ def main(argv=None):
     for file in args.configs:
         print(f"counting {file}", file=sys.stderr)
         try:
+            if not Path(file).is_file():
+                raise FileNotFoundError("there is no such file")
             cfg = get_cfg()
             cfg.merge_from_file(file)
             results[file] = count_flops(cfg, args.size, args.box_rois, args.mask_rois)

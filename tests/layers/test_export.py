@@ -93,7 +93,6 @@ def test_trace_in_training(make, draw):
     torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
 @pytest.mark.parametrize("name", NAMES)
 def test_trace_of_an_empty_batch(name, model, draw):
     """The example may hold no sample, and so may what comes later."""

@@ -100,7 +100,7 @@ def run_ranks(tmp_path):
     They form a gloo group. A function of a test module; whatever hangs ends in an error.
     """
 
-    def run(function, *args, timeout=120):
+    def run(function, *args, timeout=180):
         ranks = 2
         context = torch.multiprocessing.start_processes(
             _rank, (ranks, tmp_path, function, args), ranks, join=False, start_method="spawn"
@@ -124,7 +124,7 @@ def _rank(rank, ranks, folder, function, args):
         init_method=f"file://{folder / 'rendezvous'}",
         rank=rank,
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=30),
+        timeout=datetime.timedelta(seconds=60),
     )
     torch.save(function(rank, *args), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
