@@ -224,6 +224,7 @@ def test_batch_variance(centred):
     expected = a.var((0, 2, 3)) if centred else (a**2).mean((0, 2, 3))
     np.testing.assert_allclose(variance.detach().numpy(), expected, rtol=1e-12)
     assert count.item() == 60
+    assert not count.requires_grad
     assert torch.autograd.gradcheck(lambda x: F.batch_variance(x, centred=centred)[0], x)
     assert torch.autograd.gradgradcheck(lambda x: F.batch_variance(x, centred=centred)[0], x)
 

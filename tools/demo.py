@@ -24,7 +24,7 @@ REPORT = re.compile(r"evonorm_plugins\]: (AP in percent|Wrote|[\d.]+ s per itera
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--norm", default="EvoNormS0", choices=["EvoNormS0", "EvoNormB0"])
-    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output/demo")
     args = parser.parse_args(argv)
     if args.iterations < 1:
@@ -34,7 +34,7 @@ def main(argv=None):
         why = missing.read_text() if missing.exists() else "Detectron2 is not installed."
         print(f"error: the demo needs Detectron2.\n{why}", file=sys.stderr)
         return 1
-    data = make_shapes_dataset(args.output_dir / "shapes", train=400, val=50)
+    data = make_shapes_dataset(args.output_dir / "shapes", train=400, val=50, class_colours=True)
     run = args.output_dir / "run"
     if run.exists():
         print(f"Removing the earlier run in {run}")

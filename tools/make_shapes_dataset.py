@@ -21,12 +21,15 @@ import numpy as np
 from PIL import Image
 
 CLASSES = ("circle", "square", "triangle", "star")
+CLASS_COLOURS = ((220, 60, 50), (60, 110, 220), (60, 180, 80), (225, 190, 50))
 MIN_SIZE = 32  # pixels; below it the smallest shapes look alike
 MIN_VISIBLE = 0.4  # of a shape's own area; less may not tell its class
 FORMAT = 1  # raise when the same parameters give other files than before
 
 
-def make_shapes_dataset(out_dir, train=200, val=50, size=128, max_shapes=4, seed=0):
+def make_shapes_dataset(
+    out_dir, train=200, val=50, size=128, max_shapes=4, seed=0, class_colours=False
+):
     """Write the set, or do nothing where the same one is already there.
 
     Args:
@@ -35,6 +38,8 @@ def make_shapes_dataset(out_dir, train=200, val=50, size=128, max_shapes=4, seed
         size: width and height of the images in pixels, at least 32.
         max_shapes: an image shows 1 to ``max_shapes`` shapes; later ones lie over earlier ones.
         seed: a whole number, 0 or more.
+        class_colours: shapes of a class have about the same colour, which is learnt sooner; without
+            it the outline alone tells the class.
 
     Returns:
         dict of paths: ``train_json``, ``train_images``, ``val_json``, ``val_images``.
@@ -49,6 +54,7 @@ def make_shapes_dataset(out_dir, train=200, val=50, size=128, max_shapes=4, seed
         "size": _whole_number("size", size, MIN_SIZE),
         "max_shapes": _whole_number("max_shapes", max_shapes, 1),
         "seed": _whole_number("seed", seed, 0),
+        "class_colours": bool(class_colours),
     }
     out = Path(out_dir).resolve()
     if not _is_made(out, parameters):
@@ -120,7 +126,9 @@ def _write_split(root, name, split, parameters):
     for k in range(count):
         # A generator of its own for every image, so that it does not depend on the others.
         rng = np.random.default_rng([parameters["seed"], split, k])
-        pixels, shapes = draw_image(rng, size, parameters["max_shapes"])
+        pixels, shapes = draw_image(
+            rng, size, parameters["max_shapes"], parameters["class_colours"]
+        )
         image_id = k + 1
         file_name = f"{image_id:06d}.png"
         Image.fromarray(pixels).save(root / name / file_name)
@@ -156,7 +164,7 @@ def _annotation(annotation_id, image_id, category_id, mask):
     }
 
 
-def draw_image(rng, size, max_shapes):
+def draw_image(rng, size, max_shapes, class_colours=False):
     """One image: pixels (size, size, 3) uint8, and [(index into CLASSES, visible mask), ...].
 
     The masks are boolean, (size, size), do not overlap, and hold exactly the pixels painted.
@@ -177,9 +185,12 @@ def draw_image(rng, size, max_shapes):
 
     pixels, base = _background(rng, size)
     colours = [base]
-    for _, mask in shapes:
-        # Any colour for any class, only not that of the background or of another shape here.
-        colours.append(_other_colour(rng, colours))
+    for category, mask in shapes:
+        if class_colours:
+            colours.append(CLASS_COLOURS[category] + rng.uniform(-25, 25, 3))
+        else:
+            # Any colour for any class, only not that of the background or of another shape here.
+            colours.append(_other_colour(rng, colours))
         pixels[mask] = colours[-1] + _ramp(rng, size)[mask, None] * rng.uniform(10, 40)
     pixels += rng.normal(0, 8, pixels.shape)
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8), shapes
@@ -317,6 +328,9 @@ def main(argv=None):
     parser.add_argument("--size", type=int, default=128, help="pixels a side (default 128)")
     parser.add_argument("--max-shapes", type=int, default=4, help="shapes an image (default 4)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
+    parser.add_argument(
+        "--class-colours", action="store_true", help="shapes of a class have about the same colour"
+    )
     parser.add_argument("--json", action="store_true", help="print the paths as JSON")
     options = vars(parser.parse_args(argv))
     as_json = options.pop("json")

@@ -58,7 +58,7 @@ class BatchStatistics(NormAct):
             # A copy: kept for the backward pass, before which another batch may change the buffer.
             return self.running_var.clone()
         var, count = F.batch_variance(x, centred=self.centred, group=group)
-        self._update_running_var(var.detach())
+        self._update_running_var(var)
         if group is not None:
             # Every rank may be empty.
             var = torch.where(count > 0, var, self.running_var)

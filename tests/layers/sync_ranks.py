@@ -43,6 +43,12 @@ def statistics(case, rank):
     return all_gradients(build(case), case["xs"][rank], case["dys"][rank], weight)
 
 
+def without_nan(case, rank):
+    """Raises where a backward pass meets NaN, even one that reaches no result."""
+    with torch.autograd.detect_anomaly():
+        return statistics(case, rank)
+
+
 def compiled(case, rank):
     layer = torch.compile(build(case), backend="aot_eager", fullgraph=True)
     return all_gradients(layer, case["xs"][rank], case["dys"][rank])
@@ -56,17 +62,22 @@ def inference_on_one_rank(case, rank):
     return {"eval": layer.eval()(case["xs"][0]), "frozen": layer.train().freeze()(case["xs"][0])}
 
 
-def some_of_the_ranks(case, rank):
-    """Ranks 0 and 1 are a group; the last one is alone. A copy talks to the same ranks."""
+def own_group(rank):
+    """Ranks 0 and 1 are a group, the last one is another."""
     pair, alone = dist.new_group([0, 1]), dist.new_group([2])
-    layer = copy.deepcopy(build(case, process_group=alone if rank == 2 else pair))
+    return alone if rank == 2 else pair
+
+
+def some_of_the_ranks(case, rank):
+    """A copy talks to the same ranks."""
+    layer = copy.deepcopy(build(case, process_group=own_group(rank)))
     return all_gradients(layer, case["xs"][rank], case["dys"][rank])
 
 
 def converted(case, rank):
     """The plain layer of a case, converted, with the process group given then."""
     plain = build({**case, "name": case["name"].removeprefix("Sync")})
-    layer = evonorm_plugins.convert_sync_evonorm(plain, dist.new_group([0, 1]))
+    layer = evonorm_plugins.convert_sync_evonorm(plain, own_group(rank))
     return all_gradients(layer, case["xs"][rank], case["dys"][rank])
 
 

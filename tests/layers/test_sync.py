@@ -62,12 +62,12 @@ def draw_cases(ranks):
             cases[f"{shape}, {name}"] = draw_case("statistics", name, sizes)
     sizes = [(2, 3, 3)] * ranks
     if ranks == 3:
-        cases["some ranks"] = draw_case("some_of_the_ranks", SYNC[0], sizes)
+        cases["some of the ranks"] = draw_case("some_of_the_ranks", SYNC[0], sizes)
+        cases["converted"] = draw_case("converted", SYNC[1], sizes)
         return cases
     for name in SYNC:
-        cases[f"nothing at all, {name}"] = draw_case("statistics", name, [(0, 4, 3)] * 2)
+        cases[f"nothing at all, {name}"] = draw_case("without_nan", name, [(0, 4, 3)] * 2)
     cases["inference"] = draw_case("inference_on_one_rank", SYNC[0], sizes)
-    cases["converted"] = draw_case("converted", SYNC[1], sizes)
     cases["compiled"] = draw_case("compiled", SYNC[0], sizes)
     for name in ("EvoNormS0", "EvoNormB0", "SyncEvoNormB0"):
         cases[f"data parallel, {name}"] = draw_case("data_parallel", name, sizes)
@@ -193,22 +193,17 @@ def test_inference_waits_for_no_other_rank(outcomes):
     assert saved[1]["inference"] == {}
 
 
-def test_converted_layer(outcomes):
-    cases, saved = outcomes(2)
-    case = {**cases["converted"], "dx_weights": None}
-    assert_as_one_process(case, [r["converted"] for r in saved], rtol=1e-10, atol=1e-10)
-
-
 def test_compiled_without_graph_break(outcomes):
     cases, saved = outcomes(2)
     case = {**cases["compiled"], "dx_weights": None}
     assert_as_one_process(case, [r["compiled"] for r in saved], rtol=1e-10, atol=1e-10)
 
 
-def test_process_group_of_some_ranks(outcomes):
+@pytest.mark.parametrize("key", ["some of the ranks", "converted"])
+def test_process_group_of_some_ranks(key, outcomes):
     cases, saved = outcomes(3)
-    case = {**cases["some ranks"], "dx_weights": None}
-    results = [r["some ranks"] for r in saved]
+    case = {**cases[key], "dx_weights": None}
+    results = [r[key] for r in saved]
     parts = {k: (case[k][:2], case[k][2:]) for k in ("xs", "dys")}
     for i, part in enumerate((results[:2], results[2:])):
         own = {**case, "xs": parts["xs"][i], "dys": parts["dys"][i]}
@@ -350,9 +345,10 @@ def test_copies_share_the_process_group_alone(make):
             raise TypeError("cannot be copied")
 
     layer = make("SyncEvoNormB0", process_group=Group())
-    layer.register_forward_hook(layer.extra_repr.__func__.__get__(layer))
+    layer.register_forward_hook(layer.extra_repr)
     other, twin = copy.deepcopy([layer, layer])
     assert other is twin
+    assert next(iter(other._forward_hooks.values())).__self__ is other
     assert other is not layer
     assert other.process_group is layer.process_group
     assert other.weight is not layer.weight

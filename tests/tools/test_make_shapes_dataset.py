@@ -146,6 +146,15 @@ def test_colours_do_not_tell_the_class():
     assert spreads.min() > 45
 
 
+def test_class_colours_tell_the_class():
+    for k in range(30):
+        pixels, found = shapes.draw_image(np.random.default_rng(k), 48, 3, class_colours=True)
+        for category, mask in found:
+            colour = np.median(pixels[mask], 0)
+            distances = np.abs(np.array(shapes.CLASS_COLOURS) - colour).max(1)
+            assert distances.argmin() == category
+
+
 # --- the set as written ---
 
 
