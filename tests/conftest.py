@@ -2,10 +2,15 @@
 
 import functools
 import importlib
+import os
 import sys
 from pathlib import Path
 
-import pytest
+# Before torch is imported, and for child processes too: several processes with threads of their own
+# on few cores wait for each other most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"

@@ -5,6 +5,7 @@ Called as ``sync_ranks.py FOLDER RANK RANKS``.
 
 import copy
 import datetime
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def data_parallel(case, rank):
 
 
 def main(folder, rank, ranks):
+    # Shows where it hangs and ends it, even where the test that started it is gone.
+    faulthandler.dump_traceback_later(110, exit=True)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",

@@ -93,7 +93,7 @@ class Trainer(DefaultTrainer):
         rates = sorted({group["lr"] for group in self.optimizer.param_groups})
         images = [x.get("image_id", x.get("file_name", "?")) for x in self._batch]
         return (
-            f"the loss is not finite at iteration {self.iter}{rank}: {error}. "
+            f"the loss is not finite at iteration {self.iter}{rank}: {str(error).rstrip('.')}. "
             f"{first_non_finite(self._detector, self._batch)}. "
             f"Learning rate {', '.join(map(str, rates))}, image ids {images}. A lower "
             "SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS.ENABLED True often helps."

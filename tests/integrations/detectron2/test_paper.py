@@ -75,6 +75,15 @@ def test_there_are_eight_configs_of_each_layout():
     assert names[0] == names[1]
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("quick/mask*.yaml")), ids=lambda p: p.stem)
+def test_quick_configs_build(path):
+    cfg = from_file(path)
+    norm = path.stem.split("_")[5]
+    kinds = {type(m).__name__ for m in build_on_meta(cfg).modules() if isinstance(m, NormAct)}
+    assert kinds == ({norm} if norm.startswith("EvoNorm") else set())
+    assert cfg.SOLVER.MAX_ITER <= 800
+
+
 @pytest.mark.parametrize("norm", ["BN", "GN", "EvoNormB0", "EvoNormS0", "LN-ReLU"])
 def test_it_trains_and_detects(small_cfg, train_batch, norm):
     torch.manual_seed(0)
