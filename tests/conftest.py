@@ -10,7 +10,7 @@ from pathlib import Path
 # on few cores wait for each other most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 
 ROOT = Path(__file__).parent.parent
 NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
