@@ -79,8 +79,8 @@ def test_a_run_leaves_table_picture_and_record(trained):
 
 def test_learning_rate_is_scaled_to_the_batch(trained):
     log = (trained / "log.txt").read_text()
-    assert "SOLVER.BASE_LR 0.02 is for 4 images a step; with 2 it is scaled to 0.01" in log
-    assert "BASE_LR: 0.01" in (trained / "config.yaml").read_text()
+    assert "SOLVER.BASE_LR 0.04 is for 4 images a step; with 2 it is scaled to 0.02" in log
+    assert "BASE_LR: 0.02" in (trained / "config.yaml").read_text()
 
 
 def test_eval_only_gives_the_result_of_training_again(shapes, trained, tmp_path):
