@@ -24,7 +24,7 @@ REPORT = re.compile(r"evonorm_plugins\]: (AP in percent|Wrote|[\d.]+ s per itera
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--norm", default="EvoNormS0", choices=["EvoNormS0", "EvoNormB0"])
-    parser.add_argument("--iterations", type=int, default=800)
+    parser.add_argument("--iterations", type=int, default=700)
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output/demo")
     args = parser.parse_args(argv)
     if args.iterations < 1:

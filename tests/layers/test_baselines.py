@@ -164,3 +164,12 @@ def test_gradient_of_v_is_summed_in_float32(name, dtype, make, draw):
     reference(x.double()).backward(torch.full_like(x, 2).double())
     torch.testing.assert_close(layer.v.grad.double(), reference.v.grad, rtol=0.02, atol=10)
     assert layer.v.grad.abs().max() > 1e4
+
+
+@pytest.mark.parametrize("apply_act", [True, False])
+@pytest.mark.parametrize("name", TORCH_ROWS)
+def test_dtype_where_the_norm_changes_it(name, apply_act, make, draw):
+    """As CUDA's autocast does to GroupNorm, which gives float32 there."""
+    layer = make(name, apply_act=apply_act)
+    layer.norm.register_forward_hook(lambda module, args, z: z.float())
+    assert layer(draw(2, 8, 3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16
