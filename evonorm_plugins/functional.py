@@ -157,6 +157,17 @@ def local_moments(x, *, centred=True):
     return count, mean, var * count
 
 
+def gather_moments(count, mean, m2, group):
+    """The moments ``()``, ``(C,)``, ``(C,)`` of every rank: ``(R,)``, ``(R, C)``, ``(R, C)``."""
+    local = torch.cat([count.view(1), mean, m2])
+    ranks = dist.get_world_size(group)
+    gathered = local.new_zeros(ranks, local.numel())
+    gathered[dist.get_rank(group)] = local
+    # A sum with zeros gathers, and every backend has it.
+    dist.all_reduce(gathered, group=group)
+    return gathered[:, 0], *gathered[:, 1:].split(mean.numel(), 1)
+
+
 def merge_moments(counts, means, m2s):
     """Merge ``(R,)``, ``(R, C)``, ``(R, C)`` moments of R parts into those of their union."""
     total = counts.sum()
@@ -241,7 +252,7 @@ class _BatchVariance(torch.autograd.Function):
     def forward(ctx, x, centred, group):
         count, mean, m2 = local_moments(x, centred=centred)
         if group is not None:
-            count, mean, m2 = merge_moments(*_gather_moments(count, mean, m2, group))
+            count, mean, m2 = merge_moments(*gather_moments(count, mean, m2, group))
         ctx.centred, ctx.group = centred, group
         ctx.save_for_backward(x, mean, count)
         ctx.mark_non_differentiable(count)
@@ -261,16 +272,6 @@ class _BatchVariance(torch.autograd.Function):
             mean = mean / count
         scale = _channels(grad * (2 / count), x.dtype)
         return ((x - _channels(mean, x.dtype)) * scale).to(saved.dtype), None, None
-
-
-def _gather_moments(count, mean, m2, group):
-    local = torch.cat([count.view(1), mean, m2])
-    ranks = dist.get_world_size(group)
-    gathered = local.new_zeros(ranks, local.numel())
-    gathered[dist.get_rank(group)] = local
-    # A sum with zeros gathers, and every backend has it.
-    dist.all_reduce(gathered, group=group)
-    return gathered[:, 0], *gathered[:, 1:].split(mean.numel(), 1)
 
 
 def _var(x, dim):

@@ -163,7 +163,8 @@ def check(cfg, args):
         )
 
 
-def main(args):
+def main(args, cfg, notes):
+    """Train or evaluate with what :func:`setup` returned."""
     from detectron2.checkpoint import DetectionCheckpointer
     from detectron2.engine import default_setup
     from detectron2.utils import comm
@@ -172,7 +173,8 @@ def main(args):
     from evonorm_plugins.integrations.detectron2.engine import Trainer, logger
     from evonorm_plugins.integrations.detectron2.report import write_report
 
-    cfg, notes = setup(args)
+    if comm.get_world_size() > 1:
+        setup(args)  # data sets are registered in each process
     default_setup(cfg, args)
     for note in notes:
         logger.warning(note)
@@ -209,7 +211,8 @@ def run(argv=None):
     # yacs raises AssertionError for a key that does not exist.
     bad_input = (ValueError, KeyError, FileNotFoundError, AssertionError, yaml.YAMLError)
     try:
-        setup(args)  # once here: a mistake is told once, not by every process
+        # Here: a mistake is told once, not by every process.
+        cfg, notes = setup(args)
     except bad_input as error:
         return _fail(error, 2)
     try:
@@ -219,7 +222,7 @@ def run(argv=None):
             num_machines=args.num_machines,
             machine_rank=args.machine_rank,
             dist_url=args.dist_url,
-            args=(args,),
+            args=(args, cfg, notes),
         )
     except (plugin.CheckpointError, plugin.NonFiniteLossError) as error:
         return _fail(error, 2 if isinstance(error, plugin.CheckpointError) else 1)

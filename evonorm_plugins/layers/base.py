@@ -62,12 +62,9 @@ class NormAct(nn.Module):
 
     def without_activation(self):
         """A new layer of this kind for a place that no activation follows."""
+        p = next(self.parameters())
         return type(self)(
-            self.num_features,
-            apply_act=False,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-            **self.options(),
+            self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
         )
 
     def extra_repr(self):

@@ -34,12 +34,6 @@ class _TorchNormAct(NormAct):
     def _norm_act(self, x):
         return self._activation(self._norm(x))
 
-    def without_activation(self):
-        p = self.norm.weight
-        return type(self)(
-            self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
-        )
-
 
 class _ReLU:
     def _activation(self, z):

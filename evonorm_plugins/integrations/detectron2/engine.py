@@ -1,7 +1,6 @@
 """Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
 
 import contextlib
-import logging
 import os
 import resource
 import time
@@ -12,9 +11,8 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
+from evonorm_plugins.integrations.detectron2.census import logger
 from evonorm_plugins.integrations.detectron2.data import DataError
-
-logger = logging.getLogger("detectron2.evonorm_plugins")
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -137,8 +135,8 @@ def _tensors(value):
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
-        value = value.values()
-    if isinstance(value, list | tuple | type({}.values())):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         return [t for v in value for t in _tensors(v)]
     return []
 

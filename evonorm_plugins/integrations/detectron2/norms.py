@@ -9,7 +9,6 @@ put in their place. Modules without one are left exactly as they were.
 import contextvars
 import functools
 import itertools
-import logging
 
 from detectron2 import layers as d2_layers
 from detectron2.modeling import backbone, meta_arch, roi_heads
@@ -17,6 +16,7 @@ from detectron2.modeling.backbone import regnet, vit
 from torch import nn
 
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
+from evonorm_plugins.integrations.detectron2.census import logger
 from evonorm_plugins.integrations.detectron2.patch import rebind, wrap_method
 from evonorm_plugins.layers import BatchStatistics, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
@@ -138,7 +138,7 @@ def _warn_shared_statistics(original, self, *args, **kwargs):
     original(self, *args, **kwargs)
     shared = {type(m).__name__ for m in self.modules() if isinstance(m, BatchStatistics)}
     if shared:
-        logging.getLogger("detectron2.evonorm_plugins").warning(
+        logger.warning(
             "RetinaNet's head is shared by all levels, and so is the moving variance of its "
             f"{', '.join(sorted(shared))}: inference may be poor; the S series has none."
         )

@@ -14,7 +14,7 @@ from detectron2.engine import defaults, hooks
 from detectron2.utils import comm
 from fvcore.nn import precise_bn
 
-from evonorm_plugins.functional import local_moments, merge_moments
+from evonorm_plugins.functional import gather_moments, local_moments, merge_moments
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import BatchStatistics
 
@@ -64,11 +64,7 @@ def _set_running_var(layer, moments):
         zeros = torch.zeros_like(var, dtype=torch.float64)
         moments = zeros.new_zeros(()), zeros, zeros
     if comm.get_world_size() > 1:
-        local = torch.cat([moments[0].view(1), *moments[1:]])
-        gathered = [torch.empty_like(local) for _ in range(comm.get_world_size())]
-        dist.all_gather(gathered, local)
-        gathered = torch.stack(gathered)
-        moments = merge_moments(gathered[:, 0], *gathered[:, 1:].split(var.numel(), 1))
+        moments = merge_moments(*gather_moments(*moments, dist.group.WORLD))
     count, _, m2 = moments
     precise = m2 / count
     # Over 0 elements or over values that are not finite there is none: the moving average stays.

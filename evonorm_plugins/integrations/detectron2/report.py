@@ -1,7 +1,6 @@
 """What a run leaves behind: a table, results.json and a picture."""
 
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -11,10 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data.transforms import ResizeShortestEdge
 
 import evonorm_plugins
-from evonorm_plugins.integrations.detectron2.census import norms_of
+from evonorm_plugins.integrations.detectron2.census import logger, norms_of
 from evonorm_plugins.integrations.detectron2.pictures import draw_predictions
 
-logger = logging.getLogger("detectron2.evonorm_plugins")
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -64,8 +62,8 @@ def write_report(cfg, model, results, cost, command, images=6):
         logger.info("Wrote %s and %s.", path, picture)
 
 
-def picture_predictions(cfg, model, dataset, path, images, threshold=0.5):
-    """Draw ground truth beside what the model finds with a score of at least ``threshold``."""
+def picture_predictions(cfg, model, dataset, path, images):
+    """Draw ground truth beside what the model finds."""
     dicts = [d for d in DatasetCatalog.get(dataset) if d["annotations"]][:images]
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     training = model.training
@@ -79,9 +77,8 @@ def picture_predictions(cfg, model, dataset, path, images, threshold=0.5):
         height, width = image.shape[:2]
         with torch.no_grad():
             output = model([{"image": tensor, "height": height, "width": width}])[0]
-        found = output["instances"].to("cpu")
         shown.append(image)
-        predictions.append(found[found.scores >= threshold])
+        predictions.append(output["instances"])
     model.train(training)
     classes = MetadataCatalog.get(dataset).thing_classes
     draw_predictions(shown, dicts, predictions, classes, path)
