@@ -3,6 +3,7 @@ PYTHON ?= $(shell python3.11 --version >/dev/null 2>&1 && echo python3.11 || ech
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet -c requirements/constraints.txt
+CSRC := $(wildcard evonorm_plugins/kernels/csrc/*)
 # Extra arguments, as in: make test ARGS="tests/layers -k sync"
 ARGS ?=
 
@@ -44,7 +45,7 @@ $(VENV)/.created:
 
 # setuptools, wheel and ninja come first: Detectron2 is built with those of the environment, since
 # a build environment of its own would hold no torch. The project itself is built the same way.
-$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml requirements/constraints.txt
+$(VENV)/.installed: $(VENV)/.created setup.py pyproject.toml requirements/constraints.txt $(CSRC)
 	@echo "Installing into $(VENV): PyTorch is several gigabytes, this takes a few minutes"
 	$(PIP_INSTALL) setuptools wheel ninja
 	$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"

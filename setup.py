@@ -1,7 +1,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 HERE = Path(__file__).parent
 # Read, not imported: the package needs torch, which a build environment need not have.
@@ -26,11 +26,29 @@ EXTRAS = {
 }
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
+LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
+# Plain C, loaded with ctypes: needs neither torch's headers nor Python's. Optional: where it cannot
+# be compiled, the layers run in plain torch and say so.
+CSRC = "evonorm_plugins/kernels/csrc"
+KERNELS = Extension(
+    "evonorm_plugins.kernels._evonorm",
+    sources=[f"{CSRC}/{stem}.c" for stem in ("evonorm", *LOOPS)],
+    depends=[f"{CSRC}/evonorm.h", f"{CSRC}/loops.h"],
+    # Not -ffast-math: NaN must come out where NaN went in.
+    extra_compile_args=[
+        *("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+        "-fopenmp",
+    ],
+    extra_link_args=["-fopenmp"],
+    optional=True,
+)
+
 setup(
     name="evonorm-plugins",
     version=VERSION,
     description="EvoNorm layers for PyTorch, for Detectron2 and for BigGAN",
     packages=find_packages(include=["evonorm_plugins*", "biggan*"]),
+    ext_modules=[KERNELS],
     python_requires=">=3.10",
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,

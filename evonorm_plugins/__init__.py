@@ -1,5 +1,6 @@
 """EvoNorm layers for PyTorch (Liu et al., arXiv 2004.02967) and their integrations."""
 
+from evonorm_plugins.kernels import show_config
 from evonorm_plugins.layers import (
     EvoNormB0,
     EvoNormB1,
@@ -32,4 +33,5 @@ __all__ = [
     "get_norm_act",
     "list_norm_acts",
     "register_norm_act",
+    "show_config",
 ]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from evonorm_plugins import functional as F
+from evonorm_plugins import statistics
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(2 ln 3) = 9/10
 
@@ -255,8 +256,8 @@ def test_gradients_of_batch_variance_of_nothing(centred):
 @pytest.mark.parametrize("centred", [True, False])
 def test_merged_moments_are_those_of_the_union(centred):
     parts = [draw(n, 2, h, 3, grad=False) + n for n, h in [(2, 4), (0, 4), (1, 1), (3, 2)]]
-    moments = zip(*(F.local_moments(p, centred=centred) for p in parts), strict=True)
-    count, mean, m2 = F.merge_moments(*(torch.stack(m) for m in moments))
+    moments = zip(*(statistics.local_moments(p, centred=centred) for p in parts), strict=True)
+    count, mean, m2 = statistics.merge_moments(*(torch.stack(m) for m in moments))
     union = torch.cat([p.transpose(0, 1).flatten(1) for p in parts], 1)
     centre = union.mean(1) if centred else torch.zeros(2).double()
     assert count.item() == union.shape[1]
@@ -265,8 +266,8 @@ def test_merged_moments_are_those_of_the_union(centred):
 
 
 def test_merged_moments_of_nothing_are_finite():
-    nothing = [F.local_moments(draw(0, 2, 3, 3)) for _ in range(2)]
-    merged = F.merge_moments(*(torch.stack(m) for m in zip(*nothing, strict=True)))
+    nothing = [statistics.local_moments(draw(0, 2, 3, 3)) for _ in range(2)]
+    merged = statistics.merge_moments(*(torch.stack(m) for m in zip(*nothing, strict=True)))
     assert all((m == 0).all() for m in merged)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from evonorm_plugins import functional as F
+from evonorm_plugins.kernels import IMPLEMENTATIONS
 
 
 class NormAct(nn.Module):
@@ -84,6 +85,23 @@ class NormAct(nn.Module):
             )
         if not x.is_floating_point():
             raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
+
+
+class Fused:
+    """Adds to a layer the choice of what computes it.
+
+    Args:
+        impl: "auto", "torch", "cpu" or "triton"; see :mod:`evonorm_plugins.functional`.
+    """
+
+    def __init__(self, num_features, *, impl="auto", **options):
+        super().__init__(num_features, **options)
+        if impl not in IMPLEMENTATIONS:
+            raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+        self.impl = impl
+
+    def options(self):
+        return {**super().options(), "impl": self.impl}
 
 
 def _check_positive_int(name, value):

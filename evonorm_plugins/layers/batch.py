@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import NormAct, _check_momentum
+from evonorm_plugins.layers.base import Fused, NormAct, _check_momentum
 
 
 class BatchStatistics(NormAct):
@@ -72,31 +72,53 @@ class BatchStatistics(NormAct):
         old.copy_(torch.where(torch.isfinite(new), new, old))
 
 
-class EvoNormB0(BatchStatistics):
+class _EvoNormB(Fused, BatchStatistics):
+    # Name of the functions of :mod:`evonorm_plugins.functional`.
+    function = None
+
+    def _norm_act(self, x):
+        parameters = [self.weight, self.bias] + ([] if self.v is None else [self.v])
+        options = {"eps": self.eps, "impl": self.impl}
+        group = self._statistics_group()
+        if not self.uses_batch() or (group is None and x.numel() == 0):
+            # A copy: kept for the backward pass, before which another batch may change the buffer.
+            var = self.running_var.clone()
+            return getattr(F, self.function)(x, *parameters, var, **options)
+        y, var = getattr(F, f"{self.function}_train")(x, *parameters, group=group, **options)
+        self._update_running_var(var)
+        return y
+
+
+class EvoNormB0(_EvoNormB):
     """``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
-    See :class:`BatchStatistics` for the arguments.
+    Args:
+        impl: what computes: "auto", "torch", "cpu" or "triton"; see
+            :mod:`evonorm_plugins.functional`.
+
+    See :class:`BatchStatistics` for the other arguments.
     """
 
     v_init = 1
-
-    def _norm_act(self, x):
-        var = self._batch_variance(x)
-        return F.evonorm_b0(x, self.weight, self.bias, self.v, var, eps=self.eps)
+    function = "evonorm_b0"
 
 
-class EvoNormB1(BatchStatistics):
-    """``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2)."""
+class EvoNormB1(_EvoNormB):
+    """``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2).
 
-    def _norm_act(self, x):
-        return F.evonorm_b1(x, self.weight, self.bias, self._batch_variance(x), eps=self.eps)
+    See :class:`EvoNormB0` for the arguments.
+    """
+
+    function = "evonorm_b1"
 
 
-class EvoNormB2(BatchStatistics):
-    """``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2)."""
+class EvoNormB2(_EvoNormB):
+    """``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2).
 
-    def _norm_act(self, x):
-        return F.evonorm_b2(x, self.weight, self.bias, self._batch_variance(x), eps=self.eps)
+    See :class:`EvoNormB0` for the arguments.
+    """
+
+    function = "evonorm_b2"
 
 
 class _CrossReplica:

@@ -1,7 +1,7 @@
 """EvoNorm-S0, S1 and S2: a sample's own statistics, in groups of channels (paper, Table 3)."""
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import NormAct, _check_positive_int
+from evonorm_plugins.layers.base import Fused, NormAct, _check_positive_int
 
 
 class _GroupStatistics(NormAct):
@@ -16,12 +16,15 @@ class _GroupStatistics(NormAct):
         return {"groups": self.groups, "eps": self.eps}
 
 
-class EvoNormS0(_GroupStatistics):
+class EvoNormS0(Fused, _GroupStatistics):
     """``x * sigmoid(v * x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3).
 
     Args:
         groups: where it does not divide the channels, the next smaller number that does is used, as
             in the authors' code (48 channels, 32 groups: 24).
+
+        impl: what computes: "auto", "torch", "cpu" or "triton"; see
+            :mod:`evonorm_plugins.functional`.
 
     The other arguments and the errors raised are those of :class:`NormAct`.
     """
@@ -29,18 +32,21 @@ class EvoNormS0(_GroupStatistics):
     v_init = 1
 
     def _norm_act(self, x):
-        return F.evonorm_s0(x, self.weight, self.bias, self.v, groups=self.groups, eps=self.eps)
+        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
+        return F.evonorm_s0(x, self.weight, self.bias, self.v, **options)
 
 
-class EvoNormS1(_GroupStatistics):
+class EvoNormS1(Fused, _GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x):
-        return F.evonorm_s1(x, self.weight, self.bias, groups=self.groups, eps=self.eps)
+        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
+        return F.evonorm_s1(x, self.weight, self.bias, **options)
 
 
-class EvoNormS2(_GroupStatistics):
+class EvoNormS2(Fused, _GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x):
-        return F.evonorm_s2(x, self.weight, self.bias, groups=self.groups, eps=self.eps)
+        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
+        return F.evonorm_s2(x, self.weight, self.bias, **options)

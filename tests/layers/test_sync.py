@@ -274,7 +274,7 @@ def test_without_a_group_it_is_the_plain_layer(name, make, draw, gradients):
 
 def test_conversion_changes_the_class_alone(make, draw):
     model = nn.Sequential(
-        make("EvoNormB0", momentum=0.3, eps=0.01),
+        make("EvoNormB0", momentum=0.3, eps=0.01, impl="torch"),
         nn.Sequential(make("EvoNormB1").freeze(), nn.Conv2d(8, 8, 1)),
         make("EvoNormB2").eval(),
         make("EvoNormB0", apply_act=False),
@@ -292,7 +292,8 @@ def test_conversion_changes_the_class_alone(make, draw):
     assert all(after[k] is before[k] for k in before)
     torch.testing.assert_close(dict(model.state_dict()), dict(state), rtol=0, atol=0)
     assert type(model[0]) is SyncEvoNormB0
-    assert model[0].options() == {"momentum": 0.3, "eps": 0.01, "process_group": None}
+    options = {"momentum": 0.3, "eps": 0.01, "impl": "torch", "process_group": None}
+    assert model[0].options() == options
     assert type(model[1][0]) is SyncEvoNormB1
     assert model[1][0].frozen
     assert not model[0].frozen

@@ -9,7 +9,7 @@ from detectron2.layers.batch_norm import LayerNorm
 from detectron2.modeling import build_model as _stock_build_model
 from torch import nn
 
-from evonorm_plugins.functional import effective_groups
+from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import NormAct
 

@@ -14,7 +14,7 @@ from detectron2.engine import defaults, hooks
 from detectron2.utils import comm
 from fvcore.nn import precise_bn
 
-from evonorm_plugins.functional import gather_moments, local_moments, merge_moments
+from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import BatchStatistics
 

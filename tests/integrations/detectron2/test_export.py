@@ -137,7 +137,8 @@ def test_backbone_for_images_of_any_size(norm, backbone, small_cfg, draw_norms, 
         actual, expected = program.module()(image), model(image)
         assert list(actual) == list(expected) == ["p2", "p3", "p4", "p5", "p6"]
         for level, features in expected.items():
-            torch.testing.assert_close(actual[level], features, rtol=1e-5, atol=1e-5)
+            # Plain formulas against fused kernels, through the whole backbone.
+            torch.testing.assert_close(actual[level], features, rtol=1e-4, atol=1e-4)
     assert_onnx_runs_like(model, program, image, str(tmp_path / "backbone.onnx"))
 
 

@@ -1,0 +1,101 @@
+"""Fused EvoNorm kernels, and which of them computes.
+
+``cpu`` is C with OpenMP, ``triton`` is for CUDA and imported where it is first used; both have the
+same functions. ``ops`` makes operators of them, with gradients.
+"""
+
+import importlib
+import importlib.util
+import os
+import warnings
+
+import torch
+
+from evonorm_plugins.kernels import cpu
+
+IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What "auto" means for a type of device.
+_FUSED = {"cpu": "cpu", "cuda": "triton"}
+# Why a backend can run on no tensor, or None. Looked up once: a compiler reads them as constants.
+_MISSING = {
+    "cpu": cpu.missing(),
+    "triton": None if importlib.util.find_spec("triton") else "Triton is not installed",
+}
+_warned = set()
+
+
+def backend(name):
+    """The module of an implementation other than ``"torch"``."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def select(impl, x):
+    """The implementation that computes ``x``: one of ``IMPLEMENTATIONS`` other than ``"auto"``.
+
+    Raises:
+        ValueError: no such implementation.
+        RuntimeError: the one asked for cannot run on ``x``.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+    if impl == "torch":
+        return impl
+    if impl != "auto":
+        reason = _reason(impl, x)
+        if reason:
+            raise RuntimeError(f"impl={impl!r} cannot run: {reason}; 'auto' falls back to 'torch'")
+        return impl
+    name = _FUSED.get(x.device.type)
+    if name is None or _is_exported() or _reason(name, x):
+        if name and _MISSING[name] and not torch.compiler.is_compiling():
+            _warn(name)
+        return "torch"
+    return name
+
+
+def _reason(name, x):
+    """Why a backend cannot run on ``x``, or None."""
+    if _MISSING[name]:
+        return _MISSING[name]
+    if x.dtype not in DTYPES:
+        return f"x is {x.dtype}, and the kernels take {', '.join(map(str, DTYPES))}"
+    if _FUSED.get(x.device.type) == name:
+        return None
+    if name == "triton" and x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"x is on {x.device}"
+
+
+def _is_exported():
+    # What leaves this process must not need this package: graphs hold plain operations.
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+    return is_exporting() or torch.jit.is_tracing()
+
+
+def _warn(name):
+    if name not in _warned:
+        _warned.add(name)
+        warnings.warn(
+            f"EvoNorm runs in plain torch, about 10 times slower than fused: {_MISSING[name]}",
+            stacklevel=2,
+        )
+
+
+def show_config():
+    """Text that says which implementation ``impl="auto"`` takes on which device, and why."""
+    lines = []
+    for device, name in _FUSED.items():
+        reason = _MISSING[name]
+        if reason is None and device == "cuda" and not torch.cuda.is_available():
+            reason = "no CUDA device"
+        if reason:
+            lines.append(f"{device}: torch ({name} kernels cannot run: {reason})")
+        elif name == "cpu":
+            threads = "OpenMP" if cpu.has_openmp() else "one thread: built without OpenMP"
+            lines.append(f"cpu: cpu kernels ({cpu.instruction_set()}, {threads})")
+        else:
+            lines.append(
+                f"cuda: triton kernels (Triton {importlib.import_module('triton').__version__})"
+            )
+    return "\n".join([*lines, "float64 and other devices: torch"])

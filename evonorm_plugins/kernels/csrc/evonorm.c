@@ -1,0 +1,300 @@
+/* The driver: shares the work out to threads and folds sums over channels and samples.
+ *
+ * A pass has a first step that reads (statistics or sums), a fold of small arrays, and a last step
+ * that writes. Where there are parts enough for the threads, a thread takes one part through all
+ * three, so that the last step finds in the cache what the first one read. Each number is computed
+ * by one thread in a fixed order, whatever the number of threads.
+ */
+#include "evonorm.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+enum { STEP_READ = 1, STEP_FOLD = 2, STEP_WRITE = 4, STEP_PARAMETERS = 8 };
+
+const float evonorm_exp_limit = 87.0f;
+
+static const loops *chosen = &loops_baseline;
+static int level = 0;
+
+/* The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. */
+int evonorm_level(void) { return level; }
+
+/* Use an instruction set from now on, or a lesser one where the processor lacks it. */
+void evonorm_choose(int wanted)
+{
+    level = 0;
+    chosen = &loops_baseline;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (wanted >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
+        && __builtin_cpu_supports("f16c")) {
+        level = 1;
+        chosen = &loops_avx2;
+    }
+    if (wanted >= 2 && level == 1 && __builtin_cpu_supports("avx512f")
+        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
+        && __builtin_cpu_supports("avx512vl")) {
+        level = 2;
+        chosen = &loops_avx512;
+    }
+#else
+    (void)wanted;
+#endif
+}
+
+int evonorm_has_openmp(void)
+{
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* Lets the other side check that it has the same layout of `problem`. */
+int64_t evonorm_problem_size(void) { return (int64_t)sizeof(problem); }
+
+/* ---- folds ---- */
+
+/* Moments of the channels of group g of sample n -> mean and rstd of the group. */
+static void fold_group_moments(const problem *p, int64_t n, int64_t g)
+{
+    int64_t width = p->channels / p->groups, first = n * p->channels + g * width;
+    const double *means = p->moments + first, *m2s = means + p->samples * p->channels;
+    double mean = 0, m2 = 0;
+    for (int64_t c = 0; c < width; c++) mean += (means[c] - mean) / (double)(c + 1);
+    for (int64_t c = 0; c < width; c++) {
+        double delta = means[c] - mean;
+        m2 += m2s[c] + delta * delta * (double)p->pixels;
+    }
+    p->mean[n * p->groups + g] = (float)mean;
+    p->rstd[n * p->groups + g] = (float)(1 / sqrt(m2 / (double)(width * p->pixels) + p->eps));
+}
+
+/* Moments of channel c of sample n -> its mean and variance. */
+static void fold_own_moments(const problem *p, int64_t n, int64_t c)
+{
+    int64_t nc = n * p->channels + c;
+    p->mean[nc] = (float)p->moments[nc];
+    p->var[nc] = (float)(p->moments[p->samples * p->channels + nc] / (double)p->pixels);
+}
+
+/* Moments of channel c of all samples -> mean and variance over the batch. */
+static void fold_batch_moments(const problem *p, int64_t c)
+{
+    const double *means = p->moments + c, *m2s = means + p->samples * p->channels;
+    double mean = 0, m2 = 0;
+    for (int64_t n = 0; n < p->samples; n++)
+        mean += (means[n * p->channels] - mean) / (double)(n + 1);
+    for (int64_t n = 0; n < p->samples; n++) {
+        double delta = means[n * p->channels] - mean;
+        m2 += m2s[n * p->channels] + delta * delta * (double)p->pixels;
+    }
+    p->batch_mean[c] = (float)mean;
+    p->batch_var[c] = (float)(m2 / (double)(p->samples * p->pixels));
+}
+
+static double sum(const problem *p, int which, int64_t nc)
+{
+    return p->sums[which * p->samples * p->channels + nc];
+}
+
+static double weight(const problem *p, int64_t n, int64_t c)
+{
+    return p->weight[n * p->affine_stride + c];
+}
+
+/* Sums of the channels of group g of sample n -> the factor of x - mean in the gradient of x. */
+static void fold_group_sums(const problem *p, int64_t n, int64_t g)
+{
+    int64_t width = p->channels / p->groups, ng = n * p->groups + g;
+    double total = 0, rstd = p->rstd[ng];
+    for (int64_t c = g * width; c < (g + 1) * width; c++)
+        total += weight(p, n, c) * sum(p, SUM_DY_F, n * p->channels + c);
+    p->group_grad[ng] = (float)(-total * rstd * rstd * rstd / (double)(width * p->pixels));
+}
+
+static void fold_own_sums(const problem *p, int64_t n, int64_t c)
+{
+    int64_t nc = n * p->channels + c;
+    double by_own = sum(p, SUM_G_OWN, nc);
+    if (p->kind == B1) by_own += sum(p, SUM_GX_OWN, nc);
+    p->std_grad[nc] = (float)(-weight(p, n, c) * by_own);
+}
+
+static void fold_batch_sums(const problem *p, int64_t c)
+{
+    double total = 0;
+    for (int64_t n = 0; n < p->samples; n++)
+        total -= weight(p, n, c) * sum(p, SUM_G, n * p->channels + c);
+    p->batch_var_grad[c] = (float)(total / (2 * sqrt(p->batch_var[c] + p->eps)));
+}
+
+static void fold_parameters(const problem *p, int64_t c)
+{
+    double weight_grad = 0, bias_grad = 0, v_grad = 0;
+    for (int64_t n = 0; n < p->samples; n++) {
+        int64_t nc = n * p->channels + c;
+        double scale = 1, by_v = -sum(p, SUM_GX_OWN, nc);
+        if (p->kind == S_SERIES) {
+            scale = p->rstd[n * p->groups + c / (p->channels / p->groups)];
+            by_v = sum(p, SUM_G, nc);
+        }
+        weight_grad += scale * sum(p, SUM_DY_F, nc);
+        bias_grad += sum(p, SUM_DY, nc);
+        v_grad += scale * weight(p, n, c) * by_v;
+        if (p->affine_stride) {
+            p->weight_grad[nc] = (float)weight_grad;
+            p->bias_grad[nc] = (float)bias_grad;
+            weight_grad = bias_grad = 0;
+        }
+    }
+    if (!p->affine_stride) {
+        p->weight_grad[c] = (float)weight_grad;
+        p->bias_grad[c] = (float)bias_grad;
+    }
+    if (p->v_grad) p->v_grad[c] = (float)v_grad;
+}
+
+/* ---- passes ---- */
+
+typedef struct {
+    loop *read, *write;
+    void (*fold_group)(const problem *, int64_t n, int64_t g); /* null in the B series */
+    void (*fold_own)(const problem *, int64_t n, int64_t c);   /* null in the S series */
+    void (*fold_batch)(const problem *, int64_t c);            /* null where there is none */
+} pass;
+
+static void fold(const problem *p, const pass *a, int64_t n0, int64_t n1, int64_t c0, int64_t c1)
+{
+    int64_t width = p->groups ? p->channels / p->groups : 1;
+    for (int64_t n = n0; n < n1; n++) {
+        if (a->fold_group)
+            for (int64_t g = c0 / width; g < c1 / width; g++) a->fold_group(p, n, g);
+        if (a->fold_own)
+            for (int64_t c = c0; c < c1; c++) a->fold_own(p, n, c);
+    }
+    if (a->fold_batch)
+        for (int64_t c = c0; c < c1; c++) a->fold_batch(p, c);
+}
+
+static int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t parts_of(int64_t n, int64_t width) { return (n + width - 1) / width; }
+
+enum {
+    SMALL_PART = 32 << 10,  /* bytes: below, sharing out costs more than it brings */
+    LARGE_PART = 512 << 10, /* bytes: above, parts no longer stay in the second-level cache */
+    ADJACENT = 64,          /* channels last: so many channels lie in a few cache lines */
+};
+
+/* Channels that a thread takes at a time, a multiple of `unit`, of `samples` samples. */
+static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
+{
+    int64_t bytes = unit * samples * p->pixels * (p->dtype == FLOAT32 ? 4 : 2);
+    int64_t units = parts_of(SMALL_PART, at_least(bytes, 1));
+    if (p->channels_last)
+        units = at_least(units, at_most(ADJACENT, p->channels) / unit);
+    else if (samples > 1) /* rows of several samples lie apart: longer ones are read faster */
+        units = at_least(units, 4096 / at_least(p->pixels, 1));
+    int64_t others = p->samples / samples, all = p->channels / unit;
+    while (units > 1 && others * parts_of(all, units) < 4 * p->threads) units--;
+    return at_most(units * unit, p->channels);
+}
+
+static void run_pass(const problem *p, const pass *a, int steps)
+{
+    int64_t threads = at_least(p->threads, 1);
+    int64_t unit = a->fold_group ? p->channels / p->groups : 1;
+    int64_t together = a->fold_batch ? p->samples : 1; /* samples a part is made of */
+    int64_t width = width_of_part(p, unit, together);
+    int64_t columns = parts_of(p->channels, width), rows = p->samples / together;
+    int fused = rows * columns >= threads;
+    int64_t thin = p->channels_last ? at_most(16, p->channels) : 1;
+    int64_t thin_columns = parts_of(p->channels, thin);
+    (void)threads;
+
+#if defined(_OPENMP)
+#pragma omp parallel num_threads((int)threads) if (threads > 1)
+#endif
+    {
+        if (fused) {
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+            for (int64_t i = 0; i < rows * columns; i++) {
+                int64_t n0 = i / columns * together, n1 = n0 + together;
+                int64_t c0 = i % columns * width, c1 = at_most(c0 + width, p->channels);
+                if (steps & STEP_READ)
+                    for (int64_t n = n0; n < n1; n++) a->read(p, n, c0, c1);
+                if (steps & STEP_FOLD) fold(p, a, n0, n1, c0, c1);
+                if (steps & STEP_WRITE)
+                    for (int64_t n = n1; n-- > n0;) a->write(p, n, c0, c1);
+            }
+        } else {
+            if (steps & STEP_READ) {
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+                for (int64_t i = 0; i < p->samples * thin_columns; i++) {
+                    int64_t n = i / thin_columns, c0 = i % thin_columns * thin;
+                    a->read(p, n, c0, at_most(c0 + thin, p->channels));
+                }
+            }
+            if (steps & STEP_FOLD) {
+#if defined(_OPENMP)
+#pragma omp single
+#endif
+                fold(p, a, 0, p->samples, 0, p->channels);
+            }
+            if (steps & STEP_WRITE) {
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+                for (int64_t i = 0; i < p->samples * thin_columns; i++) {
+                    int64_t n = i / thin_columns, c0 = i % thin_columns * thin;
+                    a->write(p, n, c0, at_most(c0 + thin, p->channels));
+                }
+            }
+        }
+        if (steps & STEP_PARAMETERS) {
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+            for (int64_t c = 0; c < p->channels; c++) fold_parameters(p, c);
+        }
+    }
+}
+
+/* Memory of one pixel per channel is the same in both layouts; channels then lie side by side. */
+static problem as_channels_last(const problem *p)
+{
+    problem q = *p;
+    q.channels_last |= p->pixels == 1;
+    return q;
+}
+
+/* Statistics (STEP_READ, STEP_FOLD) and y (STEP_WRITE). */
+void evonorm_forward(const problem *given, int steps)
+{
+    problem q = as_channels_last(given), *p = &q;
+    pass sample = {chosen->moments, chosen->sample_apply, fold_group_moments, NULL, NULL};
+    pass batch = {chosen->moments, chosen->batch_apply, NULL, fold_own_moments,
+                  p->own_batch ? fold_batch_moments : NULL};
+    run_pass(p, p->kind == S_SERIES ? &sample : &batch, steps);
+}
+
+/* Sums (STEP_READ), what they mean for statistics (STEP_FOLD) and parameters (STEP_PARAMETERS), and
+   the gradient of x (STEP_WRITE). */
+void evonorm_backward(const problem *given, int steps)
+{
+    problem q = as_channels_last(given), *p = &q;
+    pass sample = {chosen->sample_reduce, chosen->sample_grad, fold_group_sums, NULL, NULL};
+    pass batch = {chosen->batch_reduce, chosen->batch_grad, NULL, fold_own_sums, fold_batch_sums};
+    run_pass(p, p->kind == S_SERIES ? &sample : &batch, steps);
+}

@@ -1,0 +1,63 @@
+/* Fused EvoNorm for CPUs: what the driver (evonorm.c) and the loops (loops.h) share. */
+#ifndef EVONORM_H
+#define EVONORM_H
+
+#include <stdint.h>
+
+enum { FLOAT32, BFLOAT16, FLOAT16 };
+enum { S_SERIES, B0, B1, B2 };
+
+/* Sums over the pixels of one sample's channel that the backward pass is made of. g stands for
+   x^2 sigmoid' (S series) or x / max^2 (B series). */
+enum { SUM_DY, SUM_DY_F, SUM_G, SUM_G_OWN, SUM_GX_OWN, SUMS };
+
+/* One call. N samples, C channels, P pixels, G groups. The layout is that of `struct _Problem` in
+   cpu.py. */
+typedef struct {
+    int64_t samples, channels, pixels, groups;
+    int64_t affine_stride;  /* of weight, bias and their gradients over samples: 0 or C */
+    int32_t kind;
+    int32_t dtype;          /* of x, dy, out */
+    int32_t channels_last;  /* memory is (N, P, C), otherwise (N, C, P) */
+    int32_t centred;        /* variance; otherwise mean of squares, and a mean of 0 */
+    int32_t own_batch;      /* B series: batch statistics are those of x */
+    int32_t threads;
+    double eps;
+    const void *x, *dy;     /* (N, C, P) */
+    void *out;              /* (N, C, P): y or the gradient of x */
+    const float *weight, *bias; /* (C) or (N, C) */
+    const float *v;         /* (C) or null */
+    double *moments;        /* (2, N, C): mean and sum of squared deviations */
+    double *sums;           /* (SUMS, N, C) */
+    float *mean;            /* (N, G) in the S series, (N, C) in the B series */
+    float *rstd;            /* (N, G), S series */
+    float *var;             /* (N, C), B series */
+    float *batch_mean, *batch_var; /* (C) */
+    float *group_grad;      /* (N, G): factor of x - mean in the gradient of x, S series */
+    float *std_grad;        /* (N, C): gradient of a sample's own std or rms, B series */
+    float *batch_var_grad;  /* (C) */
+    const float *batch_scale;  /* (1): factor of batch_var_grad (x - batch_mean) in that of x */
+    float *weight_grad, *bias_grad; /* as weight */
+    float *v_grad;          /* (C) or null */
+} problem;
+
+/* Each works on channels [c0, c1) of sample n. */
+typedef void loop(const problem *p, int64_t n, int64_t c0, int64_t c1);
+
+typedef struct {
+    loop *moments;       /* x -> moments */
+    loop *sample_apply;  /* x, mean, rstd -> out */
+    loop *sample_reduce; /* x, dy -> sums */
+    loop *sample_grad;   /* x, dy, mean, rstd, group_grad -> out */
+    loop *batch_apply;   /* x, mean, var, batch_var -> out */
+    loop *batch_reduce;  /* x, dy, mean, var, batch_var -> sums */
+    loop *batch_grad;    /* the same, batch_mean, std_grad, batch_var_grad -> out */
+} loops;
+
+extern const float evonorm_exp_limit;
+extern const loops loops_baseline;
+#if defined(__x86_64__)
+extern const loops loops_avx2, loops_avx512;
+#endif
+
+#endif

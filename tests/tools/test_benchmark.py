@@ -1,0 +1,348 @@
+"""tools/benchmark.py: what is timed, what is counted, and what is written."""
+
+import csv
+import importlib
+import json
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """``load(name)``: a module of tools/, as it is when tools/benchmark.py runs."""
+    monkeypatch.syspath_prepend(TOOLS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def main(load):
+    return load("benchmark").main
+
+
+class FakeClock:
+    """Time that passes when it is told to."""
+
+    def __init__(self):
+        self.now = 0
+
+    def flush(self):
+        self.now += 1000  # outside of every timed part
+
+    def mark(self):
+        return self.now
+
+    def milliseconds(self, start, end):
+        return end - start
+
+
+class FakeLayer:
+    """Forward takes 1, backward 10, freeing the output 100."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def clear(self):
+        self.clock.now += 1000
+
+    def forward(self):
+        clock = self.clock
+        clock.now += 1
+
+        class Output:
+            def __del__(self):
+                clock.now += 100
+
+        return Output()
+
+    def backward(self, y):
+        self.clock.now += 10
+
+
+def test_phases(load):
+    measure, clock = load("benchmark_measure"), FakeClock()
+    times = measure.time_phases(FakeLayer(clock), clock)
+    assert times == {"forward": 1, "backward": 10, "fwd+bwd": 111}
+    assert measure.time_phases(FakeLayer(clock), clock, "inference") == {"forward": 1}
+
+
+def test_competitors_take_turns(load):
+    calls = []
+
+    def fake(name):
+        def run():
+            calls.append(name)
+            return {"forward": len(calls)}
+
+        return run
+
+    times = load("benchmark_measure").interleave({k: fake(k) for k in "abcd"}, 6, warmup=2)
+    rounds = [calls[k : k + 4] for k in range(0, len(calls), 4)]
+    assert [sorted(order) for order in rounds] == [list("abcd")] * 8
+    assert len(set(map(tuple, rounds))) > 1, "every round has the same order"
+    # Each has the times of its own six rounds, those of the warm-up left out.
+    for name in "abcd":
+        assert times[name]["forward"] == [
+            k + 1 for k, called in enumerate(calls) if called == name and k >= 8
+        ]
+
+
+def test_budget(load):
+    interleave, clock = load("benchmark_measure").interleave, FakeClock()
+
+    def run():
+        clock.now += 1
+        return {"forward": 1}
+
+    def rounds(seconds):
+        return len(interleave({"a": run}, 100, seconds, now=clock.mark)["a"]["forward"])
+
+    assert rounds(10) == 10
+    assert rounds(0.5) == 3, "three rounds at least"
+
+
+def test_quantiles(load):
+    measured = load("benchmark_measure").quantiles([float(k) for k in range(10, -1, -1)])
+    assert measured == {"median_ms": 5.0, "p10_ms": 1.0, "p90_ms": 9.0}
+
+
+def test_busy_machine(load, capsys):
+    warn = load("benchmark_measure").warn_if_busy
+    warn(0.2)
+    assert capsys.readouterr().err == ""
+    warn(1.7)
+    assert "the load average is 1.70" in capsys.readouterr().err
+
+
+def test_kept_bytes(load):
+    kept = load("benchmark_measure").kept_bytes
+    x, w = torch.rand(3, 5, requires_grad=True), torch.rand(5, requires_grad=True)
+    assert kept(lambda: x * w, [x, w]) == 0
+    assert kept(lambda: x.exp(), [x]) == 60, "exp keeps its output"
+    assert kept(lambda: x * x[:1].exp() * x[:1].exp(), [x]) == 60 + 2 * 20
+    assert kept(lambda: (y := x.exp()) * y, [x]) == 60, "what is kept twice counts once"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("fresh", [False, True])
+def test_floor(load, layout, fresh):
+    x, dy = (torch.rand(2, 4, 3, 3).contiguous(memory_format=layout) for _ in range(2))
+    floor = load("benchmark_measure").Copies(x, dy, fresh)
+    outputs = [floor.forward(), floor.forward()]
+    floor.backward(outputs[0])
+    assert torch.equal(outputs[0], x)
+    assert torch.equal(floor.dx, x)
+    assert outputs[0].stride() == x.stride()
+    assert (outputs[0].data_ptr() != outputs[1].data_ptr()) == fresh
+    assert floor.half_out.numel() * 2 == x.numel()
+
+
+def read(path):
+    with open(path, newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_layers(main, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("timm")
+    out, picture = tmp_path / "layers.csv", tmp_path / "layers.png"
+    shapes = ["2x64x5x5", "1x6x4x7"]
+    options = ["--layers", "EvoNormS0", "EvoNormB1", "--repeats", "4"]
+    arguments = ["layers", "--shapes", *shapes, *options, "--csv", str(out), "--plot", str(picture)]
+    assert main(arguments) == 0
+    rows = read(out)
+    competitors = {
+        *(("EvoNormS0", impl) for impl in ("auto", "torch", "timm")),
+        *(("EvoNormB1", impl) for impl in ("auto", "torch")),
+        *((pair, "torch.nn") for pair in ("BN+ReLU", "GN+ReLU", "GN+SiLU")),
+        ("copy", "existing"),
+        ("copy", "fresh"),
+    }
+    assert Counter((row["shape"], row["phase"]) for row in rows) == {
+        (shape, phase): len(competitors)
+        for shape in shapes
+        for phase in ("forward", "backward", "fwd+bwd")
+    }
+    assert {(row["competitor"], row["impl"]) for row in rows} == competitors
+    for row in rows:
+        assert 0 < float(row["p10_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"])
+        assert (row["rounds"], row["threads"]) == ("4", str(torch.get_num_threads()))
+        assert row["torch"] == torch.__version__
+        assert (row["dtype"], row["layout"], row["mode"]) == ("float32", "contiguous", "train")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["layers.csv", "layers.png"]
+    printed = capsys.readouterr()
+    assert "2x64x5x5, float32, contiguous, train, 4 rounds" in printed.out
+    assert "EvoNormS0 timm" in printed.out
+    assert "round 4" in printed.err
+    assert "round 4" not in printed.out
+
+
+def test_kept_by_layers(main, tmp_path):
+    out = tmp_path / "layers.csv"
+    assert main(["layers", "--shapes", "8x32x16x16", "--repeats", "1", "--csv", str(out)]) == 0
+    kept = {(row["competitor"], row["impl"]): float(row["kept_MiB"]) for row in read(out)}
+    size = 8 * 32 * 16 * 16 * 4 / 2**20
+    assert kept["EvoNormS0", "torch"] == 0
+    assert kept["copy", "fresh"] == 0
+    for layer in ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2"):
+        assert kept[layer, "auto"] < 0.01 * size, "the input and statistics, nothing else"
+    # The output, and a mean and a deviation of each channel.
+    assert kept["BN+ReLU", "torch.nn"] == pytest.approx(size + 2 * 32 * 4 / 2**20, abs=1e-4)
+
+
+def test_inference(main, capsys):
+    layout = ["--layout", "channels_last", "--dtype", "bfloat16"]
+    options = ["--mode", "inference", "--rivals", "BN+ReLU", "--repeats", "2", "--json", *layout]
+    assert main(["layers", "--shapes", "2x32x4x4", "--layers", "EvoNormB0", *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["competitor"], row["phase"]) for row in rows] == [
+        (name, "forward") for name in ("EvoNormB0", "BN+ReLU", "copy", "copy")
+    ]
+    assert {row["dtype"] for row in rows} == {"bfloat16"}
+    assert {row["kept_MiB"] for row in rows} == {0}
+
+
+def test_rivals_that_cannot_run(load, main, monkeypatch, capsys):
+    class Refuses(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("not for this dtype")
+
+    monkeypatch.setitem(load("benchmark_layers").TIMM, "EvoNormS0", lambda channels: Refuses())
+    options = ["--shapes", "1x4x3x3", "--layers", "EvoNormS0", "--rivals", "timm", "torch"]
+    assert main(["layers", *options, "--repeats", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "EvoNormS0 timm is left out, it cannot run: not for this dtype" in printed.err
+    assert "EvoNormS0 torch" in printed.out
+    assert "timm" not in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["layers", "--shapes", "8x256x56"], "'8x256x56' is not a shape like 8x256x56x56"),
+        (["layers", "--shapes", "8x0x5x5"], "'8x0x5x5' is not a shape"),
+        (["layers", "--layers", "EvoNormS9"], "'EvoNormS9' (choose from"),
+        (["layers", "--rivals", "LN"], "'LN' (choose from"),
+        (["layers", "--repeats", "0"], "'0' is not an integer of at least 1"),
+        (["layers", "--seconds", "nan"], "'nan' is not a number above 0"),
+        (["layers", "--plot", "a.pdf"], "'a.pdf' does not end in .png"),
+        (["layers", "--csv", "no/such/a.csv"], "there is no folder no/such"),
+        (["layers", "--plot", "a.png", "--rivals", "timm"], "add it to --rivals"),
+        (["models", "--plot", "a.png", "--norms", "GN"], "add it to --norms"),
+        (["models", "--norms", "BM"], "unknown norm 'BM'; known: BN, GN, EvoNormB0"),
+        (["models", "--norms", "EvoNormS0(impl='gpu')"], "impl='gpu'"),
+        (["models", "--models", "vgg"], "'vgg' (choose from"),
+        (["models", "--size", "-1"], "'-1' is not an integer"),
+        ([], "command"),
+    ],
+)
+def test_bad_input(main, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_layers_are_named_where_one_is_unknown(main, capsys):
+    with pytest.raises(SystemExit):
+        main(["layers", "--layers", "EvoNormS9"])
+    assert "EvoNormS0" in capsys.readouterr().err.split("choose from")[1]
+
+
+def test_resnet50(main, tmp_path, capsys):
+    pytest.importorskip("torchvision")
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "models.csv", tmp_path / "models.png"
+    options = [
+        "--models",
+        "resnet50",
+        "--size",
+        "32",
+        "--rounds",
+        "1",
+        "--norms",
+        "BN",
+        "EvoNormS0",
+    ]
+    assert main(["models", *options, "--csv", str(out), "--plot", str(picture)]) == 0
+    rows = read(out)
+    assert [(row["model"], row["norm"], row["size"]) for row in rows] == [
+        ("resnet50", "BN", "32"),
+        ("resnet50", "EvoNormS0", "32"),
+    ]
+    for row in rows:
+        assert float(row["median_ms"]) > 0
+        # Gradients and momenta of 25.5 million parameters are part of the peak.
+        assert float(row["peak_MiB"]) > 2 * 97 + float(row["kept_MiB"]) / 2
+        assert float(row["kept_MiB"]) > 1
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert "resnet50 8x3x32x32, one training iteration, 1 rounds" in capsys.readouterr().out
+
+
+def test_where_resnet50_has_its_norms(load):
+    pytest.importorskip("torchvision")
+    from evonorm_plugins.layers import NormAct
+
+    with torch.device("meta"):
+        resnet = load("benchmark_models").Classifier("EvoNormS0").resnet
+    layers = {name: m for name, m in resnet.named_modules() if isinstance(m, NormAct)}
+    active = {name.rpartition(".")[2] for name, layer in layers.items() if layer.apply_act}
+    affine = {name.rpartition(".")[2] for name, layer in layers.items() if not layer.apply_act}
+    assert (active, affine) == ({"bn1", "bn2"}, {"bn3", "1"})  # "1" of a shortcut
+    assert Counter(layer.apply_act for layer in layers.values()) == {True: 33, False: 20}
+    relus = []
+    for module in resnet.modules():
+        if isinstance(module, nn.ReLU):
+            module.register_forward_pre_hook(lambda *_: relus.append(1))
+    resnet(torch.zeros(1, 3, 32, 32, device="meta"))
+    assert len(relus) == 16, "one after each residual addition"
+
+
+def test_model_that_cannot_be_built(load, main, monkeypatch, capsys):
+    missing = SimpleNamespace(needs="no_such_package.part")
+    monkeypatch.setitem(load("benchmark_models").MODELS, "mask_rcnn", missing)
+    assert main(["models", "--models", "mask_rcnn"]) == 1
+    err = capsys.readouterr().err
+    assert "mask_rcnn is left out: it needs no_such_package, which cannot be imported" in err
+    assert "error: no model is left to measure" in err
+
+
+@pytest.mark.detectron2
+def test_mask_rcnn_does_the_same_work_with_every_norm(load, monkeypatch):
+    models = load("benchmark_models")
+    original = models._detection_cfg
+
+    def small(norm):
+        cfg = original(norm)
+        cfg.MODEL.RESNETS.DEPTH = 18
+        cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 64
+        cfg.MODEL.FPN.OUT_CHANNELS = 32
+        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 128
+        for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
+            head.CONV_DIM, head.NUM_CONV = 32, 1
+        return cfg
+
+    monkeypatch.setattr(models, "_detection_cfg", small)
+    regions, kept = {}, {}
+    for norm in ("BN", "EvoNormB0"):
+        training = models.Training("mask_rcnn", norm, size=128)
+        seen = regions[norm] = []
+        for head in (
+            training.model.rcnn.roi_heads.box_head,
+            training.model.rcnn.roi_heads.mask_head,
+        ):
+            head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
+        weights = [p.detach().clone() for p in training.model.parameters()]
+        training.iterate()
+        training.iterate()
+        assert all(map(torch.equal, weights, training.model.parameters()))
+        kept[norm] = training.kept_bytes()
+    assert regions["BN"] == regions["EvoNormB0"] == [128, 32] * 2
+    assert kept["EvoNormB0"] == pytest.approx(kept["BN"], rel=0.02)
