@@ -25,7 +25,7 @@ import torch
 from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
-from evonorm_plugins.statistics import batch_variance, compute_dtype, is_captured, records_gradient
+from evonorm_plugins.statistics import batch_variance, is_captured, records_gradient
 
 __all__ = [
     "batch_variance",
@@ -105,14 +105,12 @@ def evonorm_b2_train(x, weight, bias, *, group=None, eps=1e-5, impl="auto"):
     return _batch_train("b2", x, weight, bias, None, group, eps, impl)
 
 
-def channel_affine(x, weight, bias):
+def channel_affine(x, weight, bias, *, impl="auto"):
     """``gamma * x + beta`` per channel: what the paper puts where no activation follows."""
-    compute = compute_dtype(x)
-    if compute == x.dtype:
-        return torch.addcmul(
-            formulas.channels(bias, compute), x, formulas.channels(weight, compute)
-        )
-    return _apply(formulas.affine, x, weight, bias)
+    impl = select(impl, x)
+    if impl == "torch":
+        return _apply(formulas.affine, x, weight, bias)
+    return ops.affine(x, weight, bias, impl)
 
 
 def pixelnorm_relu(x, weight, bias, *, eps=1e-8):

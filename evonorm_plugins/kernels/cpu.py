@@ -15,7 +15,7 @@ import torch
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-_KINDS = {"s": 0, "b0": 1, "b1": 2, "b2": 3}
+_KINDS = {"s": 0, "b0": 1, "b1": 2, "b2": 3, "affine": 4}
 _READ, _FOLD, _WRITE, _PARAMETERS = 1, 2, 4, 8
 _SUMS = 5
 
@@ -233,3 +233,25 @@ def _batch_gradients(
         batch_scale=None if count is None else 2 / count,
     )
     return dx, dweight, dbias, dv, dbatch_var
+
+
+def affine_forward(x, weight, bias):
+    """``x * weight + bias``."""
+    y, options = torch.empty_like(x), {"kind": _KINDS["affine"]}
+    _call(_load().evonorm_forward, _WRITE, options, x=x, out=y, weight=weight, bias=bias)
+    return y
+
+
+def affine_backward(dy, x, weight):
+    """Gradients of x, weight and bias."""
+    n, c = x.shape[:2]
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    _call(
+        _load().evonorm_backward,
+        _WRITE | _PARAMETERS,
+        {"kind": _KINDS["affine"]},
+        **{"x": x, "dy": dy, "out": dx, "weight": weight},
+        **{"weight_grad": dweight, "bias_grad": dbias},
+        sums=_empty(x, 2, n, c, dtype=torch.float64),
+    )
+    return dx, dweight, dbias

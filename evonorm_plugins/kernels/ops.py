@@ -37,6 +37,11 @@ _library.define(
     "Tensor? batch_mean, Tensor batch_var, str kind, float eps, str impl) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv, Tensor dbatch_var)"
 )
+_library.define("affine(Tensor x, Tensor weight, Tensor bias, str impl) -> Tensor")
+_library.define(
+    "affine_backward(Tensor dy, Tensor x, Tensor weight, str impl) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias)"
+)
 
 
 def sample(x, weight, bias, v, kind, groups, eps, impl):
@@ -56,6 +61,11 @@ def batch(x, weight, bias, v, batch_var, kind, eps, impl):
 def batch_of_group(x, weight, bias, v, group, kind, eps, impl):
     """The B series with the variance of all ranks of a process group: ``(y, batch_var)``."""
     return _BatchOfGroup.apply(x, weight, bias, v, group, kind, eps, impl)
+
+
+def affine(x, weight, bias, impl):
+    """``x * weight + bias``."""
+    return torch.ops.evonorm.affine(x, weight, bias, impl)
 
 
 # ---- arguments of the kernels ----
@@ -130,6 +140,23 @@ def _batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, ep
     return dx, *_as_given(rest, weight, v), dbatch_var.to(batch_var.dtype)
 
 
+def _affine_forward(x, weight, bias, impl):
+    weight, bias, _, _ = _parameters(x, weight, bias)
+    (x,) = _dense(x)
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    return kernels.backend(impl).affine_forward(x, weight, bias)
+
+
+def _affine_backward(dy, x, weight, impl):
+    p, *_ = _parameters(x, weight)
+    x, dy = _dense(x, dy)
+    if x.numel() == 0:
+        return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    dx, dweight, dbias = kernels.backend(impl).affine_backward(dy, x, p)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
 def _zeros(x, number, *shape):
     return [torch.zeros(shape, device=x.device) for _ in range(number)]
 
@@ -174,6 +201,14 @@ def _fake_batch(x, weight, bias, v, batch_var, kind, eps, impl):
 def _fake_batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
     gradients = _fake_sample_backward(dy, x, weight, v, mean, var, kind, impl)
     return *gradients, torch.empty_like(batch_var)
+
+
+def _fake_affine(x, weight, bias, impl):
+    return torch.empty_like(x, memory_format=_format(x))
+
+
+def _fake_affine_backward(dy, x, weight, impl):
+    return _fake_sample_backward(dy, x, weight, None, None, None, None, impl)[:3]
 
 
 # ---- gradients ----
@@ -315,6 +350,25 @@ class _BatchOfGroup(torch.autograd.Function):
         return dx, dweight, dbias, None if v is None else dv, None, None, None, None
 
 
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, impl):
+        with torch._C._AutoDispatchBelowAutograd():
+            y = torch.ops.evonorm.affine(x, weight, bias, impl)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.impl = impl
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needed = ctx.needs_input_grad[:3]
+            return *_plain_gradients(formulas.affine, tensors, dy, needed), None
+        x, weight, _ = tensors
+        return *torch.ops.evonorm.affine_backward(dy, x, weight, ctx.impl), None
+
+
 # ---- registration ----
 
 
@@ -343,3 +397,5 @@ _register("sample", _sample_forward, _fake_sample, _Sample)
 _register("sample_backward", _sample_backward, _fake_sample_backward)
 _register("batch", _batch_forward, _fake_batch, _Batch)
 _register("batch_backward", _batch_backward, _fake_batch_backward)
+_register("affine", _affine_forward, _fake_affine, _Affine)
+_register("affine_backward", _affine_backward, _fake_affine_backward)

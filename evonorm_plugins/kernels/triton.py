@@ -22,6 +22,7 @@ How much one program does, see :func:`_plan`:
   opposite order, again for the L2 cache.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -171,6 +172,7 @@ def _moments(
 @triton.jit
 def _merge(
     parts_ptr,
+    plane,
     row,
     rows,
     unit,
@@ -183,12 +185,12 @@ def _merge(
     PAD: tl.constexpr,
     R: tl.constexpr,
 ):
-    """Mean and variance [U] of rows row, ..., row + rows - 1 and the SUBS units from unit [U]."""
+    """Merge rows row, ..., row + rows - 1 and the units [U], ... of a group: as _moments, [U]."""
     SUBS: tl.constexpr = (D + PAD - 1) // PAD
     units = C // D * SUBS
     parts_ptr += unit[None, :]
     exists = exists[None, :]
-    pivot = tl.load(parts_ptr + row * 3 * units, exists, 0)
+    pivot = tl.load(parts_ptr + row * units, exists, 0)
     pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
     total = tl.zeros_like(pivot)
     rest = tl.zeros_like(pivot)
@@ -201,10 +203,10 @@ def _merge(
             pixels = tl.minimum(HW - (at % chunks) * chunk, chunk)
             count = pixels * tl.minimum(D - part % SUBS * PAD, PAD)
             count = tl.where(mask, count.to(tl.float32), 0)
-            address = parts_ptr + at.to(tl.int64) * 3 * units + part % SUBS
-            mean = tl.load(address, mask, 0) - pivot + tl.load(address + units, mask, 0)
+            address = parts_ptr + at * units + part % SUBS
+            mean = tl.load(address, mask, 0) - pivot + tl.load(address + plane, mask, 0)
             if centred:
-                var = tl.load(address + 2 * units, mask, 0)
+                var = tl.load(address + 2 * plane, mask, 0)
                 m2 += tl.sum(count * (var + (mean - rest) * (mean - rest)), 0)[None, :]
             else:
                 total += tl.sum(count, 0)[None, :]
@@ -212,7 +214,9 @@ def _merge(
         if not centred:
             total = tl.maximum(total, 1)
             rest = rest / total
-    return tl.sum(pivot + rest, 0), tl.sum(m2 / total, 0)
+    mean = pivot + rest
+    lost = tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
+    return tl.sum(mean, 0), tl.sum(lost, 0), tl.sum(m2 / total, 0)
 
 
 @triton.jit
@@ -253,7 +257,8 @@ def _maximum(a, b):
 @triton.jit
 def _moments_kernel(
     x_ptr,  # x: (N, C, H, W)
-    parts_ptr,  # out: (N, chunks, 3, units) mean, what float32 lost of it, variance
+    parts_ptr,  # out: (3, N, chunks, units) mean, what float32 lost of it, variance
+    plane: tl.int64,  # elements from one of the 3 to the next
     C,
     HW: tl.int64,
     chunk: tl.int64,  # pixels
@@ -277,21 +282,20 @@ def _moments_kernel(
     )
     units = C // D * ((D + PAD - 1) // PAD)
     unit = block * (K // PAD) + tl.arange(0, K // PAD)
-    at = parts_ptr + row.to(tl.int64) * 3 * units + unit
+    at = parts_ptr + row.to(tl.int64) * units + unit
     tl.store(at, mean, unit < units)
-    tl.store(at + units, lost, unit < units)
-    tl.store(at + 2 * units, var, unit < units)
+    tl.store(at + plane, lost, unit < units)
+    tl.store(at + 2 * plane, var, unit < units)
 
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr,  # (N, chunks, 3, units)
-    mean_ptr,  # out: (N, groups)
-    spread_ptr,  # out: (N, groups) rstd of the S series, the variance of the B series
-    batch_mean_ptr,  # out where the second axis of the grid is N + 1: (groups,)
-    batch_var_ptr,  # out, likewise: (groups,)
+    parts_ptr,  # (3, rows of all outputs, units)
+    out_ptr,  # out: (3, outputs, groups); RSTD: 1 / sqrt(variance + eps) in place of the variance
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    out_plane: tl.int64,
+    rows,
     eps,
-    N,
     C,
     HW: tl.int64,
     chunk: tl.int64,
@@ -305,20 +309,16 @@ def _merge_kernel(
     SUBS: tl.constexpr = (D + PAD - 1) // PAD
     group = tl.program_id(0) * U + tl.arange(0, U)
     exists = group < C // D
-    sample = tl.program_id(1).to(tl.int64)  # N stands for the whole batch
-    row = tl.where(sample < N, sample, 0) * chunks
-    rows = tl.where(sample < N, chunks, N * chunks)
-    mean, spread = _merge(
-        parts_ptr, row, rows, group * SUBS, exists, C, HW, chunk, chunks, D, PAD, R
+    out = tl.program_id(1).to(tl.int64)
+    mean, lost, var = _merge(
+        parts_ptr, plane, out * rows, rows, group * SUBS, exists, C, HW, chunk, chunks, D, PAD, R
     )
-    if sample < N:
-        if RSTD:
-            spread = 1 / tl.sqrt_rn(spread + eps)
-        tl.store(mean_ptr + sample * (C // D) + group, mean, exists)
-        tl.store(spread_ptr + sample * (C // D) + group, spread, exists)
-    else:
-        tl.store(batch_mean_ptr + group, mean, exists)
-        tl.store(batch_var_ptr + group, spread, exists)
+    if RSTD:
+        var = 1 / tl.sqrt_rn(var + eps)
+    at = out_ptr + out * (C // D) + group
+    tl.store(at, mean, exists)
+    tl.store(at + out_plane, lost, exists)
+    tl.store(at + 2 * out_plane, var, exists)
 
 
 @triton.jit
@@ -328,17 +328,18 @@ def _forward_kernel(
     weight_ptr,  # gamma: (C,) or (N, C)
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
-    parts_ptr,  # (N, chunks, 3, units) where STATISTICS is "parts"
+    parts_ptr,  # (3, N, chunks, units) where STATISTICS is "parts"
     mean_ptr,  # (N, groups), out unless STATISTICS is "given"
     spread_ptr,  # likewise: rstd of the S series, the variance of the B series
-    batch_var_ptr,  # (C,), B series
+    batch_var_ptr,  # (C,), None: S series
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
     HW: tl.int64,
     chunk: tl.int64,
     chunks,
-    KIND: tl.constexpr,  # "s0", "s1", "s2", "b0", "b1", "b2"
+    KIND: tl.constexpr,  # "s0" for s1 too, "s2", "b0", "b1", "b2"
     STATISTICS: tl.constexpr,  # from "x" (one chunk), from "parts", or "given"
     HELD: tl.constexpr,
     D: tl.constexpr,
@@ -365,9 +366,10 @@ def _forward_kernel(
                 x_ptr, first, end, n, c, inside, C, HW, KIND != "s2", HELD, PAD, K, P, LAST
             )
         else:
-            mean, spread = _merge(
-                parts_ptr, n * chunks, chunks, group * SUBS, exists, C, HW, chunk, chunks, D, PAD, 32
-            )
+            mean, _, spread = _merge(
+                parts_ptr, plane, n * chunks, chunks, group * SUBS, exists,
+                C, HW, chunk, chunks, D, PAD, 32,
+            )  # fmt: skip
         if batch_var_ptr is None:
             spread = 1 / tl.sqrt_rn(spread + eps)
         to_store = exists & (row % chunks == 0) & (block % SUBS == 0)
@@ -462,7 +464,7 @@ def _sample_sums_kernel(
     rstd_ptr,  # (N, groups)
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
-    plane: tl.int64,  # N * chunks * C
+    plane: tl.int64,  # of sums: elements from one of them to the next
     weight_stride,
     C,
     HW: tl.int64,
@@ -505,7 +507,7 @@ def _sample_backward_kernel(
     rstd_ptr,  # (N, groups)
     sums_ptr,  # out where parts_ptr is None: (2 or 3, N, C), for dweight, dbias, dv
     parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x), or None: one chunk
-    plane: tl.int64,  # N * C
+    plane: tl.int64,  # of sums: elements from one of them to the next
     weight_stride,
     C,
     HW: tl.int64,
@@ -588,7 +590,7 @@ def _batch_sums_kernel(
     var_ptr,  # (N, C)
     batch_var_ptr,  # (C,)
     sums_ptr,  # out: (4 or 5, N, chunks, C), for dweight, dbias, dstd, dbatch_var, dv
-    plane: tl.int64,  # N * chunks * C
+    plane: tl.int64,  # of sums: elements from one of them to the next
     weight_stride,
     eps,
     C,
@@ -596,13 +598,15 @@ def _batch_sums_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,
+    D: tl.constexpr,  # 1
+    PAD: tl.constexpr,  # 1
     K: tl.constexpr,
     P: tl.constexpr,
     LAST: tl.constexpr,
     VEC: tl.constexpr,
 ):
     HW = HW // VEC * VEC
-    row, _, c, inside = _place(C, 1, 1, K, False)
+    row, _, c, inside = _place(C, D, PAD, K, False)
     first = (row % chunks) * chunk
     end = tl.minimum(first + chunk, HW)
     n = (row // chunks).to(tl.int64)
@@ -663,13 +667,15 @@ def _batch_input_gradient_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,
+    D: tl.constexpr,  # 1
+    PAD: tl.constexpr,  # 1
     K: tl.constexpr,
     P: tl.constexpr,
     LAST: tl.constexpr,
     VEC: tl.constexpr,
 ):
     HW = HW // VEC * VEC
-    row, _, c, inside = _place(C, 1, 1, K, True)
+    row, _, c, inside = _place(C, D, PAD, K, True)
     first = (row % chunks) * chunk
     end = tl.minimum(first + chunk, HW)
     n = (row // chunks).to(tl.int64)
@@ -708,32 +714,24 @@ def _batch_input_gradient_kernel(
 
 @triton.jit
 def _sum_kernel(
-    sums_ptr,  # (J, N, chunks, C)
-    total_ptr,  # out: (J, C) sums over samples and chunks
-    sample_ptr,  # out where the third axis of the grid is N + 1: (J, N, C) sums over chunks
-    N,
+    sums_ptr,  # (J, rows of all outputs, C)
+    out_ptr,  # out: (J, outputs, C) sums of so many rows that follow each other
+    plane: tl.int64,  # of sums: elements from one of the J to the next
+    out_plane: tl.int64,
+    rows,
     C,
-    chunks,
-    total_plane: tl.int64,  # elements from one j to the next
-    sample_plane: tl.int64,
     U: tl.constexpr,  # channels of a program
     R: tl.constexpr,  # rows it loads at once
 ):
     c = tl.program_id(0) * U + tl.arange(0, U)
-    j = tl.program_id(1).to(tl.int64)
-    sample = tl.program_id(2).to(tl.int64)  # 0 stands for all
-    row = tl.maximum(sample - 1, 0) * chunks
-    rows = tl.where(sample == 0, N * chunks, chunks)
+    out = tl.program_id(1).to(tl.int64)
+    j = tl.program_id(2).to(tl.int64)
     total = tl.zeros([R, U], tl.float32)
     for start in range(0, rows, R):
         r = start + tl.arange(0, R)[:, None]
-        at = ((j * N * chunks + row + r) * C) + c[None, :]
-        total += tl.load(sums_ptr + at, (r < rows) & (c < C)[None, :], 0)
-    total = tl.sum(total, 0)
-    if sample == 0:
-        tl.store(total_ptr + j * total_plane + c, total, c < C)
-    else:
-        tl.store(sample_ptr + j * sample_plane + (sample - 1) * C + c, total, c < C)
+        at = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
+        total += tl.load(at, (r < rows) & (c < C)[None, :], 0)
+    tl.store(out_ptr + j * out_plane + out * C + c, tl.sum(total, 0), c < C)
 
 
 # ---- how much a program does -----------------------------------------------------------------
@@ -752,7 +750,9 @@ class _Plan(NamedTuple):
 
     def run(self, kernel, *args, **constants):
         chunks = self.place[-1]
-        kernel[(self.blocks * chunks,)](*args, *self.place, **constants, **self.shape, **self.launch)
+        kernel[(self.blocks * chunks,)](
+            *args, *self.place, **constants, **self.shape, **self.launch
+        )
 
 
 def _plan(x, depth, tensors, batch=False):
@@ -817,3 +817,221 @@ def _plan(x, depth, tensors, batch=False):
         shape={"D": depth, "PAD": pad, "K": k, "P": p, "LAST": last, "VEC": vec},
         launch={"num_warps": min(max(warps, 1), 32), "enable_fp_fusion": True},
     )
+
+
+# ---- the functions that the kernels are for ----------------------------------------------------
+#
+# x is (N, C, H, W), not empty, and dense in contiguous or channels_last format; dy has its dtype
+# and strides. Parameters and statistics are float32 and contiguous: weight, bias (C,) or (N, C),
+# v, batch_var (C,). Results that are not like x are float32 too.
+
+
+def sample_forward(x, weight, bias, v, groups, eps, centred):
+    """EvoNorm-S0, S1 (v None) and S2 (v None, not ``centred``): y, mean and rstd ``(N, groups)``.
+
+    ``y = x sigmoid(v x) rstd weight + bias`` with ``rstd = 1 / sqrt(variance + eps)`` of the
+    groups; not ``centred``: the mean of squares in place of the variance, and 0 for the mean.
+    """
+    plan = _plan(x, x.shape[1] // groups, 1)
+    return _forward(plan, x, weight, bias, v, None, "s0" if centred else "s2", eps)
+
+
+def sample_backward(dy, x, weight, v, mean, rstd, centred):
+    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
+    n, channels = x.shape[:2]
+    plan = _plan(x, channels // mean.shape[1], 2)
+    chunks = plan.place[-1]
+    dx = torch.empty_like(x)
+    sums = _planes(x, 2 if v is None else 3, n * chunks * channels)
+    common = (sums.stride(0), _stride(weight))
+    parts = None
+    with torch.cuda.device_of(x):
+        if not plan.fused:
+            parts = x.new_empty(n * chunks * plan.units, dtype=torch.float32)
+            plan.run(_sample_sums_kernel, dy, x, weight, v, rstd, sums, parts, *common)
+        plan.run(
+            _sample_backward_kernel, dy, x, dx, weight, v, mean, rstd, sums, parts, *common,
+            CENTRED=centred, HELD=plan.held,
+        )  # fmt: skip
+        dweight, dbias, *dv = _totals(sums, n, channels, chunks, weight)
+    return dx, dweight, dbias, dv[0] if dv else None
+
+
+def batch_moments(x):
+    """Mean and biased variance of every sample's channels, ``(N, C)`` each."""
+    with torch.cuda.device_of(x):
+        moments = _instance_moments(_plan(x, 1, 1, batch=True), x)
+    mean, _, var = _views(moments, x.shape[:2])
+    return mean, var
+
+
+def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
+    """EvoNorm-B0, B1, B2 (``kind`` "b0", "b1", "b2") of given statistics: y.
+
+    ``y = x / max(sqrt(batch_var + eps), t) weight + bias`` where t of b0, b1 and b2 is
+    ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with ``r = sqrt(var + mean^2 + eps)``.
+    """
+    plan = _plan(x, 1, 1, batch=True)
+    return _forward(plan, x, weight, bias, v, batch_var, kind, eps, (mean, var))[0]
+
+
+def batch_forward(x, weight, bias, v, batch_var, kind, eps):
+    """y, mean and var ``(N, C)``, and the mean and variance ``(C,)`` of the batch.
+
+    The last two are empty where ``batch_var`` is given, which is used; else they are those of x.
+    """
+    if batch_var is not None:
+        plan = _plan(x, 1, 1)
+        y, mean, var = _forward(plan, x, weight, bias, v, batch_var, kind, eps)
+        return y, mean, var, batch_var.new_empty(0), batch_var.new_empty(0)
+    plan = _plan(x, 1, 1, batch=True)
+    n, channels, height, width = x.shape
+    with torch.cuda.device_of(x):
+        moments = _instance_moments(plan, x)
+        place = (channels, height * width, height * width, 1)
+        batch = _merged(plan, moments, n, 1, place)
+    mean, _, var = _views(moments, (n, channels))
+    batch_mean, _, batch_var = _views(batch, (channels,))
+    y, _, _ = _forward(plan, x, weight, bias, v, batch_var, kind, eps, (mean, var))
+    return y, mean, var, batch_mean, batch_var
+
+
+def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
+    """Gradients ``dweight, dbias, dv, dstd, dbatch_var``; ``dv`` None where v is.
+
+    ``dstd`` ``(N, C)`` is the gradient by the root of each sample's own statistic: of b0
+    ``sqrt(var + eps)``, of b1 and b2 ``r``.
+    """
+    n, channels = x.shape[:2]
+    plan = _plan(x, 1, 2, batch=True)
+    chunks = plan.place[-1]
+    sums = _planes(x, 5 if kind == "b0" else 4, n * chunks * channels)
+    with torch.cuda.device_of(x):
+        plan.run(
+            _batch_sums_kernel, dy, x, weight, v, mean, var, batch_var, sums, sums.stride(0),
+            _stride(weight), eps, KIND=kind,
+        )  # fmt: skip
+        if chunks > 1:
+            sums = _summed(sums, chunks, n, channels)
+        dweight, dbias, _, dbatch_var, *dv = _totals(sums, n, channels, 1, weight)
+    dstd = _views(sums, (n, channels))[2]
+    return dweight, dbias, dv[0] if dv else None, dstd, dbatch_var
+
+
+def batch_input_gradient(
+    dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
+):
+    """dx, from what :func:`batch_reduce` returned.
+
+    ``batch_mean`` ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not
+    come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
+    """
+    dx = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        _plan(x, 1, 2, batch=True).run(
+            _batch_input_gradient_kernel, dy, x, dx, weight, v, mean, var, batch_mean, batch_var,
+            dstd, dbatch_var, count, _stride(weight), eps, x.shape[0], KIND=kind,
+        )  # fmt: skip
+    return dx
+
+
+def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps):
+    """Gradients ``dx, dweight, dbias, dv, dbatch_var`` of the B series."""
+    *parameters, dstd, dbatch_var = batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps)
+    dx = batch_input_gradient(
+        dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
+    )
+    return dx, *parameters, dbatch_var
+
+
+def _forward(plan, x, weight, bias, v, batch_var, kind, eps, given=None):
+    """y and the statistics of the groups; ``given`` holds them if they are known."""
+    n, channels = x.shape[:2]
+    y = torch.empty_like(x)
+    parts, plane, source = None, 0, "given"
+    with torch.cuda.device_of(x):
+        if given is None:
+            groups = channels // plan.shape["D"]
+            if not plan.fused:
+                parts = _part_moments(plan, x, kind != "s2")
+                plane = parts.stride(0)
+            if parts is not None and plan.place[-1] * plan.units > _PARTS * groups:
+                rstd_eps = None if batch_var is not None else eps
+                rows = plan.place[-1]
+                parts = _merged(plan, parts, rows, n, plan.place, rstd_eps)
+                mean, _, spread = _views(parts, (n, groups))
+            else:
+                mean = x.new_empty((n, groups), dtype=torch.float32)
+                spread = torch.empty_like(mean)
+                source = "x" if plan.fused else "parts"
+        else:
+            mean, spread = given
+        plan.run(
+            _forward_kernel, x, y, weight, bias, v, parts, mean, spread, batch_var, plane,
+            _stride(weight), eps, KIND=kind, STATISTICS=source, HELD=plan.held and source == "x",
+        )  # fmt: skip
+    return y, mean, spread
+
+
+def _part_moments(plan, x, centred=True):
+    """Moments of every chunk and unit, planes (3, N * chunks * units)."""
+    parts = _planes(x, 3, x.shape[0] * plan.place[-1] * plan.units)
+    held = plan.place[2] <= plan.shape["P"]
+    plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred, HELD=held)
+    return parts
+
+
+def _instance_moments(plan, x):
+    """Moments of every sample's channels, planes (3, N * C)."""
+    parts, chunks = _part_moments(plan, x), plan.place[-1]
+    return parts if chunks == 1 else _merged(plan, parts, chunks, x.shape[0], plan.place)
+
+
+def _merged(plan, parts, rows, outputs, place, rstd_eps=None):
+    """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance."""
+    depth, pad = plan.shape["D"], plan.shape["PAD"]
+    groups = place[0] // depth
+    out = _planes(parts, 3, outputs * groups)
+    tile = _rows_at_once(rows)
+    _merge_kernel[(triton.cdiv(groups, tile["U"]), outputs)](
+        parts, out, parts.stride(0), out.stride(0), rows, rstd_eps or 0.0, *place,
+        RSTD=rstd_eps is not None, D=depth, PAD=pad, **tile,
+    )  # fmt: skip
+    return out
+
+
+def _summed(sums, rows, outputs, channels):
+    """Add every ``rows`` rows of planes (J, rows * outputs * C): planes (J, outputs * C)."""
+    out = _planes(sums, len(sums), outputs * channels)
+    tile = _rows_at_once(rows)
+    _sum_kernel[(triton.cdiv(channels, tile["U"]), outputs, len(sums))](
+        sums, out, sums.stride(0), out.stride(0), rows, channels, **tile
+    )
+    return out
+
+
+def _totals(sums, n, channels, chunks, weight):
+    """Sums over samples, ``(C,)`` each; the first two ``(N, C)`` where ``weight`` is."""
+    if weight.dim() == 1:
+        return _views(_summed(sums, n * chunks, 1, channels), (channels,))
+    if chunks > 1:
+        sums = _summed(sums, chunks, n, channels)
+    totals = _views(_summed(sums[2:], n, 1, channels), (channels,)) if len(sums) > 2 else ()
+    return *_views(sums[:2], (n, channels)), *totals
+
+
+def _rows_at_once(rows):
+    return {"U": 64, "R": 16} if rows <= 16 else {"U": 8, "R": 256}
+
+
+def _planes(like, number, size):
+    """Memory of ``number`` tensors of ``size`` elements, each aligned to 16 bytes."""
+    return like.new_empty((number, triton.cdiv(size, 4) * 4), dtype=torch.float32)
+
+
+def _views(planes, shape):
+    return planes[:, : math.prod(shape)].unflatten(1, shape).unbind(0)
+
+
+def _stride(weight):
+    return weight.stride(0) if weight.dim() == 2 else 0

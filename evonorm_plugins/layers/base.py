@@ -100,6 +100,9 @@ class Fused:
             raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
         self.impl = impl
 
+    def _norm(self, x):
+        return F.channel_affine(x, self.weight, self.bias, impl=self.impl)
+
     def options(self):
         return {**super().options(), "impl": self.impl}
 

@@ -14,9 +14,9 @@ from detectron2.engine import defaults, hooks
 from detectron2.utils import comm
 from fvcore.nn import precise_bn
 
-from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import BatchStatistics
+from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 
 _stock_get_bn_modules = precise_bn.get_bn_modules
 _stock_update_bn_stats = precise_bn.update_bn_stats

@@ -5,10 +5,10 @@
 #include <stdint.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { S_SERIES, B0, B1, B2 };
+enum { S_SERIES, B0, B1, B2, AFFINE };
 
-/* Sums over the pixels of one sample's channel that the backward pass is made of. g stands for
-   x^2 sigmoid' (S series) or x / max^2 (B series). */
+/* Sums over the pixels of one sample's channel that the backward pass is made of. f stands for y
+   before rstd, gamma and beta, g for x^2 sigmoid' (S series) or dy x / max^2 (B series). */
 enum { SUM_DY, SUM_DY_F, SUM_G, SUM_G_OWN, SUM_GX_OWN, SUMS };
 
 /* One call. N samples, C channels, P pixels, G groups. The layout is that of `struct _Problem` in
@@ -41,6 +41,11 @@ typedef struct {
     float *v_grad;          /* (C) or null */
 } problem;
 
+static inline int64_t group_of(const problem *p, int64_t n, int64_t c)
+{
+    return n * p->groups + c / (p->channels / p->groups);
+}
+
 /* Each works on channels [c0, c1) of sample n. */
 typedef void loop(const problem *p, int64_t n, int64_t c0, int64_t c1);
 
@@ -52,6 +57,8 @@ typedef struct {
     loop *batch_apply;   /* x, mean, var, batch_var -> out */
     loop *batch_reduce;  /* x, dy, mean, var, batch_var -> sums */
     loop *batch_grad;    /* the same, batch_mean, std_grad, batch_var_grad -> out */
+    loop *affine_apply;  /* x -> out */
+    loop *affine_grad;   /* x, dy -> out, sums */
 } loops;
 
 extern const float evonorm_exp_limit;

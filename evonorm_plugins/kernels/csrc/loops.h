@@ -177,11 +177,6 @@ INLINE void own_line(const problem *p, int64_t n, int64_t c, float *slope, float
     *offset = *batch != *batch ? *batch : own;
 }
 
-INLINE int64_t group_of(const problem *p, int64_t n, int64_t c)
-{
-    return n * p->groups + c / (p->channels / p->groups);
-}
-
 /* `n` numbers, whose deviations from `shift` sum up to s and their squares to ss, join `count`
    others (Chan, Golub, LeVeque 1979). */
 INLINE void join(double count, double *mean, double *m2, double n, double shift, double s,
@@ -492,5 +487,52 @@ static void batch_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
     }
 }
 
+/* ---- affine transform ---- */
+
+static void affine_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
+{
+    float xs[BLOCK], ys[BLOCK];
+    PARTS_UP(c, width) {
+        const float *weight = p->weight + n * p->affine_stride + c;
+        const float *bias = p->bias + n * p->affine_stride + c;
+        SPANS(i, at, len) {
+            const float *x = load(p, p->x, at, len, xs);
+            float *y = place(p, at, ys);
+            EACH(j, k, y[j] = x[j] * weight[k] + bias[k];)
+            store(p, at, len, ys);
+        }
+    }
+}
+
+static void affine_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
+{
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], sums[2][WIDTH] = {{0}};
+    PARTS_UP(c, width) {
+        const float *weight = p->weight + n * p->affine_stride + c;
+        clear(p, n, c, width, 2);
+        SPANS(i, at, len) {
+            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
+            float *dx = place(p, at, dxs), a = 0, b = 0;
+            if (p->channels_last) {
+                SIMD for (int64_t j = 0; j < len; j++) {
+                    sums[SUM_DY][j] += dy[j];
+                    sums[SUM_DY_F][j] += dy[j] * x[j];
+                    dx[j] = dy[j] * weight[j];
+                }
+            } else {
+                const float scale = weight[0];
+                SIMD_SUM(a, b) for (int64_t j = 0; j < len; j++) {
+                    a += dy[j];
+                    b += dy[j] * x[j];
+                    dx[j] = dy[j] * scale;
+                }
+                sums[SUM_DY][0] = a, sums[SUM_DY_F][0] = b;
+            }
+            store(p, at, len, dxs);
+            if (flushes(p, i)) flush(p, n, c, width, 2, sums);
+        }
+    }
+}
+
 const loops LOOPS = {moments,     sample_apply, sample_reduce, sample_grad,
-                     batch_apply, batch_reduce, batch_grad};
+                     batch_apply, batch_reduce, batch_grad,    affine_apply, affine_grad};
