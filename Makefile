@@ -7,11 +7,12 @@ CSRC := $(wildcard evonorm_plugins/kernels/csrc/*)
 # Extra arguments, as in: make test ARGS="tests/layers -k sync"
 ARGS ?=
 
-.PHONY: help demo test lint install venv detectron2 clean
+.PHONY: help demo test bench lint install venv detectron2 clean
 
 help:
 	@echo "make demo        train a small detector with EvoNormS0, show its predictions"
 	@echo "make test        run the tests; ARGS=... goes to pytest"
+	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
 	@echo "make lint        ruff, lint and format"
 	@echo "make install     $(VENV) with everything, Detectron2 if it can be had"
 	@echo "make detectron2  try again to get Detectron2"
@@ -24,6 +25,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: install
+	$(BIN)/python tools/benchmark.py layers
+	$(BIN)/python tools/benchmark.py models
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -236,8 +236,9 @@ def test_rivals_that_cannot_run(load, main, monkeypatch, capsys):
         (["layers", "--csv", "no/such/a.csv"], "there is no folder no/such"),
         (["layers", "--plot", "a.png", "--rivals", "timm"], "add it to --rivals"),
         (["models", "--plot", "a.png", "--norms", "GN"], "add it to --norms"),
-        (["models", "--norms", "BM"], "unknown norm 'BM'; known: BN, GN, EvoNormB0"),
+        (["models", "--norms", "BM"], "'BM': there is no such norm; known: BN, GN, EvoNormB0"),
         (["models", "--norms", "EvoNormS0(impl='gpu')"], "impl='gpu'"),
+        (["models", "--norms", "EvoNormS0(group=1)"], "'EvoNormS0(group=1)'"),
         (["models", "--models", "vgg"], "'vgg' (choose from"),
         (["models", "--size", "-1"], "'-1' is not an integer"),
         ([], "command"),
@@ -258,32 +259,29 @@ def test_layers_are_named_where_one_is_unknown(main, capsys):
 
 def test_resnet50(main, tmp_path, capsys):
     pytest.importorskip("torchvision")
-    pytest.importorskip("matplotlib")
-    out, picture = tmp_path / "models.csv", tmp_path / "models.png"
-    options = [
-        "--models",
-        "resnet50",
-        "--size",
-        "32",
-        "--rounds",
-        "1",
-        "--norms",
-        "BN",
-        "EvoNormS0",
-    ]
-    assert main(["models", *options, "--csv", str(out), "--plot", str(picture)]) == 0
-    rows = read(out)
-    assert [(row["model"], row["norm"], row["size"]) for row in rows] == [
-        ("resnet50", "BN", "32"),
-        ("resnet50", "EvoNormS0", "32"),
-    ]
-    for row in rows:
-        assert float(row["median_ms"]) > 0
-        # Gradients and momenta of 25.5 million parameters are part of the peak.
-        assert float(row["peak_MiB"]) > 2 * 97 + float(row["kept_MiB"]) / 2
-        assert float(row["kept_MiB"]) > 1
-    assert picture.read_bytes()[:4] == b"\x89PNG"
+    out = tmp_path / "models.csv"
+    options = ["--models", "resnet50", "--size", "32", "--rounds", "1", "--norms", "EvoNormS0"]
+    assert main(["models", *options, "--csv", str(out)]) == 0
+    (row,) = read(out)
+    assert (row["model"], row["norm"], row["size"]) == ("resnet50", "EvoNormS0", "32")
+    assert float(row["median_ms"]) > 0
+    # Gradients and momenta of 25.5 million parameters are part of the peak.
+    assert float(row["peak_MiB"]) > 2 * 97 + float(row["kept_MiB"]) / 2
+    assert float(row["kept_MiB"]) > 1
     assert "resnet50 8x3x32x32, one training iteration, 1 rounds" in capsys.readouterr().out
+
+
+def test_picture_of_models(load, tmp_path):
+    pytest.importorskip("matplotlib")
+    report, out = load("benchmark_report"), tmp_path / "models.png"
+    rows = [
+        {"model": model, "norm": norm, "device": "a CPU", "median_ms": 5.0, "peak_MiB": peak}
+        for model in ("resnet50", "mask_rcnn")
+        for norm, peak in (("BN", 200.0), ("EvoNormS0", 150.0))
+    ]
+    report.plot_models(rows, out)
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    assert [p.name for p in tmp_path.iterdir()] == ["models.png"]
 
 
 def test_where_resnet50_has_its_norms(load):
@@ -334,15 +332,13 @@ def test_mask_rcnn_does_the_same_work_with_every_norm(load, monkeypatch):
     for norm in ("BN", "EvoNormB0"):
         training = models.Training("mask_rcnn", norm, size=128)
         seen = regions[norm] = []
-        for head in (
-            training.model.rcnn.roi_heads.box_head,
-            training.model.rcnn.roi_heads.mask_head,
-        ):
+        heads = training.model.rcnn.roi_heads
+        for head in (heads.box_head, heads.mask_head):
             head.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(len(inputs[0])))
         weights = [p.detach().clone() for p in training.model.parameters()]
         training.iterate()
         training.iterate()
         assert all(map(torch.equal, weights, training.model.parameters()))
         kept[norm] = training.kept_bytes()
-    assert regions["BN"] == regions["EvoNormB0"] == [128, 32] * 2
+    assert regions["BN"] == regions["EvoNormB0"] == [128, 32] * 3
     assert kept["EvoNormB0"] == pytest.approx(kept["BN"], rel=0.02)

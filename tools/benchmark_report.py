@@ -1,0 +1,198 @@
+"""What tools/benchmark.py writes: CSV, tables, pictures."""
+
+import csv
+from pathlib import Path
+
+OURS, RIVAL, FLOOR = "#1b998b", "#30638e", "#b0b0b0"
+
+
+def write_csv(path, rows):
+    """Rows, dicts of the same keys, to ``path``, which is never seen half written."""
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    with open(partial, "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
+def table(rows):
+    """Rows of cells as lines of text; the first column to the left, the others to the right."""
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(
+        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+        for label, *cells in rows
+    )
+
+
+def label(row):
+    """What a competitor is called: its name, and its ``impl`` where that is worth a word."""
+    return row["competitor"] + ("" if row["impl"] in ("auto", "torch.nn") else f" {row['impl']}")
+
+
+def layers_report(rows):
+    """Times, ratios and memory of all competitors on one shape.
+
+    Args:
+        rows: those of one shape, one for each competitor and phase.
+    """
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    by_label = {}
+    for row in rows:
+        by_label.setdefault(label(row), {})[row["phase"]] = row
+    floors = [name for name in by_label if name.startswith("copy")]
+    whole = phases[-1]
+    times = [("median ms", *phases, "p10 to p90", "kept MiB", *(f"of {f}" for f in floors))]
+    for name, of in by_label.items():
+        row = of[whole]
+        shares = (by_label[f][whole]["median_ms"] / row["median_ms"] for f in floors)
+        times.append(
+            (
+                name,
+                *(f"{of[phase]['median_ms']:.3f}" for phase in phases),
+                f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}",
+                f"{row['kept_MiB']:.2f}",
+                *(f"{100 * share:.0f}%" for share in shares),
+            )
+        )
+    first = rows[0]
+    head = ", ".join(first[key] for key in ("shape", "dtype", "layout", "mode"))
+    head += f", {first['rounds']} rounds"
+    parts = [head, table(times), f"{whole}: time over that of", table(_ratios(rows, whole))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _ratios(rows, phase):
+    """Each EvoNorm's median over those of its rivals: the pairs, its own other forms, floors."""
+    rows = [row for row in rows if row["phase"] == phase]
+    ours = [row for row in rows if row["impl"] == "auto"]
+    names = {row["competitor"] for row in ours}
+    median = {(row["competitor"], row["impl"]): row["median_ms"] for row in rows}
+    shared = [(key, label(row)) for row in rows if (key := _key(row))[0] not in names]
+    own = list(dict.fromkeys(i for name, i in median if name in names and i != "auto"))
+    lines = [(phase, *(shown for _, shown in shared), *(f"its {impl}" for impl in own))]
+    for row in ours:
+        rivals = [key for key, _ in shared] + [(row["competitor"], impl) for impl in own]
+        cells = (f"{row['median_ms'] / median[r]:.2f}" if r in median else "-" for r in rivals)
+        lines.append((row["competitor"], *cells))
+    return lines
+
+
+def _key(row):
+    return row["competitor"], row["impl"]
+
+
+def models_report(rows):
+    """Time and memory of one training iteration of one model, norm by norm."""
+    base = rows[0]
+    lines = [("", "median ms", "p10 to p90", "ratio", "peak MiB", "ratio", "kept MiB")]
+    for row in rows:
+        lines.append(
+            (
+                row["norm"],
+                f"{row['median_ms']:.1f}",
+                f"{row['p10_ms']:.1f} to {row['p90_ms']:.1f}",
+                f"{row['median_ms'] / base['median_ms']:.2f}",
+                f"{row['peak_MiB']:.0f}",
+                f"{row['peak_MiB'] / max(base['peak_MiB'], 1e-9):.2f}",
+                f"{row['kept_MiB']:.0f}",
+            )
+        )
+    size = f"{base['images']}x3x{base['size']}x{base['size']}"
+    head = f"{base['model']} {size}, one training iteration, {base['rounds']} rounds"
+    return f"{head}\n\n{table(lines)}"
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(plt, figure, path):
+    partial = Path(path).with_suffix(".partial.png")
+    figure.savefig(partial, dpi=120)
+    plt.close(figure)
+    partial.replace(path)
+
+
+def _bars(axes, names, values, colours, title):
+    """One bar of ``values`` for each of ``names``, from top to bottom, and a line at 1."""
+    axes.barh(range(len(names)), values, color=colours)
+    axes.axvline(1, color="#d1495b", linewidth=1.2)
+    over_line = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5}
+    limit = max(1.0, *values) * 1.18
+    for place, value in enumerate(values):
+        axes.text(
+            value + limit / 100, place, f"{value:.2f}", va="center", fontsize=8, bbox=over_line
+        )
+    axes.set_title(title, fontsize=10)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, limit))
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plot_layers(rows, path):
+    """Bars for each shape: time of the whole run over that of BN+ReLU."""
+    plt = _pyplot()
+    whole = rows[-1]["phase"]
+    rows = [row for row in rows if row["phase"] == whole]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    names = list(dict.fromkeys(map(label, rows)))
+    columns = min(len(shapes), 4)
+    lines = -(-len(shapes) // columns)
+    figure, grid = plt.subplots(
+        lines,
+        columns,
+        figsize=(2.2 + 3 * columns, lines * (1.2 + 0.25 * len(names))),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axes in grid.flat[len(shapes) :]:
+        axes.set_axis_off()
+    for axes, shape in zip(grid.flat, shapes, strict=False):
+        of = {label(row): row for row in rows if row["shape"] == shape}
+        ratios = [row["median_ms"] / of["BN+ReLU"]["median_ms"] for row in of.values()]
+        _bars(axes, list(of), ratios, [_colour(row) for row in of.values()], shape)
+        if axes not in grid[:, 0] and list(of) == names:
+            axes.set_yticklabels([])
+    first = rows[0]
+    figure.suptitle(
+        f"{whole}: time over that of BN+ReLU\n"
+        f"{first['dtype']}, {first['layout']}, {first['device']}",
+        fontsize=11,
+    )
+    _save(plt, figure, path)
+
+
+def _colour(row):
+    return FLOOR if row["competitor"] == "copy" else OURS if row["impl"] == "auto" else RIVAL
+
+
+def plot_models(rows, path):
+    """Bars for each model: time and peak memory of one iteration over those with BN."""
+    plt = _pyplot()
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    kinds = (("median_ms", "time"), ("peak_MiB", "peak memory"))
+    longest = max(sum(row["model"] == model for row in rows) for model in models)
+    figure, grid = plt.subplots(
+        len(models),
+        2,
+        figsize=(9, len(models) * (1.0 + 0.35 * longest)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for line, model in zip(grid, models, strict=True):
+        of = {row["norm"]: row for row in rows if row["model"] == model}
+        for axes, (key, shown) in zip(line, kinds, strict=True):
+            base = max(of["BN"][key], 1e-9)
+            colours = [RIVAL if name in ("BN", "GN") else OURS for name in of]
+            _bars(
+                axes, list(of), [row[key] / base for row in of.values()], colours,
+                f"{model}, {shown}",
+            )  # fmt: skip
+    figure.suptitle(f"one training iteration over that with BN\n{rows[0]['device']}", fontsize=11)
+    _save(plt, figure, path)
