@@ -1,27 +1,30 @@
 """Triton kernels of the six EvoNorm layers, forward and backward.
 
-The formulas are those of :mod:`evonorm_plugins.functional`; fp32, fp16 or bf16 is read and written,
+The formulas are those of :mod:`evonorm_plugins.formulas`; fp32, fp16 or bf16 is read and written,
 everything between is float32. A program works on a tile ``[K channels, P pixels]`` of one sample,
-which it moves over a *chunk* of the pixels; strides say which of the two axes is contiguous, so one
-kernel serves both memory formats. Groups of the S series and channels of the B series (groups of
-one channel) are the same thing to the kernels: D channels that share their statistics. Of groups
-wider than 64 channels each part of 64 is a *unit*; otherwise a unit is a group.
+which it moves over a *chunk* of the pixels; which of the two axes is contiguous is a constant, so
+one kernel serves both memory formats. To the kernels the B series has groups too, of one channel.
+Of a group wider than 64 channels every 64 are a *unit*; other units are whole groups.
 
-Moments are sums of ``x - pivot`` and its square, where the pivot is the mean of the first tile:
-a centred variance in one pass, however far the mean is from 0. Parts are merged by count, mean and
+Moments are sums of ``x - pivot`` and its square, where the pivot is the mean of the first tile: a
+centred variance from one pass, however far the mean is from 0. Parts are merged by count, mean and
 variance (Chan, Golub, LeVeque 1979). No atomics: sums over programs go through buffers and are
 added in a fixed order, so results repeat bit by bit.
 
-How much one program does, see :func:`_plan`:
+How much a program does, see :func:`_plan`:
 
 - *held*: a group fits in the registers of one program. x is read once.
-- *fused*: enough groups to fill the GPU. One program reads its group twice, the second time from
-  the end backwards, so that most of it comes from the L2 cache.
-- *chunks*: few large groups, and the B series, whose batch statistics need all of x first. One
-  kernel writes the moments of every chunk, the next merges them itself; it goes through x in the
-  opposite order, again for the L2 cache.
+- *fused*: enough groups to fill the GPU. A program reads its group twice, the second time from the
+  end backwards, so that most of it comes from the L2 cache.
+- *chunks*: few large groups; and the B series, whose batch statistics need all of x first. A
+  kernel writes the moments of every chunk; the next one merges those of its group itself unless
+  they are many, and goes through x in the opposite order, again for the L2 cache.
+
+Pixels may change with every call: kernels are not specialised on them, but for powers of two that
+divide them and the size of a tile.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -37,12 +40,31 @@ _UNIT = 64  # channels of a unit of larger groups
 _PROGRAMS = 2112
 _CHUNK_TILES = 2
 # Fused: at least 2 groups for each multiprocessor. Of what all programs have read once and not yet
-# twice, 132 times the second number and more is in the 50 MB of cache.
+# twice, 132 times _CACHED_BYTES and more is in the 50 MB of cache.
 _FUSED_PROGRAMS = 264
 _CACHED_BYTES = 256 * 1024
 _FUSED_BYTES = 512 * 1024
-# Parts that every program merges itself; more have a kernel of their own.
-_PARTS = 64
+_PARTS = 64  # parts of a group that every program merges itself
+
+_OPTIONS = {"enable_fp_fusion": True}  # fused multiply and add
+_kernel = functools.partial(
+    triton.jit,
+    do_not_specialize=["HW", "chunk", "plane", "out_plane", "rows", "N"],
+    do_not_specialize_on_alignment=["chunks"],
+)
+
+
+class _Tile(NamedTuple):
+    """Constants of the kernels."""
+
+    D: int  # channels of a group
+    PAD: int  # channels of a unit, rounded up to a power of two
+    SUBS: int  # units of a group
+    U: int  # units of a tile
+    K: int  # channels of a tile, U * PAD
+    P: int  # pixels of a tile
+    LAST: bool  # channels_last
+    VEC: int  # divides the pixels of x
 
 
 def unavailable(x):
@@ -59,151 +81,127 @@ def unavailable(x):
     return None
 
 
-# ---- what the kernels share ------------------------------------------------------------------
+# ---- what the kernels share ----
+#
+# ``at``: where a program works: sample, channels [K], which of them exist [K], the end of its
+# pixels, and C and H W.
 
 
 @triton.jit
-def _place(C, D: tl.constexpr, PAD: tl.constexpr, K: tl.constexpr, BACKWARDS: tl.constexpr):
-    """Row (sample * chunks + chunk) and channel block of a program, channels [K], which exist [K].
+def _place(C, HW, chunk, chunks, BACKWARDS: tl.constexpr, T: tl.constexpr):
+    """Of a program: sample * chunks + chunk, channel block, first pixel, ``at``.
 
     Programs of one chunk are neighbours: together they read whole pixels where channels are last.
     """
-    SUBS: tl.constexpr = (D + PAD - 1) // PAD
     pid = tl.program_id(0)
     if BACKWARDS:
         pid = tl.num_programs(0) - 1 - pid
-    blocks = tl.cdiv(C // D * SUBS, K // PAD)
-    block = pid % blocks
-    lane = tl.arange(0, K)
-    if D % PAD == 0:
-        c = block * K + lane  # written so that the compiler sees contiguous channels
+    blocks = tl.cdiv(C // T.D * T.SUBS, T.U)
+    row, block = pid // blocks, pid % blocks
+    lane = tl.arange(0, T.K)
+    if T.D % T.PAD == 0:
+        c = block * T.K + lane  # written so that the compiler sees contiguous channels
         inside = c < C
-    elif D < PAD:
-        c = (block * (K // PAD) + lane // PAD) * D + lane % PAD
-        inside = (lane % PAD < D) & (c < C)
+    elif T.SUBS == 1:
+        c = (block * T.U + lane // T.PAD) * T.D + lane % T.PAD
+        inside = (lane % T.PAD < T.D) & (c < C)
     else:
-        d = block % SUBS * PAD + lane
-        c = block // SUBS * D + d
-        inside = d < D
-    return pid // blocks, block, c, inside
+        c = block // T.SUBS * T.D + block % T.SUBS * T.PAD + lane
+        inside = block % T.SUBS * T.PAD + lane < T.D
+    HW = HW // T.VEC * T.VEC  # says what it is a multiple of
+    first = (row % chunks).to(tl.int64) * chunk * T.P
+    at = ((row // chunks).to(tl.int64), c, inside, tl.minimum(first + chunk * T.P, HW), C, HW)
+    return row.to(tl.int64), block, first, at
 
 
 @triton.jit
-def _tile(start, end, n, c, inside, C, HW, P: tl.constexpr, LAST: tl.constexpr):
-    """Offsets in x and mask, both [K, P], of pixels start, start + 1, ..., end - 1 at most."""
-    p = start + tl.arange(0, P).to(tl.int64)
+def _pixels(start, at, T: tl.constexpr):
+    """Offsets in x and mask, both [K, P], of pixels from start on."""
+    n, c, inside, end, C, HW = at
+    p = start + tl.arange(0, T.P).to(tl.int64)
     mask = inside[:, None] & (p < end)[None, :]
-    if LAST:
+    if T.LAST:
         return (n * HW * C + c)[:, None] + (p * C)[None, :], mask
     return ((n * C + c) * HW)[:, None] + p[None, :], mask
 
 
 @triton.jit
-def _of_units(a, PAD: tl.constexpr, K: tl.constexpr):
-    """Sums of the channels [K] of every unit, [K // PAD]."""
-    if PAD == 1:
+def _of_units(a, T: tl.constexpr):
+    """Sums of the channels [K] of every unit, [U]."""
+    if T.PAD == 1:
         return a
-    return tl.sum(tl.reshape(a, [K // PAD, PAD]), 1)
+    return tl.sum(tl.reshape(a, [T.U, T.PAD]), 1)
 
 
 @triton.jit
-def _to_channels(a, PAD: tl.constexpr, K: tl.constexpr):
-    """Units [K // PAD] to their channels [K]."""
-    if PAD == 1:
+def _to_channels(a, T: tl.constexpr):
+    """Units [U] to their channels [K]."""
+    if T.PAD == 1:
         return a
-    return tl.reshape(tl.broadcast_to(a[:, None], [K // PAD, PAD]), [K])
+    return tl.reshape(tl.broadcast_to(a[:, None], [T.U, T.PAD]), [T.K])
 
 
 @triton.jit
-def _moments(
-    x_ptr,
-    first,
-    end,
-    n,
-    c,
-    inside,
-    C,
-    HW,
-    CENTRED: tl.constexpr,
-    HELD: tl.constexpr,
-    PAD: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-):
-    """Mean, what float32 lost of it, and variance of units [K // PAD]; the first tile [K, P].
+def _moments(x_ptr, first, at, CENTRED: tl.constexpr, HELD: tl.constexpr, T: tl.constexpr):
+    """Mean, what float32 lost of it, and variance of units [U]; the first tile [K, P].
 
     Not CENTRED: zeros and the mean of squares. A unit with an infinity and no NaN has an infinite
-    mean (and no variance), for its mean of squares is infinite, not NaN.
+    mean and no variance: its mean of squares is not NaN.
     """
-    offsets, mask = _tile(first, end, n, c, inside, C, HW, P, LAST)
+    offsets, mask = _pixels(first, at, T)
     x = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
-    channels = tl.maximum(_of_units(inside.to(tl.float32), PAD, K), 1)
+    pixels = at[3] - first
+    channels = tl.maximum(_of_units(at[2].to(tl.float32), T), 1)
+    z = x
     if CENTRED:
-        pivot = _of_units(tl.sum(x, 1), PAD, K)
-        pivot /= channels * tl.minimum(end - first, P).to(tl.float32)
+        shown = channels * tl.minimum(pixels, T.P).to(tl.float32)
+        pivot = _of_units(tl.sum(x, 1), T) / shown
         pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
-        shift = _to_channels(pivot, PAD, K)[:, None]
+        shift = _to_channels(pivot, T)[:, None]
         z = tl.where(mask, x - shift, 0)
-    else:
-        z = x
     sums = z
     squares = z * z
     if not HELD:
-        for start in range(first + P, end, P):
-            offsets, mask = _tile(start, end, n, c, inside, C, HW, P, LAST)
+        for start in range(first + T.P, at[3], T.P):
+            offsets, mask = _pixels(start, at, T)
             z = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
             if CENTRED:
                 z = tl.where(mask, z - shift, 0)
             sums += z
             squares += z * z
-    count = channels * (end - first).to(tl.float32)
-    square = _of_units(tl.sum(squares, 1), PAD, K) / count
+    count = channels * pixels.to(tl.float32)
+    square = _of_units(tl.sum(squares, 1), T) / count
     if not CENTRED:
-        return square * 0, square * 0, square, x
-    rest = _of_units(tl.sum(sums, 1), PAD, K) / count
+        return tl.zeros_like(square), tl.zeros_like(square), square, x
+    rest = _of_units(tl.sum(sums, 1), T) / count
     mean = pivot + rest
     mean = tl.where((square == float("inf")) & (rest != rest), float("inf"), mean)
     lost = tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
-    var = tl.maximum(square - rest * rest, 0, propagate_nan=tl.PropagateNan.ALL)
-    return mean, lost, var, x
+    return mean, lost, _maximum(square - rest * rest, 0.0), x
 
 
 @triton.jit
 def _merge(
-    parts_ptr,
-    plane,
-    row,
-    rows,
-    unit,
-    exists,
-    C,
-    HW,
-    chunk,
-    chunks,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    R: tl.constexpr,
+    parts_ptr, plane, row, rows, group, C, HW, chunk, chunks, R: tl.constexpr, T: tl.constexpr
 ):
-    """Merge rows row, ..., row + rows - 1 and the units [U], ... of a group: as _moments, [U]."""
-    SUBS: tl.constexpr = (D + PAD - 1) // PAD
-    units = C // D * SUBS
-    parts_ptr += unit[None, :]
-    exists = exists[None, :]
+    """Merge the parts of groups [G] in rows row, ..., row + rows - 1: as _moments, [G]."""
+    units = C // T.D * T.SUBS
+    parts_ptr += group[None, :] * T.SUBS
+    exists = (group < C // T.D)[None, :]
     pivot = tl.load(parts_ptr + row * units, exists, 0)
     pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
     total = tl.zeros_like(pivot)
     rest = tl.zeros_like(pivot)
     m2 = tl.zeros_like(pivot)
     for centred in tl.static_range(2):
-        for start in range(0, rows * SUBS, R):
+        for start in range(0, rows * T.SUBS, R):
             part = start + tl.arange(0, R)[:, None]
-            at = row + part // SUBS
-            mask = exists & (part < rows * SUBS)
-            pixels = tl.minimum(HW - (at % chunks) * chunk, chunk)
-            count = pixels * tl.minimum(D - part % SUBS * PAD, PAD)
+            mask = exists & (part < rows * T.SUBS)
+            sub, at = part % T.SUBS, row + part // T.SUBS
+            pixels = tl.minimum(HW - (at % chunks) * (chunk * T.P), chunk * T.P)
+            count = pixels * tl.minimum(T.D - sub * T.PAD, T.PAD)
             count = tl.where(mask, count.to(tl.float32), 0)
-            address = parts_ptr + at * units + part % SUBS
+            address = parts_ptr + at * units + sub
             mean = tl.load(address, mask, 0) - pivot + tl.load(address + plane, mask, 0)
             if centred:
                 var = tl.load(address + 2 * plane, mask, 0)
@@ -228,6 +226,11 @@ def _sigmoid(x, v):
 
 
 @triton.jit
+def _maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def _instance_std(mean, var, eps, KIND: tl.constexpr):
     """sqrt(var + eps) of b0; of b1 and b2 the root of mean of squares + eps."""
     if KIND != "b0":
@@ -246,51 +249,35 @@ def _instance_side(x, v, std, KIND: tl.constexpr):
     return std - x
 
 
-@triton.jit
-def _maximum(a, b):
-    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+# ---- forward ----
 
 
-# ---- kernels: forward ------------------------------------------------------------------------
-
-
-@triton.jit
+@_kernel
 def _moments_kernel(
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     parts_ptr,  # out: (3, N, chunks, units) mean, what float32 lost of it, variance
     plane: tl.int64,  # elements from one of the 3 to the next
     C,
     HW: tl.int64,
-    chunk: tl.int64,  # pixels
+    chunk: tl.int64,  # tiles of a chunk of pixels
     chunks,
     CENTRED: tl.constexpr,
     HELD: tl.constexpr,  # a chunk is one tile
-    D: tl.constexpr,
-    PAD: tl.constexpr,  # channels of a unit, rounded up
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,  # channels_last
-    VEC: tl.constexpr,  # divides HW
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, block, c, inside = _place(C, D, PAD, K, False)
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
-    mean, lost, var, _ = _moments(
-        x_ptr, first, end, n, c, inside, C, HW, CENTRED, HELD, PAD, K, P, LAST
-    )
-    units = C // D * ((D + PAD - 1) // PAD)
-    unit = block * (K // PAD) + tl.arange(0, K // PAD)
-    at = parts_ptr + row.to(tl.int64) * units + unit
-    tl.store(at, mean, unit < units)
-    tl.store(at + plane, lost, unit < units)
-    tl.store(at + 2 * plane, var, unit < units)
+    row, block, first, at = _place(C, HW, chunk, chunks, False, T)
+    mean, lost, var, _ = _moments(x_ptr, first, at, CENTRED, HELD, T)
+    unit = block * T.U + tl.arange(0, T.U)
+    exists = unit < C // T.D * T.SUBS
+    out = parts_ptr + row * (C // T.D * T.SUBS) + unit
+    tl.store(out, mean, exists)
+    tl.store(out + plane, lost, exists)
+    tl.store(out + 2 * plane, var, exists)
 
 
-@triton.jit
+@_kernel
 def _merge_kernel(
-    parts_ptr,  # (3, rows of all outputs, units)
+    parts_ptr,  # (3, outputs * rows, units)
     out_ptr,  # out: (3, outputs, groups); RSTD: 1 / sqrt(variance + eps) in place of the variance
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
     out_plane: tl.int64,
@@ -301,29 +288,25 @@ def _merge_kernel(
     chunk: tl.int64,
     chunks,
     RSTD: tl.constexpr,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    U: tl.constexpr,  # groups of a program
+    G: tl.constexpr,  # groups of a program
     R: tl.constexpr,  # parts it loads at once
+    T: tl.constexpr,
 ):
-    SUBS: tl.constexpr = (D + PAD - 1) // PAD
-    group = tl.program_id(0) * U + tl.arange(0, U)
-    exists = group < C // D
+    group = tl.program_id(0) * G + tl.arange(0, G)
     out = tl.program_id(1).to(tl.int64)
-    mean, lost, var = _merge(
-        parts_ptr, plane, out * rows, rows, group * SUBS, exists, C, HW, chunk, chunks, D, PAD, R
-    )
+    mean, lost, var = _merge(parts_ptr, plane, out * rows, rows, group, C, HW, chunk, chunks, R, T)
     if RSTD:
         var = 1 / tl.sqrt_rn(var + eps)
-    at = out_ptr + out * (C // D) + group
-    tl.store(at, mean, exists)
-    tl.store(at + out_plane, lost, exists)
-    tl.store(at + 2 * out_plane, var, exists)
+    exists = group < C // T.D
+    out_ptr += out * (C // T.D) + group
+    tl.store(out_ptr, mean, exists)
+    tl.store(out_ptr + out_plane, lost, exists)
+    tl.store(out_ptr + 2 * out_plane, var, exists)
 
 
-@triton.jit
+@_kernel
 def _forward_kernel(
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     y_ptr,  # out: as x
     weight_ptr,  # gamma: (C,) or (N, C)
     bias_ptr,  # beta: as gamma
@@ -331,7 +314,7 @@ def _forward_kernel(
     parts_ptr,  # (3, N, chunks, units) where STATISTICS is "parts"
     mean_ptr,  # (N, groups), out unless STATISTICS is "given"
     spread_ptr,  # likewise: rstd of the S series, the variance of the B series
-    batch_var_ptr,  # (C,), None: S series
+    batch_var_ptr,  # (C,); None: S series
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
@@ -342,41 +325,29 @@ def _forward_kernel(
     KIND: tl.constexpr,  # "s0" for s1 too, "s2", "b0", "b1", "b2"
     STATISTICS: tl.constexpr,  # from "x" (one chunk), from "parts", or "given"
     HELD: tl.constexpr,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    VEC: tl.constexpr,
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, block, c, inside = _place(C, D, PAD, K, STATISTICS != "x")
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
+    row, block, first, at = _place(C, HW, chunk, chunks, STATISTICS != "x", T)
+    n, c, inside, end, _, _ = at
+    groups = C // T.D
     if STATISTICS == "given":
-        mean = tl.load(mean_ptr + n * (C // D) + c // D, inside, 0)
-        spread = tl.load(spread_ptr + n * (C // D) + c // D, inside, 0)
+        mean = tl.load(mean_ptr + n * groups + c // T.D, inside, 0)
+        spread = tl.load(spread_ptr + n * groups + c // T.D, inside, 0)
     else:
-        SUBS: tl.constexpr = (D + PAD - 1) // PAD
-        group = block // SUBS * (K // PAD) + tl.arange(0, K // PAD)
-        exists = group < C // D
+        group = block // T.SUBS * T.U + tl.arange(0, T.U)
         if STATISTICS == "x":
-            mean, _, spread, x = _moments(
-                x_ptr, first, end, n, c, inside, C, HW, KIND != "s2", HELD, PAD, K, P, LAST
-            )
+            mean, _, spread, x = _moments(x_ptr, first, at, KIND != "s2", HELD, T)
         else:
             mean, _, spread = _merge(
-                parts_ptr, plane, n * chunks, chunks, group * SUBS, exists,
-                C, HW, chunk, chunks, D, PAD, 32,
-            )  # fmt: skip
+                parts_ptr, plane, n * chunks, chunks, group, C, HW, chunk, chunks, 32, T
+            )
         if batch_var_ptr is None:
             spread = 1 / tl.sqrt_rn(spread + eps)
-        to_store = exists & (row % chunks == 0) & (block % SUBS == 0)
-        tl.store(mean_ptr + n * (C // D) + group, mean, to_store)
-        tl.store(spread_ptr + n * (C // D) + group, spread, to_store)
-        mean = _to_channels(mean, PAD, K)
-        spread = _to_channels(spread, PAD, K)
+        if (row % chunks == 0) & (block % T.SUBS == 0):
+            tl.store(mean_ptr + n * groups + group, mean, group < groups)
+            tl.store(spread_ptr + n * groups + group, spread, group < groups)
+        mean = _to_channels(mean, T)
+        spread = _to_channels(spread, T)
     weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)[:, None]
     bias = tl.load(bias_ptr + n * weight_stride + c, inside, 0)[:, None]
     v = None
@@ -386,9 +357,9 @@ def _forward_kernel(
         spread = _instance_std(mean, spread, eps, KIND)
         batch_std = tl.sqrt_rn(tl.load(batch_var_ptr + c, inside, 0) + eps)[:, None]
     spread = spread[:, None]
-    tiles = 1 if HELD else tl.cdiv(end - first, P)
+    tiles = 1 if HELD else tl.cdiv(end - first, T.P)
     for i in range(0, tiles):
-        offsets, mask = _tile(first + (tiles - 1 - i) * P, end, n, c, inside, C, HW, P, LAST)
+        offsets, mask = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not HELD:
             x = tl.load(x_ptr + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
         if batch_var_ptr is not None:
@@ -398,11 +369,11 @@ def _forward_kernel(
         tl.store(y_ptr + offsets, (y * weight + bias).to(y_ptr.dtype.element_ty), mask)
 
 
-# ---- kernels: backward -----------------------------------------------------------------------
+# ---- backward ----
 
 
 @triton.jit
-def _sample_tile_sums(dy, x, v):
+def _sample_terms(dy, x, v):
     """What a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
     s = _sigmoid(x, v)
     f = x * s
@@ -414,51 +385,43 @@ def _sample_sums(
     dy_ptr,
     x_ptr,
     sums_ptr,
-    first,
-    end,
-    n,
+    plane,
     row,
-    c,
-    inside,
+    first,
+    at,
     weight,
     v,
     rstd,
-    plane,
-    C,
-    HW,
     HELD: tl.constexpr,
-    PAD: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
+    T: tl.constexpr,
 ):
-    """Store the sums of a chunk; sum of weight dy f over units [K // PAD], first tiles of dy, x."""
-    offsets, mask = _tile(first, end, n, c, inside, C, HW, P, LAST)
+    """Store the sums of a chunk; sum of weight dy f of units [U], first tiles of dy and x."""
+    offsets, mask = _pixels(first, at, T)
     dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32)
     x = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
-    scale, shift, slope = _sample_tile_sums(dy, x, v)
+    scale, shift, slope = _sample_terms(dy, x, v)
     if not HELD:
-        for start in range(first + P, end, P):
-            offsets, mask = _tile(start, end, n, c, inside, C, HW, P, LAST)
+        for start in range(first + T.P, at[3], T.P):
+            offsets, mask = _pixels(start, at, T)
             dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32)
             x = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
-            a, b, g = _sample_tile_sums(dy, x, v)
-            scale += a
-            shift += b
-            slope += g
+            terms = _sample_terms(dy, x, v)
+            scale += terms[0]
+            shift += terms[1]
+            slope += terms[2]
     scale = tl.sum(scale, 1)
-    at = sums_ptr + row.to(tl.int64) * C + c
-    tl.store(at, scale * rstd, inside)
-    tl.store(at + plane, tl.sum(shift, 1), inside)
+    sums_ptr += row * at[4] + at[1]
+    tl.store(sums_ptr, scale * rstd, at[2])
+    tl.store(sums_ptr + plane, tl.sum(shift, 1), at[2])
     if v is not None:
-        tl.store(at + 2 * plane, tl.sum(slope, 1) * weight * rstd, inside)
-    return _of_units(scale * weight, PAD, K), dy, x
+        tl.store(sums_ptr + 2 * plane, tl.sum(slope, 1) * weight * rstd, at[2])
+    return _of_units(scale * weight, T), dy, x
 
 
-@triton.jit
+@_kernel
 def _sample_sums_kernel(
     dy_ptr,  # as x
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
     rstd_ptr,  # (N, groups)
@@ -470,36 +433,27 @@ def _sample_sums_kernel(
     HW: tl.int64,
     chunk: tl.int64,
     chunks,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    VEC: tl.constexpr,
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, block, c, inside = _place(C, D, PAD, K, False)
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
+    row, block, first, at = _place(C, HW, chunk, chunks, False, T)
+    n, c, inside, _, _, _ = at
     weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)
-    rstd = tl.load(rstd_ptr + n * (C // D) + c // D, inside, 0)
+    rstd = tl.load(rstd_ptr + n * (C // T.D) + c // T.D, inside, 0)
     v = None
     if v_ptr is not None:
         v = tl.load(v_ptr + c, inside, 0)[:, None]
     part, _, _ = _sample_sums(
-        dy_ptr, x_ptr, sums_ptr, first, end, n, row, c, inside, weight, v, rstd, plane, C, HW,
-        False, PAD, K, P, LAST,
-    )  # fmt: skip
-    units = C // D * ((D + PAD - 1) // PAD)
-    unit = block * (K // PAD) + tl.arange(0, K // PAD)
-    tl.store(parts_ptr + row.to(tl.int64) * units + unit, part, unit < units)
+        dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, False, T
+    )
+    unit = block * T.U + tl.arange(0, T.U)
+    units = C // T.D * T.SUBS
+    tl.store(parts_ptr + row * units + unit, part, unit < units)
 
 
-@triton.jit
+@_kernel
 def _sample_backward_kernel(
     dy_ptr,  # as x
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
@@ -515,44 +469,35 @@ def _sample_backward_kernel(
     chunks,
     CENTRED: tl.constexpr,
     HELD: tl.constexpr,
-    D: tl.constexpr,
-    PAD: tl.constexpr,
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    VEC: tl.constexpr,
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, block, c, inside = _place(C, D, PAD, K, parts_ptr is not None)
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
+    row, block, first, at = _place(C, HW, chunk, chunks, parts_ptr is not None, T)
+    n, c, inside, end, _, _ = at
     weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)
-    mean = tl.load(mean_ptr + n * (C // D) + c // D, inside, 0)
-    rstd = tl.load(rstd_ptr + n * (C // D) + c // D, inside, 0)
+    mean = tl.load(mean_ptr + n * (C // T.D) + c // T.D, inside, 0)
+    rstd = tl.load(rstd_ptr + n * (C // T.D) + c // T.D, inside, 0)
     v = None
     if v_ptr is not None:
         v = tl.load(v_ptr + c, inside, 0)[:, None]
     if parts_ptr is None:
         total, dy, x = _sample_sums(
-            dy_ptr, x_ptr, sums_ptr, first, end, n, row, c, inside, weight, v, rstd, plane, C, HW,
-            HELD, PAD, K, P, LAST,
-        )  # fmt: skip
+            dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, HELD, T
+        )
     else:
-        SUBS: tl.constexpr = (D + PAD - 1) // PAD
-        unit = (block // SUBS * (K // PAD) + tl.arange(0, K // PAD))[None, :] * SUBS
-        total = tl.zeros([K // PAD], tl.float32)
-        for start in range(0, chunks * SUBS, 32):
+        units = C // T.D * T.SUBS
+        unit = (block // T.SUBS * T.U + tl.arange(0, T.U))[None, :] * T.SUBS
+        total = tl.zeros([T.U], tl.float32)
+        for start in range(0, chunks * T.SUBS, 32):
             part = start + tl.arange(0, 32)[:, None]
-            at = (n * chunks + part // SUBS) * (C // D * SUBS) + unit + part % SUBS
-            mask = (part < chunks * SUBS) & (unit < C // D * SUBS)
-            total += tl.sum(tl.load(parts_ptr + at, mask, 0), 0)
+            where = (n * chunks + part // T.SUBS) * units + unit + part % T.SUBS
+            mask = (part < chunks * T.SUBS) & (unit < units)
+            total += tl.sum(tl.load(parts_ptr + where, mask, 0), 0)
     scale = (weight * rstd)[:, None]
-    pull = rstd * rstd * rstd * _to_channels(total, PAD, K) / (HW * D).to(tl.float32)
+    pull = rstd * rstd * rstd * _to_channels(total, T) / (HW * T.D).to(tl.float32)
     pull, mean = pull[:, None], mean[:, None]
-    tiles = 1 if HELD else tl.cdiv(end - first, P)
+    tiles = 1 if HELD else tl.cdiv(end - first, T.P)
     for i in range(0, tiles):
-        offsets, mask = _tile(first + (tiles - 1 - i) * P, end, n, c, inside, C, HW, P, LAST)
+        offsets, mask = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not HELD:
             dy = tl.load(dy_ptr + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
             x = tl.load(x_ptr + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
@@ -580,10 +525,10 @@ def _batch_sides(dy, x, v, std, batch_std, KIND: tl.constexpr):
     return scaled, q, tl.where(side < batch_std, 0, e), tl.where(side > batch_std, 0, e)
 
 
-@triton.jit
+@_kernel
 def _batch_sums_kernel(
     dy_ptr,  # as x
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
     mean_ptr,  # (N, C)
@@ -598,34 +543,26 @@ def _batch_sums_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,
-    D: tl.constexpr,  # 1
-    PAD: tl.constexpr,  # 1
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    VEC: tl.constexpr,
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, _, c, inside = _place(C, D, PAD, K, False)
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
+    row, _, first, at = _place(C, HW, chunk, chunks, False, T)
+    n, c, inside, end, _, _ = at
     mean = tl.load(mean_ptr + n * C + c, inside, 0)
     std = _instance_std(mean, tl.load(var_ptr + n * C + c, inside, 0), eps, KIND)[:, None]
     batch_std = tl.sqrt_rn(tl.load(batch_var_ptr + c, inside, 0) + eps)
     v = None
     if v_ptr is not None:
         v = tl.load(v_ptr + c, inside, 0)[:, None]
-    scale = tl.zeros([K, P], tl.float32)
-    shift = tl.zeros([K, P], tl.float32)
-    instance = tl.zeros([K, P], tl.float32)
-    batch = tl.zeros([K, P], tl.float32)
-    slope = tl.zeros([K, P], tl.float32)
-    for start in range(first, end, P):
-        offsets, mask = _tile(start, end, n, c, inside, C, HW, P, LAST)
+    scale = tl.zeros([T.K, T.P], tl.float32)
+    shift = tl.zeros([T.K, T.P], tl.float32)
+    instance = tl.zeros([T.K, T.P], tl.float32)
+    batch = tl.zeros([T.K, T.P], tl.float32)
+    slope = tl.zeros([T.K, T.P], tl.float32)
+    for start in range(first, end, T.P):
+        offsets, mask = _pixels(start, at, T)
         dy = tl.load(dy_ptr + offsets, mask, 0).to(tl.float32)
         x = tl.load(x_ptr + offsets, mask, 0).to(tl.float32)
-        scaled, _, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std[:, None], KIND)
+        scaled, q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std[:, None], KIND)
         scale += scaled
         shift += dy
         batch += to_batch
@@ -636,19 +573,19 @@ def _batch_sums_kernel(
         if KIND == "b0":
             slope += to_instance * x
     weight = -tl.load(weight_ptr + n * weight_stride + c, inside, 0)
-    at = sums_ptr + row.to(tl.int64) * C + c
-    tl.store(at, tl.sum(scale, 1), inside)
-    tl.store(at + plane, tl.sum(shift, 1), inside)
-    tl.store(at + 2 * plane, tl.sum(instance, 1) * weight, inside)
-    tl.store(at + 3 * plane, tl.sum(batch, 1) * weight / (2 * batch_std), inside)
+    sums_ptr += row * C + c
+    tl.store(sums_ptr, tl.sum(scale, 1), inside)
+    tl.store(sums_ptr + plane, tl.sum(shift, 1), inside)
+    tl.store(sums_ptr + 2 * plane, tl.sum(instance, 1) * weight, inside)
+    tl.store(sums_ptr + 3 * plane, tl.sum(batch, 1) * weight / (2 * batch_std), inside)
     if KIND == "b0":
-        tl.store(at + 4 * plane, tl.sum(slope, 1) * weight, inside)
+        tl.store(sums_ptr + 4 * plane, tl.sum(slope, 1) * weight, inside)
 
 
-@triton.jit
-def _batch_input_gradient_kernel(
+@_kernel
+def _batch_backward_kernel(
     dy_ptr,  # as x
-    x_ptr,  # x: (N, C, H, W)
+    x_ptr,  # (N, C, H, W)
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
@@ -667,18 +604,10 @@ def _batch_input_gradient_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,
-    D: tl.constexpr,  # 1
-    PAD: tl.constexpr,  # 1
-    K: tl.constexpr,
-    P: tl.constexpr,
-    LAST: tl.constexpr,
-    VEC: tl.constexpr,
+    T: tl.constexpr,
 ):
-    HW = HW // VEC * VEC
-    row, _, c, inside = _place(C, D, PAD, K, True)
-    first = (row % chunks) * chunk
-    end = tl.minimum(first + chunk, HW)
-    n = (row // chunks).to(tl.int64)
+    _, _, first, at = _place(C, HW, chunk, chunks, True, T)
+    n, c, inside, end, _, _ = at
     weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)[:, None]
     mean = tl.load(mean_ptr + n * C + c, inside, 0)
     std = _instance_std(mean, tl.load(var_ptr + n * C + c, inside, 0), eps, KIND)
@@ -686,21 +615,18 @@ def _batch_input_gradient_kernel(
     mean, std, pull = mean[:, None], std[:, None], pull[:, None]
     batch_std = tl.sqrt_rn(tl.load(batch_var_ptr + c, inside, 0) + eps)[:, None]
     if batch_mean_ptr is not None:
-        if count_ptr is not None:
-            count = tl.load(count_ptr)
-        else:
-            count = (HW * N).to(tl.float32)
+        count = tl.load(count_ptr) if count_ptr is not None else (HW * N).to(tl.float32)
         batch_mean = tl.load(batch_mean_ptr + c, inside, 0)[:, None]
         batch_pull = (2 * tl.load(dbatch_var_ptr + c, inside, 0) / count)[:, None]
     v = None
     if v_ptr is not None:
         v = tl.load(v_ptr + c, inside, 0)[:, None]
-    for start in range(first, end, P):
-        offsets, mask = _tile(start, end, n, c, inside, C, HW, P, LAST)
+    for start in range(first, end, T.P):
+        offsets, mask = _pixels(start, at, T)
         dy = tl.load(dy_ptr + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
         x = tl.load(x_ptr + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
         dy *= weight
-        _, q, to_instance, _ = _batch_sides(dy, x, v, std, batch_std, KIND)
+        scaled, q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std, KIND)
         if KIND == "b0":
             dx = dy * q - to_instance * v + pull * (x - mean)
         elif KIND == "b1":
@@ -712,25 +638,25 @@ def _batch_input_gradient_kernel(
         tl.store(dx_ptr + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
 
 
-@triton.jit
+@_kernel
 def _sum_kernel(
-    sums_ptr,  # (J, rows of all outputs, C)
-    out_ptr,  # out: (J, outputs, C) sums of so many rows that follow each other
+    sums_ptr,  # (J, outputs * rows, C)
+    out_ptr,  # out: (J, outputs, C)
     plane: tl.int64,  # of sums: elements from one of the J to the next
     out_plane: tl.int64,
     rows,
     C,
-    U: tl.constexpr,  # channels of a program
+    G: tl.constexpr,  # channels of a program
     R: tl.constexpr,  # rows it loads at once
 ):
-    c = tl.program_id(0) * U + tl.arange(0, U)
+    c = tl.program_id(0) * G + tl.arange(0, G)
     out = tl.program_id(1).to(tl.int64)
     j = tl.program_id(2).to(tl.int64)
-    total = tl.zeros([R, U], tl.float32)
+    total = tl.zeros([R, G], tl.float32)
     for start in range(0, rows, R):
         r = start + tl.arange(0, R)[:, None]
-        at = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
-        total += tl.load(at, (r < rows) & (c < C)[None, :], 0)
+        row = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
+        total += tl.load(row, (r < rows) & (c < C)[None, :], 0)
     tl.store(out_ptr + j * out_plane + out * C + c, tl.sum(total, 0), c < C)
 
 
@@ -745,13 +671,12 @@ class _Plan(NamedTuple):
     blocks: int  # of channels
     units: int
     place: tuple  # C, HW, chunk, chunks: arguments of every kernel on tiles
-    shape: dict  # its constants
-    launch: dict  # and its options
+    tile: _Tile
+    warps: int
 
     def run(self, kernel, *args, **constants):
-        chunks = self.place[-1]
-        kernel[(self.blocks * chunks,)](
-            *args, *self.place, **constants, **self.shape, **self.launch
+        kernel[(self.blocks * self.place[-1],)](
+            *args, *self.place, **constants, T=self.tile, num_warps=self.warps, **_OPTIONS
         )
 
 
@@ -799,7 +724,6 @@ def _plan(x, depth, tensors, batch=False):
     group_bytes = k * pixels * size * tensors
     many = blocks >= _FUSED_PROGRAMS and group_bytes <= _FUSED_BYTES
     fused = not batch and subs == 1 and (held or chunks == 1 or many)
-    chunk = pixels if fused else triton.cdiv(tiles, chunks) * p
 
     # 32 elements a thread in registers; 16 in loops, beside which there are sums.
     warps = k * p * tensors // (1024 if held else 512)
@@ -807,15 +731,17 @@ def _plan(x, depth, tensors, batch=False):
         # Larger programs are fewer at a time, and so is what waits in the cache for them.
         while warps < 32 and p < row and group_bytes * 32 > _CACHED_BYTES * warps:
             p, warps = 2 * p, 2 * warps
+    tiles = triton.cdiv(pixels, p)
+    chunk = tiles if fused else triton.cdiv(tiles, chunks)
     vec = 1 if last else next(d for d in (16, 4, 1) if pixels % d == 0)
     return _Plan(
         fused=fused,
         held=held,
         blocks=blocks,
         units=units,
-        place=(channels, pixels, chunk, triton.cdiv(pixels, chunk)),
-        shape={"D": depth, "PAD": pad, "K": k, "P": p, "LAST": last, "VEC": vec},
-        launch={"num_warps": min(max(warps, 1), 32), "enable_fp_fusion": True},
+        place=(channels, pixels, chunk, triton.cdiv(tiles, chunk)),
+        tile=_Tile(depth, pad, subs, k // pad, k, p, last, vec),
+        warps=min(max(warps, 1), 32),
     )
 
 
@@ -885,10 +811,10 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
         y, mean, var = _forward(plan, x, weight, bias, v, batch_var, kind, eps)
         return y, mean, var, batch_var.new_empty(0), batch_var.new_empty(0)
     plan = _plan(x, 1, 1, batch=True)
-    n, channels, height, width = x.shape
+    n, channels = x.shape[:2]
     with torch.cuda.device_of(x):
         moments = _instance_moments(plan, x)
-        place = (channels, height * width, height * width, 1)
+        place = (*plan.place[:2], triton.cdiv(plan.place[1], plan.tile.P), 1)
         batch = _merged(plan, moments, n, 1, place)
     mean, _, var = _views(moments, (n, channels))
     batch_mean, _, batch_var = _views(batch, (channels,))
@@ -929,7 +855,7 @@ def batch_input_gradient(
     dx = torch.empty_like(x)
     with torch.cuda.device_of(x):
         _plan(x, 1, 2, batch=True).run(
-            _batch_input_gradient_kernel, dy, x, dx, weight, v, mean, var, batch_mean, batch_var,
+            _batch_backward_kernel, dy, x, dx, weight, v, mean, var, batch_mean, batch_var,
             dstd, dbatch_var, count, _stride(weight), eps, x.shape[0], KIND=kind,
         )  # fmt: skip
     return dx
@@ -951,7 +877,7 @@ def _forward(plan, x, weight, bias, v, batch_var, kind, eps, given=None):
     parts, plane, source = None, 0, "given"
     with torch.cuda.device_of(x):
         if given is None:
-            groups = channels // plan.shape["D"]
+            groups = channels // plan.tile.D
             if not plan.fused:
                 parts = _part_moments(plan, x, kind != "s2")
                 plane = parts.stride(0)
@@ -976,7 +902,7 @@ def _forward(plan, x, weight, bias, v, batch_var, kind, eps, given=None):
 def _part_moments(plan, x, centred=True):
     """Moments of every chunk and unit, planes (3, N * chunks * units)."""
     parts = _planes(x, 3, x.shape[0] * plan.place[-1] * plan.units)
-    held = plan.place[2] <= plan.shape["P"]
+    held = plan.place[2] == 1
     plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred, HELD=held)
     return parts
 
@@ -989,13 +915,12 @@ def _instance_moments(plan, x):
 
 def _merged(plan, parts, rows, outputs, place, rstd_eps=None):
     """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance."""
-    depth, pad = plan.shape["D"], plan.shape["PAD"]
-    groups = place[0] // depth
+    groups = place[0] // plan.tile.D
     out = _planes(parts, 3, outputs * groups)
-    tile = _rows_at_once(rows)
-    _merge_kernel[(triton.cdiv(groups, tile["U"]), outputs)](
+    at_once = _rows_at_once(rows)
+    _merge_kernel[(triton.cdiv(groups, at_once["G"]), outputs)](
         parts, out, parts.stride(0), out.stride(0), rows, rstd_eps or 0.0, *place,
-        RSTD=rstd_eps is not None, D=depth, PAD=pad, **tile,
+        RSTD=rstd_eps is not None, **at_once, T=plan.tile,
     )  # fmt: skip
     return out
 
@@ -1003,9 +928,9 @@ def _merged(plan, parts, rows, outputs, place, rstd_eps=None):
 def _summed(sums, rows, outputs, channels):
     """Add every ``rows`` rows of planes (J, rows * outputs * C): planes (J, outputs * C)."""
     out = _planes(sums, len(sums), outputs * channels)
-    tile = _rows_at_once(rows)
-    _sum_kernel[(triton.cdiv(channels, tile["U"]), outputs, len(sums))](
-        sums, out, sums.stride(0), out.stride(0), rows, channels, **tile
+    at_once = _rows_at_once(rows)
+    _sum_kernel[(triton.cdiv(channels, at_once["G"]), outputs, len(sums))](
+        sums, out, sums.stride(0), out.stride(0), rows, channels, **at_once
     )
     return out
 
@@ -1021,7 +946,7 @@ def _totals(sums, n, channels, chunks, weight):
 
 
 def _rows_at_once(rows):
-    return {"U": 64, "R": 16} if rows <= 16 else {"U": 8, "R": 256}
+    return {"G": 64, "R": 16} if rows <= 16 else {"G": 8, "R": 256}
 
 
 def _planes(like, number, size):

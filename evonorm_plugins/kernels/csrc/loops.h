@@ -10,7 +10,7 @@
 
 #include "evonorm.h"
 
-#define BLOCK 1024 /* elements of a row at a time */
+#define BLOCK 512  /* elements of a row at a time */
 #define WIDTH 64   /* channels at a time, where channels are last */
 #define TILE 32    /* pixels whose sums are kept in float, where channels are last */
 #define INLINE static inline __attribute__((always_inline))
@@ -150,17 +150,20 @@ INLINE float swish_by_x(float x, float v)
 /* B series: max(batch, own), own = slope x + offset. `batch` must not be NaN: see own_line(). */
 INLINE float larger(float batch, float own) { return batch >= own ? batch : own; }
 
-/* What of g goes to own: half where both are the same, as in torch. */
-INLINE float own_share(float batch, float own, float g)
+/* The gradient g of a maximum: half goes to each side where both are the same, as in torch. */
+INLINE void split(float g, float batch, float own, float *to_batch, float *to_own)
 {
-    return batch > own ? 0.0f : batch == own ? 0.5f * g : g;
+    float some = batch == own ? 0.5f * g : g;
+    *to_batch = own > batch ? 0.0f : some;
+    *to_own = batch > own ? 0.0f : some;
 }
 
 /* s times the derivative of x / max by x: the statistics in max held fixed. */
 INLINE float quotient_by_x(float x, float s, float batch, float slope, float offset)
 {
-    float own = slope * x + offset, q = 1.0f / larger(batch, own), sq = s * q;
-    return sq - slope * own_share(batch, own, sq * x * q);
+    float own = slope * x + offset, q = 1.0f / larger(batch, own), to_batch, to_own;
+    split(s * q * x * q, batch, own, &to_batch, &to_own);
+    return s * q - slope * to_own;
 }
 
 /* slope and offset of a sample's channel, and the standard deviation of its batch. */
@@ -437,22 +440,24 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
             if (p->channels_last) {
                 SIMD for (int64_t j = 0; j < len; j++) {
                     float own = slope[j] * x[j] + offset[j], q = 1.0f / larger(batch[j], own);
-                    float t = dy[j] * x[j] * q, g = t * q, share = own_share(batch[j], own, g);
+                    float t = dy[j] * x[j] * q, to_batch, to_own;
+                    split(t * q, batch[j], own, &to_batch, &to_own);
                     sums[SUM_DY][j] += dy[j];
                     sums[SUM_DY_F][j] += t;
-                    sums[SUM_G][j] += g - share;
-                    sums[SUM_G_OWN][j] += share;
-                    sums[SUM_GX_OWN][j] += share * x[j];
+                    sums[SUM_G][j] += to_batch;
+                    sums[SUM_G_OWN][j] += to_own;
+                    sums[SUM_GX_OWN][j] += to_own * x[j];
                 }
             } else {
                 SIMD_SUM(a, b, d, e, f) for (int64_t j = 0; j < len; j++) {
                     float own = slope[0] * x[j] + offset[0], q = 1.0f / larger(batch[0], own);
-                    float t = dy[j] * x[j] * q, g = t * q, share = own_share(batch[0], own, g);
+                    float t = dy[j] * x[j] * q, to_batch, to_own;
+                    split(t * q, batch[0], own, &to_batch, &to_own);
                     a += dy[j];
                     b += t;
-                    d += g - share;
-                    e += share;
-                    f += share * x[j];
+                    d += to_batch;
+                    e += to_own;
+                    f += to_own * x[j];
                 }
                 sums[SUM_DY][0] = a, sums[SUM_DY_F][0] = b, sums[SUM_G][0] = d;
                 sums[SUM_G_OWN][0] = e, sums[SUM_GX_OWN][0] = f;

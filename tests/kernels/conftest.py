@@ -1,0 +1,112 @@
+"""What the kernel tests share: the six formulas as functions of the same arguments."""
+
+import pytest
+import torch
+
+from evonorm_plugins import functional as F
+from evonorm_plugins import kernels
+
+KINDS = ["s0", "s1", "s2", "b0", "b1", "b2", "affine"]
+
+
+def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
+    """y of a formula; ``arguments`` holds x, weight, bias, v, and batch_var or None for x's own."""
+    x, weight, bias = (arguments[k] for k in ("x", "weight", "bias"))
+    v = [arguments["v"]] if kind in ("s0", "b0") else []
+    if kind == "affine":
+        return F.channel_affine(x, weight, bias, impl=impl)
+    function = getattr(F, f"evonorm_{kind}")
+    if kind.startswith("s"):
+        return function(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)
+    if arguments.get("batch_var") is not None:
+        return function(x, weight, bias, *v, arguments["batch_var"], eps=eps, impl=impl)
+    return getattr(F, f"evonorm_{kind}_train")(x, weight, bias, *v, eps=eps, impl=impl)[0]
+
+
+def gradients(kind, arguments, dy, impl, dtype=None, **options):
+    """y and the gradient of every argument, by name; in another dtype where one is given."""
+    leaves = {
+        k: (t if dtype is None else t.to(dtype)).detach().requires_grad_()
+        for k, t in arguments.items()
+        if t is not None
+    }
+    y = evaluate(kind, leaves, impl, **options)
+    found = torch.autograd.grad(y, list(leaves.values()), dy.to(y.dtype), allow_unused=True)
+    result = {"y": y.detach(), **dict(zip(leaves, found, strict=True))}
+    return {k: t for k, t in result.items() if t is not None}
+
+
+@pytest.fixture(scope="session")
+def compute():
+    """``compute(kind, arguments, impl)``: y."""
+    return evaluate
+
+
+@pytest.fixture(scope="session")
+def differentiate():
+    """``differentiate(kind, arguments, dy, impl)``: y and all gradients, by name."""
+    return gradients
+
+
+@pytest.fixture(params=kernels.cpu.INSTRUCTION_SETS)
+def instruction_set(request):
+    """Every instruction set of this processor in turn, in use."""
+    kernels.cpu.use_instruction_set(request.param)
+    if kernels.cpu.instruction_set() != request.param:
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    kernels.cpu.use_instruction_set(kernels.cpu.INSTRUCTION_SETS[-1])
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """Every formula in turn."""
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def draw():
+    """``draw((2, 8, 5, 7))``: arguments of that shape and ``dy``; parameters in float32."""
+
+    def draw(shape, *, dtype=torch.float32, scale=1, shift=0, conditional=False, batch_var=False):
+        n, c = shape[:2]
+        affine = (n, c) if conditional else (c,)
+        arguments = {
+            "x": (torch.randn(shape, dtype=torch.float64) * scale + shift).to(dtype),
+            "weight": torch.randn(affine),
+            "bias": torch.randn(affine),
+            "v": torch.randn(c) * 0.5 + 1,
+            "batch_var": torch.rand(c) + 0.5 if batch_var else None,
+        }
+        return arguments, torch.randn(shape).to(dtype)
+
+    return draw
+
+
+@pytest.fixture
+def assert_as_good_as_torch():
+    """The rule of accuracy, for y and every gradient: at most twice plain torch's error.
+
+    Both errors are the largest over a tensor, against plain torch in float64 on the same numbers,
+    plus ``slack`` of the largest number for those that plain torch happens to get exactly right.
+    """
+
+    def check(kind, arguments, dy, impl, *, slack=1e-6, **options):
+        exact = gradients(kind, arguments, dy, "torch", torch.float64, **options)
+        plain = gradients(kind, arguments, dy, "torch", **options)
+        fused = gradients(kind, arguments, dy, impl, **options)
+        assert fused.keys() == plain.keys()
+        for key, expected in exact.items():
+            assert fused[key].dtype == plain[key].dtype, key
+            allowed = 2 * (plain[key].double() - expected).abs().max()
+            allowed += slack * expected.abs().max() + 1e-30
+            error = (fused[key].double() - expected).abs().max()
+            largest = expected.abs().max()
+            assert error <= allowed, f"{key}: {error:.2e}, {allowed:.2e} allowed, of {largest:.2e}"
+
+    return check
