@@ -88,9 +88,9 @@ def data_parallel(case, rank):
     Two forward passes come before the backward pass: at the second, DDP overwrites the buffers.
     """
     torch.manual_seed(0)
-    norm = evonorm_plugins.get_norm_act(case["name"], 4, dtype=torch.float64)
-    model = nn.Sequential(nn.Conv2d(4, 4, 1, dtype=torch.float64), norm)
     x = case["xs"][rank]
+    norm = evonorm_plugins.get_norm_act(case["name"], 4, dtype=x.dtype)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, dtype=x.dtype), norm)
 
     def gradients(call):
         model.zero_grad()
