@@ -10,11 +10,24 @@ import pytest
 import torch
 
 import evonorm_plugins
+from evonorm_plugins import kernels
 
 EVONORMS = ["EvoNormB0", "EvoNormB1", "EvoNormB2", "EvoNormS0", "EvoNormS1", "EvoNormS2"]
 # Layers with a formula of our own; the others consist of torch's modules. SyncEvoNorm* are the same
 # as EvoNorm* where there is one process: see test_sync.py.
 OWN = [*EVONORMS, "FRN", "PixelNorm-ReLU", "Random", "Random + rej", "RS + rej"]
+
+
+DEVICE = torch.device(os.environ.get("EVONORM_TEST_DEVICE", "cpu"))
+FUSED = "triton" if DEVICE.type == "cuda" else "cpu"
+
+
+@pytest.fixture(autouse=True, params=[FUSED, "torch"])
+def impl(request, monkeypatch):
+    """What computes where a layer says "auto", in turn: the fused kernels, and plain torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "_FUSED", {})
+    return request.param
 
 
 @pytest.fixture(params=evonorm_plugins.list_norm_acts())
@@ -37,7 +50,7 @@ def evonorm(request):
 
 @pytest.fixture(scope="session")
 def device():
-    return torch.device(os.environ.get("EVONORM_TEST_DEVICE", "cpu"))
+    return DEVICE
 
 
 @pytest.fixture(autouse=True)
