@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -29,6 +30,7 @@ EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
 # Plain C, loaded with ctypes: needs neither torch's headers nor Python's. Optional: where it cannot
 # be compiled, the layers run in plain torch and say so.
+OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none
 CSRC = "evonorm_plugins/kernels/csrc"
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
@@ -37,9 +39,9 @@ KERNELS = Extension(
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[
         *("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-        "-fopenmp",
+        *("-fopenmp-simd", *OPENMP),
     ],
-    extra_link_args=["-fopenmp"],
+    extra_link_args=OPENMP,
     optional=True,
 )
 

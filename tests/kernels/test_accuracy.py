@@ -105,14 +105,24 @@ def test_hard_numbers(kind, numbers, layout, instruction_set, draw, assert_as_go
     assert_as_good_as_torch(kind, arguments, dy, "cpu")
 
 
+ARGUMENTS = {
+    **{f"s{i}": ["x", "dy", "weight", "bias"] for i in range(3)},
+    **{f"b{i}": ["x", "dy", "weight", "bias", "batch_var"] for i in range(3)},
+    "affine": ["x", "dy", "weight", "bias"],
+}
+PLACES = [(k, a) for k, names in ARGUMENTS.items() for a in names] + [("s0", "v"), ("b0", "v")]
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@pytest.mark.parametrize("place", ["x", "weight", "bias", "v", "batch_var", "dy"])
-def test_nan_where_torch_has_it(kind, place, value, layout, instruction_set, draw, differentiate):
-    batch_var = place == "batch_var" or random.Random(place).random() < 0.5
-    arguments, dy = draw((3, 8, 6, 7), batch_var=batch_var and kind.startswith("b"))
-    if arguments.get(place) is None and place != "dy":
-        pytest.skip("no such argument")
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(("kind", "place"), PLACES)
+def test_nan_where_torch_has_it(
+    kind, place, inference, value, layout, instruction_set, draw, differentiate
+):
+    """With the variance of the batch, and with a given one."""
+    batch_var = kind.startswith("b") and (inference or place == "batch_var")
+    arguments, dy = draw((3, 8, 6, 7), batch_var=batch_var)
     (dy if place == "dy" else arguments[place]).view(-1)[11 if place in ("x", "dy") else 3] = value
     arguments["x"] = LAYOUTS[layout](arguments["x"])
     plain = differentiate(kind, arguments, dy, "torch")

@@ -36,8 +36,8 @@ void evonorm_choose(int wanted)
     chosen = &loops_baseline;
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (wanted >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")
-        && __builtin_cpu_supports("f16c")) {
+    /* f16c, which some compilers cannot ask for, is older than avx2. */
+    if (wanted >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
         level = 1;
         chosen = &loops_avx2;
     }

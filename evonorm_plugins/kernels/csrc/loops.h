@@ -147,7 +147,34 @@ INLINE float swish_by_x(float x, float v)
     return s * (1.0f + z * (e * s));
 }
 
-/* B series: max(batch, own), own = slope x + offset. `batch` must not be NaN: see own_line(). */
+/* B series: max(batch, own) with own = slope (x + shift) + offset, of up to WIDTH channels. */
+typedef struct {
+    float slope[WIDTH], shift[WIDTH], offset[WIDTH];
+    float batch[WIDTH]; /* standard deviation over the batch */
+    float std[WIDTH];   /* the sample's own, or root of the mean of squares */
+} maxima;
+
+static void set_maxima(const problem *p, int64_t n, int64_t c, int64_t width, maxima *m)
+{
+    for (int64_t k = 0; k < width; k++) {
+        int64_t nc = n * p->channels + c + k;
+        double square = p->var[nc] + p->eps;
+        if (p->kind != B0) square += (double)p->mean[nc] * p->mean[nc];
+        float std = m->std[k] = (float)sqrt(square);
+        float batch = m->batch[k] = (float)sqrt(p->batch_var[c + k] + p->eps);
+        m->slope[k] = p->kind == B0 ? p->v[c + k] : p->kind == B1 ? std : -1.0f;
+        m->shift[k] = p->kind == B1 ? 1.0f : 0.0f;
+        m->offset[k] = p->kind == B1 ? 0.0f : std;
+        /* larger() passes on a NaN of own alone. */
+        if (batch != batch) m->offset[k] = batch;
+    }
+}
+
+INLINE float own_at(const maxima *m, int64_t k, float x)
+{
+    return m->slope[k] * (x + m->shift[k]) + m->offset[k];
+}
+
 INLINE float larger(float batch, float own) { return batch >= own ? batch : own; }
 
 /* The gradient g of a maximum: half goes to each side where both are the same, as in torch. */
@@ -159,25 +186,11 @@ INLINE void split(float g, float batch, float own, float *to_batch, float *to_ow
 }
 
 /* s times the derivative of x / max by x: the statistics in max held fixed. */
-INLINE float quotient_by_x(float x, float s, float batch, float slope, float offset)
+INLINE float quotient_by_x(const maxima *m, int64_t k, float x, float s)
 {
-    float own = slope * x + offset, q = 1.0f / larger(batch, own), to_batch, to_own;
-    split(s * q * x * q, batch, own, &to_batch, &to_own);
-    return s * q - slope * to_own;
-}
-
-/* slope and offset of a sample's channel, and the standard deviation of its batch. */
-INLINE void own_line(const problem *p, int64_t n, int64_t c, float *slope, float *offset,
-                     float *batch)
-{
-    int64_t nc = n * p->channels + c;
-    double square = p->var[nc] + p->eps;
-    if (p->kind != B0) square += (double)p->mean[nc] * p->mean[nc];
-    float own = (float)sqrt(square);
-    *batch = (float)sqrt(p->batch_var[c] + p->eps);
-    *slope = p->kind == B0 ? p->v[c] : p->kind == B1 ? own : -1.0f;
-    /* larger() passes on a NaN of own alone. */
-    *offset = *batch != *batch ? *batch : own;
+    float own = own_at(m, k, x), q = 1.0f / larger(m->batch[k], own), to_batch, to_own;
+    split(s * q * x * q, m->batch[k], own, &to_batch, &to_own);
+    return s * q - m->slope[k] * to_own;
 }
 
 /* `n` numbers, whose deviations from `shift` sum up to s and their squares to ss, join `count`
@@ -407,19 +420,16 @@ static void sample_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void batch_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], ys[BLOCK], weight[WIDTH], bias[WIDTH];
-    float slope[WIDTH], offset[WIDTH], batch[WIDTH];
+    float xs[BLOCK], ys[BLOCK];
+    maxima m;
     PARTS_DOWN(c, width) {
-        for (int64_t k = 0; k < width; k++) {
-            int64_t affine = n * p->affine_stride + c + k;
-            weight[k] = p->weight[affine];
-            bias[k] = p->bias[affine];
-            own_line(p, n, c + k, &slope[k], &offset[k], &batch[k]);
-        }
+        const float *weight = p->weight + n * p->affine_stride + c;
+        const float *bias = p->bias + n * p->affine_stride + c;
+        set_maxima(p, n, c, width, &m);
         SPANS(i, at, len) {
             const float *x = load(p, p->x, at, len, xs);
             float *y = place(p, at, ys);
-            EACH(j, k, y[j] = x[j] / larger(batch[k], slope[k] * x[j] + offset[k]) * weight[k]
+            EACH(j, k, y[j] = x[j] / larger(m.batch[k], own_at(&m, k, x[j])) * weight[k]
                               + bias[k];)
             store(p, at, len, ys);
         }
@@ -428,20 +438,19 @@ static void batch_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], slope[WIDTH], offset[WIDTH], batch[WIDTH];
-    float sums[SUMS][WIDTH] = {{0}};
+    float xs[BLOCK], dys[BLOCK], sums[SUMS][WIDTH] = {{0}};
+    maxima m;
     PARTS_UP(c, width) {
-        for (int64_t k = 0; k < width; k++)
-            own_line(p, n, c + k, &slope[k], &offset[k], &batch[k]);
+        set_maxima(p, n, c, width, &m);
         clear(p, n, c, width, SUMS);
         SPANS(i, at, len) {
             const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
             float a = 0, b = 0, d = 0, e = 0, f = 0;
             if (p->channels_last) {
                 SIMD for (int64_t j = 0; j < len; j++) {
-                    float own = slope[j] * x[j] + offset[j], q = 1.0f / larger(batch[j], own);
+                    float own = own_at(&m, j, x[j]), q = 1.0f / larger(m.batch[j], own);
                     float t = dy[j] * x[j] * q, to_batch, to_own;
-                    split(t * q, batch[j], own, &to_batch, &to_own);
+                    split(t * q, m.batch[j], own, &to_batch, &to_own);
                     sums[SUM_DY][j] += dy[j];
                     sums[SUM_DY_F][j] += t;
                     sums[SUM_G][j] += to_batch;
@@ -450,9 +459,9 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
                 }
             } else {
                 SIMD_SUM(a, b, d, e, f) for (int64_t j = 0; j < len; j++) {
-                    float own = slope[0] * x[j] + offset[0], q = 1.0f / larger(batch[0], own);
+                    float own = own_at(&m, 0, x[j]), q = 1.0f / larger(m.batch[0], own);
                     float t = dy[j] * x[j] * q, to_batch, to_own;
-                    split(t * q, batch[0], own, &to_batch, &to_own);
+                    split(t * q, m.batch[0], own, &to_batch, &to_own);
                     a += dy[j];
                     b += t;
                     d += to_batch;
@@ -469,22 +478,23 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void batch_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], weight[WIDTH], slope[WIDTH], offset[WIDTH];
-    float batch[WIDTH], own_mean[WIDTH], own_scale[WIDTH], batch_mean[WIDTH], batch_scale[WIDTH];
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK];
+    float own_mean[WIDTH], own_scale[WIDTH], batch_mean[WIDTH], batch_scale[WIDTH];
+    maxima m;
     PARTS_DOWN(c, width) {
+        const float *weight = p->weight + n * p->affine_stride + c;
+        set_maxima(p, n, c, width, &m);
         for (int64_t k = 0; k < width; k++) {
             int64_t nc = n * p->channels + c + k;
-            weight[k] = p->weight[n * p->affine_stride + c + k];
-            own_line(p, n, c + k, &slope[k], &offset[k], &batch[k]);
             own_mean[k] = p->kind == B0 ? p->mean[nc] : 0.0f;
-            own_scale[k] = p->std_grad[nc] / (offset[k] * (float)p->pixels);
+            own_scale[k] = p->std_grad[nc] / (m.std[k] * (float)p->pixels);
             batch_mean[k] = p->batch_mean ? p->batch_mean[c + k] : 0.0f;
             batch_scale[k] = p->batch_mean ? p->batch_var_grad[c + k] * *p->batch_scale : 0.0f;
         }
         SPANS(i, at, len) {
             const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
             float *dx = place(p, at, dxs);
-            EACH(j, k, dx[j] = quotient_by_x(x[j], dy[j] * weight[k], batch[k], slope[k], offset[k])
+            EACH(j, k, dx[j] = quotient_by_x(&m, k, x[j], dy[j] * weight[k])
                                + own_scale[k] * (x[j] - own_mean[k])
                                + batch_scale[k] * (x[j] - batch_mean[k]);)
             store(p, at, len, dxs);
