@@ -27,7 +27,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("samples", "channels", "pixels", "groups")),
         ("affine_stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("kind", "dtype", "channels_last", "centred")),
-        *((name, ctypes.c_int32) for name in ("own_batch", "threads")),
+        *((name, ctypes.c_int32) for name in ("own_batch", "threads", "direct")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "dy", "out", "weight", "bias", "v")),
         *((name, ctypes.c_void_p) for name in ("moments", "sums", "mean", "rstd", "var")),

@@ -1,10 +1,10 @@
 """Triton kernels of the six EvoNorm layers, forward and backward.
 
 The formulas are those of :mod:`evonorm_plugins.formulas`; fp32, fp16 or bf16 is read and written,
-everything between is float32. A program works on a tile ``[K channels, P pixels]`` of one sample,
-which it moves over a *chunk* of the pixels; which of the two axes is contiguous is a constant, so
-one kernel serves both memory formats. To the kernels the B series has groups too, of one channel.
-Of a group wider than 64 channels every 64 are a *unit*; other units are whole groups.
+everything between is float32. A program works on a tile of channels and pixels of one sample, which
+it moves over a *chunk* of the pixels. Which of the two axes is contiguous is a constant, so one
+kernel serves both memory formats. To the kernels the B series has groups too, of one channel. Of a
+group wider than 64 channels every 64 are a *unit*; other units are whole groups.
 
 Moments are sums of ``x - pivot`` and its square, where the pivot is the mean of the first tile: a
 centred variance from one pass, however far the mean is from 0. Parts are merged by count, mean and
@@ -15,13 +15,13 @@ How much a program does, see :func:`_plan`:
 
 - *held*: a group fits in the registers of one program. x is read once.
 - *fused*: enough groups to fill the GPU. A program reads its group twice, the second time from the
-  end backwards, so that most of it comes from the L2 cache.
+  end backwards, so that most of it comes from the caches.
 - *chunks*: few large groups; and the B series, whose batch statistics need all of x first. A
   kernel writes the moments of every chunk; the next one merges those of its group itself unless
   they are many, and goes through x in the opposite order, again for the L2 cache.
 
-Pixels may change with every call: kernels are not specialised on them, but for powers of two that
-divide them and the size of a tile.
+Height and width may change with every call: kernels are not specialised on them, but for powers of
+two that divide their product and for the size of a tile.
 """
 
 import functools
@@ -55,7 +55,7 @@ _kernel = functools.partial(
 
 
 class _Tile(NamedTuple):
-    """Constants of the kernels. A tile is ``[Q, K, L]``, with pixel ``q L + l``.
+    """Constants of the kernels. A tile is ``[Q, K, L]``, with channel ``k``, pixel ``q L + l``.
 
     L is short where pixels are contiguous, so that a thread has many pixels of few channels.
     """
@@ -68,6 +68,7 @@ class _Tile(NamedTuple):
     K: int  # channels of a tile, U * PAD
     L: int
     P: int  # pixels of a tile, Q * L
+    ONE: bool  # a chunk is one tile
     LAST: bool  # channels_last
     VEC: int  # divides the pixels of x
     WIDE: bool  # a tile is over more of x than 32 bits can count
@@ -89,9 +90,9 @@ def unavailable(x):
 
 # ---- what the kernels share ----
 #
-# ``at`` is where a program works: sample, channels [K], which of them exist [K], the end of its
-# pixels, C, H W, the offset in x of its first channel, channels from that one on [K], and how many
-# a unit has.
+# ``at`` is where a program works: sample, channels [K], which of them exist [K], how many a unit
+# has, the end of the pixels, C, H W, the offset in x of the first channel, and channels from that
+# one on [K]. ``tile`` is where a tile is: offset in x, offsets from there [Q, K, L], mask.
 
 
 @triton.jit
@@ -106,29 +107,28 @@ def _place(C, HW, chunk, chunks, BACKWARDS: tl.constexpr, T: tl.constexpr):
     blocks = tl.cdiv(C // T.D * T.SUBS, T.U)
     row, block = pid // blocks, pid % blocks
     lane = tl.arange(0, T.K)
+    depth = tl.minimum(T.D - block % T.SUBS * T.PAD, T.PAD)
     if T.SUBS == 1:
         c0 = block * (T.U * T.D)
-        exists = lane % T.PAD < T.D
         # Written so that the compiler sees contiguous channels.
         local = lane if T.D == T.PAD else lane // T.PAD * T.D + lane % T.PAD
     else:
         c0 = block // T.SUBS * T.D + block % T.SUBS * T.PAD
-        exists = block % T.SUBS * T.PAD + lane < T.D
         local = lane
+    c = c0 + local
+    inside = (lane % T.PAD < depth) & (c < C)
     HW = HW // T.VEC * T.VEC  # says what it is a multiple of
     n = (row // chunks).to(tl.int64)
     base = n * HW * C + c0 if T.LAST else (n * C + c0) * HW
     first = (row % chunks).to(tl.int64) * chunk * T.P
     end = tl.minimum(first + chunk * T.P, HW)
-    depth = tl.minimum(T.D - block % T.SUBS * T.PAD, T.PAD)
-    at = (n, c0 + local, exists & (c0 + local < C), end, C, HW, base, local, depth)
-    return row.to(tl.int64), block, first, at
+    return row.to(tl.int64), block, first, (n, c, inside, depth, end, C, HW, base, local)
 
 
 @triton.jit
 def _pixels(start, at, T: tl.constexpr):
-    """Offset in x of a tile from pixel start on, those in it [Q, K, L], and mask [Q, K, L]."""
-    inside, end, C, HW, base, local = at[2:8]
+    """The tile from pixel ``start`` on."""
+    inside, _depth, end, C, HW, base, local = at[2:]
     p = tl.arange(0, T.Q)[:, None, None] * T.L + tl.arange(0, T.L)[None, None, :]
     mask = inside[None, :, None] & (p < tl.minimum(end - start, T.P).to(tl.int32))
     local = local[None, :, None]
@@ -142,51 +142,74 @@ def _pixels(start, at, T: tl.constexpr):
 
 
 @triton.jit
+def _load(ptr, tile, POLICY: tl.constexpr = ""):
+    return tl.load(ptr + tile[0] + tile[1], tile[2], 0, eviction_policy=POLICY).to(tl.float32)
+
+
+@triton.jit
+def _store(ptr, value, tile):
+    tl.store(ptr + tile[0] + tile[1], value.to(ptr.dtype.element_ty), tile[2])
+
+
+@triton.jit
+def _parameter(ptr, stride, at, D: tl.constexpr = 1):
+    """Values [K] of the channels from ``(C / D,)`` or, if the stride is not 0, ``(N, C / D)``."""
+    if ptr is None:
+        return None
+    return tl.load(ptr + at[0] * stride + at[1] // D, at[2], 0)
+
+
+@triton.jit
+def _wide(a):
+    """[K] to [1, K, 1]."""
+    if a is None:
+        return None
+    return a[None, :, None]
+
+
+@triton.jit
 def _sums(a, ROWS: tl.constexpr, T: tl.constexpr):
-    """Sums of a tile [Q, K, L]: over pixels [K], or over pixels and the channels of units [U]."""
+    """Sums of a tile over pixels [K], or over pixels and the channels of units [U]."""
     return tl.sum(tl.reshape(tl.permute(a, 1, 0, 2), [ROWS, T.K * T.P // ROWS]), 1)
 
 
 @triton.jit
 def _to_channels(a, T: tl.constexpr):
     """Units [U] to their channels [K]."""
-    if T.PAD == 1:
-        return a
     return tl.reshape(tl.broadcast_to(a[:, None], [T.U, T.PAD]), [T.K])
 
 
 @triton.jit
-def _moments(x_ptr, first, at, CENTRED: tl.constexpr, HELD: tl.constexpr, T: tl.constexpr):
-    """Mean, what float32 lost of it, and variance of units [U]; the first tile [K, P].
+def _moments(x_ptr, first, at, CENTRED: tl.constexpr, T: tl.constexpr):
+    """Mean, what float32 lost of it, and variance of the units [U]; the first tile of x.
 
     Not CENTRED: zeros and the mean of squares. A unit with an infinity and no NaN has an infinite
     mean and no variance: its mean of squares is not NaN.
     """
-    shift, offsets, mask = _pixels(first, at, T)
-    x = tl.load(x_ptr + shift + offsets, mask, 0).to(tl.float32)
-    end, depth = at[3], at[8]
+    depth, end = at[3], at[4]
+    tile = _pixels(first, at, T)
+    x = _load(x_ptr, tile)
     z = x
     if CENTRED:
-        shown = (depth * tl.minimum(end - first, T.P)).to(tl.float32)
-        pivot = _sums(x, T.U, T) / shown
+        pivot = _sums(x, T.U, T) / (depth * tl.minimum(end - first, T.P)).to(tl.float32)
         pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
-        center = _to_channels(pivot, T)[None, :, None]
-        z = tl.where(mask, x - center, 0)
-    sums = z
+        center = _wide(_to_channels(pivot, T))
+        z = tl.where(tile[2], x - center, 0)
+    total = z
     squares = z * z
-    if not HELD:
+    if not T.ONE:
         for start in range(first + T.P, end, T.P):
-            shift, offsets, mask = _pixels(start, at, T)
-            z = tl.load(x_ptr + shift + offsets, mask, 0).to(tl.float32)
+            tile = _pixels(start, at, T)
+            z = _load(x_ptr, tile)
             if CENTRED:
-                z = tl.where(mask, z - center, 0)
-            sums += z
+                z = tl.where(tile[2], z - center, 0)
+            total += z
             squares += z * z
     count = (depth * (end - first)).to(tl.float32)
     square = _sums(squares, T.U, T) / count
     if not CENTRED:
         return tl.zeros_like(square), tl.zeros_like(square), square, x
-    rest = _sums(sums, T.U, T) / count
+    rest = _sums(total, T.U, T) / count
     mean = pivot + rest
     mean = tl.where((square == float("inf")) & (rest != rest), float("inf"), mean)
     lost = tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
@@ -197,11 +220,11 @@ def _moments(x_ptr, first, at, CENTRED: tl.constexpr, HELD: tl.constexpr, T: tl.
 def _merge(
     parts_ptr, plane, row, rows, group, C, HW, chunk, chunks, R: tl.constexpr, T: tl.constexpr
 ):
-    """Merge the parts of groups [G] in rows row, ..., row + rows - 1: as _moments, [G]."""
+    """Mean, rest and variance of groups [G] from their parts in rows row, ..., row + rows - 1."""
     units = C // T.D * T.SUBS
-    parts_ptr += group[None, :] * T.SUBS
+    parts_ptr += row.to(tl.int64) * units + group[None, :] * T.SUBS
     exists = (group < C // T.D)[None, :]
-    pivot = tl.load(parts_ptr + row * units, exists, 0)
+    pivot = tl.load(parts_ptr, exists, 0)
     pivot = tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
     total = tl.zeros_like(pivot)
     rest = tl.zeros_like(pivot)
@@ -210,11 +233,11 @@ def _merge(
         for start in range(0, rows * T.SUBS, R):
             part = start + tl.arange(0, R)[:, None]
             mask = exists & (part < rows * T.SUBS)
-            sub, at = part % T.SUBS, row + part // T.SUBS
-            pixels = tl.minimum(HW - (at % chunks) * (chunk * T.P), chunk * T.P)
+            sub, r = part % T.SUBS, part // T.SUBS
+            pixels = tl.minimum(HW - (row + r) % chunks * (chunk * T.P), chunk * T.P)
             count = pixels * tl.minimum(T.D - sub * T.PAD, T.PAD)
             count = tl.where(mask, count.to(tl.float32), 0)
-            address = parts_ptr + at * units + sub
+            address = parts_ptr + r.to(tl.int64) * units + sub
             mean = tl.load(address, mask, 0) - pivot + tl.load(address + plane, mask, 0)
             if centred:
                 var = tl.load(address + 2 * plane, mask, 0)
@@ -232,7 +255,7 @@ def _merge(
 
 @triton.jit
 def _divide(a, b, FAST: tl.constexpr):
-    """a / b for b > 0; FAST: good to 21 bits, with a third of the instructions."""
+    """a / b for b > 0; FAST: good to 21 bits, in a third of the instructions."""
     if FAST:
         root = tl.rsqrt(b)
         return a * (root * root)
@@ -285,17 +308,16 @@ def _moments_kernel(
     chunk: tl.int64,  # tiles of a chunk of pixels
     chunks,
     CENTRED: tl.constexpr,
-    HELD: tl.constexpr,  # a chunk is one tile
     T: tl.constexpr,
 ):
     row, block, first, at = _place(C, HW, chunk, chunks, False, T)
-    mean, lost, var, _ = _moments(x_ptr, first, at, CENTRED, HELD, T)
+    mean, lost, var, _ = _moments(x_ptr, first, at, CENTRED, T)
     unit = block * T.U + tl.arange(0, T.U)
     exists = unit < C // T.D * T.SUBS
-    out = parts_ptr + row * (C // T.D * T.SUBS) + unit
-    tl.store(out, mean, exists)
-    tl.store(out + plane, lost, exists)
-    tl.store(out + 2 * plane, var, exists)
+    parts_ptr += row * (C // T.D * T.SUBS) + unit
+    tl.store(parts_ptr, mean, exists)
+    tl.store(parts_ptr + plane, lost, exists)
+    tl.store(parts_ptr + 2 * plane, var, exists)
 
 
 @_kernel
@@ -316,12 +338,12 @@ def _merge_kernel(
     T: tl.constexpr,
 ):
     group = tl.program_id(0) * G + tl.arange(0, G)
-    out = tl.program_id(1).to(tl.int64)
+    out = tl.program_id(1)
     mean, lost, var = _merge(parts_ptr, plane, out * rows, rows, group, C, HW, chunk, chunks, R, T)
     if RSTD:
         var = 1 / tl.sqrt_rn(var + eps)
     exists = group < C // T.D
-    out_ptr += out * (C // T.D) + group
+    out_ptr += out.to(tl.int64) * (C // T.D) + group
     tl.store(out_ptr, mean, exists)
     tl.store(out_ptr + out_plane, lost, exists)
     tl.store(out_ptr + 2 * out_plane, var, exists)
@@ -334,8 +356,8 @@ def _forward_kernel(
     weight_ptr,  # gamma: (C,) or (N, C)
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
-    parts_ptr,  # (3, N, chunks, units) where STATISTICS is "parts"
-    mean_ptr,  # (N, groups), out unless STATISTICS is "given"
+    parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
+    mean_ptr,  # (N, groups), out unless SOURCE is "given"
     spread_ptr,  # likewise: rstd of the S series, the variance of the B series
     batch_var_ptr,  # (C,); None: S series
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
@@ -346,23 +368,21 @@ def _forward_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,  # "s0" for s1 too, "s2", "b0", "b1", "b2"
-    STATISTICS: tl.constexpr,  # from "x" (one chunk), from "parts", or "given"
-    HELD: tl.constexpr,
+    SOURCE: tl.constexpr,  # of the statistics: "x" (one chunk), "parts", or "given"
     T: tl.constexpr,
 ):
-    row, block, first, at = _place(C, HW, chunk, chunks, STATISTICS != "x", T)
-    n, c, inside, end = at[:4]
-    groups = C // T.D
-    if STATISTICS == "given":
-        mean = tl.load(mean_ptr + n * groups + c // T.D, inside, 0)
-        spread = tl.load(spread_ptr + n * groups + c // T.D, inside, 0)
+    row, block, first, at = _place(C, HW, chunk, chunks, SOURCE != "x", T)
+    n, groups = at[0], C // T.D
+    if SOURCE == "given":
+        mean = _parameter(mean_ptr, groups, at, T.D)
+        spread = _parameter(spread_ptr, groups, at, T.D)
     else:
         group = block // T.SUBS * T.U + tl.arange(0, T.U)
-        if STATISTICS == "x":
-            mean, _, spread, x = _moments(x_ptr, first, at, KIND != "s2", HELD, T)
+        if SOURCE == "x":
+            mean, _, spread, x = _moments(x_ptr, first, at, KIND != "s2", T)
         else:
             mean, _, spread = _merge(
-                parts_ptr, plane, n * chunks, chunks, group, C, HW, chunk, chunks, 32, T
+                parts_ptr, plane, row // chunks * chunks, chunks, group, C, HW, chunk, chunks, 32, T
             )
         if batch_var_ptr is None:
             spread = 1 / tl.sqrt_rn(spread + eps)
@@ -371,81 +391,59 @@ def _forward_kernel(
             tl.store(spread_ptr + n * groups + group, spread, group < groups)
         mean = _to_channels(mean, T)
         spread = _to_channels(spread, T)
-    weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)[None, :, None]
-    bias = tl.load(bias_ptr + n * weight_stride + c, inside, 0)[None, :, None]
-    v = None
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, inside, 0)[None, :, None]
-    if batch_var_ptr is not None:
-        spread = _instance_std(mean, spread, eps, KIND)
-        batch_std = tl.sqrt(tl.load(batch_var_ptr + c, inside, 0) + eps)[None, :, None]
-    FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
+    weight = _parameter(weight_ptr, weight_stride, at)
+    bias = _wide(_parameter(bias_ptr, weight_stride, at))
+    v = _wide(_parameter(v_ptr, 0, at))
     if batch_var_ptr is None:
-        weight *= spread[None, :, None]
-    tiles = 1 if HELD else tl.cdiv(end - first, T.P)
+        weight *= spread
+    else:
+        std = _wide(_instance_std(mean, spread, eps, KIND))
+        batch_std = _wide(tl.sqrt(_parameter(batch_var_ptr, 0, at) + eps))
+    weight = _wide(weight)
+    FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
+    tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
     for i in range(0, tiles):
-        shift, offsets, mask = _pixels(first + (tiles - 1 - i) * T.P, at, T)
-        if not HELD:
-            x = tl.load(x_ptr + shift + offsets, mask, 0, eviction_policy="evict_first").to(
-                tl.float32
-            )
+        tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
+        if not (T.ONE and SOURCE == "x"):
+            x = _load(x_ptr, tile, "evict_first")
         if batch_var_ptr is None:
             y = x * _sigmoid(x, v, FAST)
         else:
-            side = _instance_side(x, v, spread[None, :, None], KIND)
-            y = _divide(x, _maximum(batch_std, side), FAST)
-        tl.store(y_ptr + shift + offsets, (y * weight + bias).to(y_ptr.dtype.element_ty), mask)
+            y = _divide(x, _maximum(batch_std, _instance_side(x, v, std, KIND)), FAST)
+        _store(y_ptr, y * weight + bias, tile)
 
 
 # ---- backward ----
 
 
 @triton.jit
-def _sample_terms(dy, x, v, FAST: tl.constexpr):
-    """What a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
-    s = _sigmoid(x, v, FAST)
+def _sample_terms(dy_ptr, x_ptr, v, tile):
+    """dy, x and what a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
+    dy = _load(dy_ptr, tile)
+    x = _load(x_ptr, tile)
+    s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
     f = x * s
-    return dy * f, dy, dy * x * (f * (1 - s))
+    return dy, x, dy * f, dy, dy * x * (f * (1 - s))
 
 
 @triton.jit
-def _sample_sums(
-    dy_ptr,
-    x_ptr,
-    sums_ptr,
-    plane,
-    row,
-    first,
-    at,
-    weight,
-    v,
-    rstd,
-    HELD: tl.constexpr,
-    T: tl.constexpr,
-):
+def _sample_sums(dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, T: tl.constexpr):
     """Store the sums of a chunk; sum of weight dy f of units [U], first tiles of dy and x."""
-    FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
-    shift, offsets, mask = _pixels(first, at, T)
-    dy = tl.load(dy_ptr + shift + offsets, mask, 0).to(tl.float32)
-    x = tl.load(x_ptr + shift + offsets, mask, 0).to(tl.float32)
-    scale, total, slope = _sample_terms(dy, x, v, FAST)
-    if not HELD:
-        for start in range(first + T.P, at[3], T.P):
-            shift, offsets, mask = _pixels(start, at, T)
-            dy = tl.load(dy_ptr + shift + offsets, mask, 0).to(tl.float32)
-            x = tl.load(x_ptr + shift + offsets, mask, 0).to(tl.float32)
-            terms = _sample_terms(dy, x, v, FAST)
-            scale += terms[0]
-            total += terms[1]
-            slope += terms[2]
+    dy, x, scale, shift, slope = _sample_terms(dy_ptr, x_ptr, v, _pixels(first, at, T))
+    if not T.ONE:
+        for start in range(first + T.P, at[4], T.P):
+            terms = _sample_terms(dy_ptr, x_ptr, v, _pixels(start, at, T))
+            scale += terms[2]
+            shift += terms[3]
+            slope += terms[4]
     scale = _sums(scale, T.K, T)
-    sums_ptr += row * at[4] + at[1]
-    tl.store(sums_ptr, scale * rstd, at[2])
-    tl.store(sums_ptr + plane, _sums(total, T.K, T), at[2])
+    c, inside, C = at[1], at[2], at[5]
+    sums_ptr += row * C + c
+    tl.store(sums_ptr, scale * rstd, inside)
+    tl.store(sums_ptr + plane, _sums(shift, T.K, T), inside)
     if v is not None:
-        tl.store(sums_ptr + 2 * plane, _sums(slope, T.K, T) * weight * rstd, at[2])
-    parts = tl.sum(tl.reshape(scale * weight, [T.U, T.PAD]), 1)
-    return parts, dy, x
+        tl.store(sums_ptr + 2 * plane, _sums(slope, T.K, T) * weight * rstd, inside)
+    return tl.sum(tl.reshape(scale * weight, [T.U, T.PAD]), 1), dy, x
 
 
 @_kernel
@@ -466,17 +464,11 @@ def _sample_sums_kernel(
     T: tl.constexpr,
 ):
     row, block, first, at = _place(C, HW, chunk, chunks, False, T)
-    n, c, inside = at[:3]
-    weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)
-    rstd = tl.load(rstd_ptr + n * (C // T.D) + c // T.D, inside, 0)
-    v = None
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, inside, 0)[None, :, None]
-    part, _, _ = _sample_sums(
-        dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, False, T
-    )
-    unit = block * T.U + tl.arange(0, T.U)
-    units = C // T.D * T.SUBS
+    weight = _parameter(weight_ptr, weight_stride, at)
+    rstd = _parameter(rstd_ptr, C // T.D, at, T.D)
+    v = _wide(_parameter(v_ptr, 0, at))
+    part, _, _ = _sample_sums(dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, T)
+    unit, units = block * T.U + tl.arange(0, T.U), C // T.D * T.SUBS
     tl.store(parts_ptr + row * units + unit, part, unit < units)
 
 
@@ -498,20 +490,16 @@ def _sample_backward_kernel(
     chunk: tl.int64,
     chunks,
     CENTRED: tl.constexpr,
-    HELD: tl.constexpr,
     T: tl.constexpr,
 ):
     row, block, first, at = _place(C, HW, chunk, chunks, parts_ptr is not None, T)
-    n, c, inside, end = at[:4]
-    weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)
-    mean = tl.load(mean_ptr + n * (C // T.D) + c // T.D, inside, 0)
-    rstd = tl.load(rstd_ptr + n * (C // T.D) + c // T.D, inside, 0)
-    v = None
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, inside, 0)[None, :, None]
+    weight = _parameter(weight_ptr, weight_stride, at)
+    mean = _wide(_parameter(mean_ptr, C // T.D, at, T.D))
+    rstd = _parameter(rstd_ptr, C // T.D, at, T.D)
+    v = _wide(_parameter(v_ptr, 0, at))
     if parts_ptr is None:
         total, dy, x = _sample_sums(
-            dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, HELD, T
+            dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, T
         )
     else:
         units = C // T.D * T.SUBS
@@ -519,22 +507,17 @@ def _sample_backward_kernel(
         total = tl.zeros([T.U], tl.float32)
         for start in range(0, chunks * T.SUBS, 32):
             part = start + tl.arange(0, 32)[:, None]
-            where = (n * chunks + part // T.SUBS) * units + unit + part % T.SUBS
+            address = (at[0] * chunks + part // T.SUBS) * units + unit + part % T.SUBS
             mask = (part < chunks * T.SUBS) & (unit < units)
-            total += tl.sum(tl.load(parts_ptr + where, mask, 0), 0)
-    scale = (weight * rstd)[None, :, None]
+            total += tl.sum(tl.load(parts_ptr + address, mask, 0), 0)
     pull = rstd * rstd * rstd * _to_channels(total, T) / (HW * T.D).to(tl.float32)
-    pull, mean = pull[None, :, None], mean[None, :, None]
-    tiles = 1 if HELD else tl.cdiv(end - first, T.P)
+    scale, pull = _wide(weight * rstd), _wide(pull)
+    tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
     for i in range(0, tiles):
-        shift, offsets, mask = _pixels(first + (tiles - 1 - i) * T.P, at, T)
-        if not HELD:
-            dy = tl.load(dy_ptr + shift + offsets, mask, 0, eviction_policy="evict_first").to(
-                tl.float32
-            )
-            x = tl.load(x_ptr + shift + offsets, mask, 0, eviction_policy="evict_first").to(
-                tl.float32
-            )
+        tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
+        if not (T.ONE and parts_ptr is None):
+            dy = _load(dy_ptr, tile, "evict_first")
+            x = _load(x_ptr, tile, "evict_first")
         s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
         slope = x * s * (1 - s)
         if v is not None:
@@ -542,12 +525,11 @@ def _sample_backward_kernel(
         z = x
         if CENTRED:
             z -= mean
-        dx = dy * scale * (s + slope) - pull * z
-        tl.store(dx_ptr + shift + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+        _store(dx_ptr, dy * scale * (s + slope) - pull * z, tile)
 
 
 @triton.jit
-def _batch_sides(dy, x, v, std, batch_std, FAST: tl.constexpr, KIND: tl.constexpr):
+def _batch_sides(dy, x, v, std, batch_std, KIND: tl.constexpr, FAST: tl.constexpr):
     """1 / m, and what goes of dy x / m^2 to the instance's and to the batch's side."""
     side = _instance_side(x, v, std, KIND)
     q = _divide(1.0, _maximum(side, batch_std), FAST)
@@ -556,6 +538,17 @@ def _batch_sides(dy, x, v, std, batch_std, FAST: tl.constexpr, KIND: tl.constexp
     # gets to both.
     e = tl.where(side == batch_std, 0.5 * e, e)
     return q, tl.where(side < batch_std, 0, e), tl.where(side > batch_std, 0, e)
+
+
+@triton.jit
+def _batch_terms(dy_ptr, x_ptr, v, std, batch_std, tile, KIND: tl.constexpr):
+    """What a tile adds to the sums of _batch_sums_kernel."""
+    dy = _load(dy_ptr, tile)
+    x = _load(x_ptr, tile)
+    FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
+    q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
+    by_std = to_instance * (x + 1) if KIND == "b1" else to_instance
+    return dy * x * q, dy, by_std, to_batch, to_instance * x
 
 
 @_kernel
@@ -579,40 +572,29 @@ def _batch_sums_kernel(
     T: tl.constexpr,
 ):
     row, _, first, at = _place(C, HW, chunk, chunks, False, T)
-    n, c, inside, end = at[:4]
-    mean = tl.load(mean_ptr + n * C + c, inside, 0)
-    std = _instance_std(mean, tl.load(var_ptr + n * C + c, inside, 0), eps, KIND)[None, :, None]
-    batch_std = tl.sqrt(tl.load(batch_var_ptr + c, inside, 0) + eps)
-    v = None
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, inside, 0)[None, :, None]
-    scale = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    total = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    instance = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    batch = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    slope = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
-    for start in range(first, end, T.P):
-        shift, offsets, mask = _pixels(start, at, T)
-        dy = tl.load(dy_ptr + shift + offsets, mask, 0).to(tl.float32)
-        x = tl.load(x_ptr + shift + offsets, mask, 0).to(tl.float32)
-        q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std[None, :, None], FAST, KIND)
-        scale += dy * x * q
-        total += dy
-        batch += to_batch
-        if KIND == "b1":
-            instance += to_instance * (x + 1)
-        else:
-            instance += to_instance
-        if KIND == "b0":
-            slope += to_instance * x
-    weight = -tl.load(weight_ptr + n * weight_stride + c, inside, 0)
+    mean, var = _parameter(mean_ptr, C, at), _parameter(var_ptr, C, at)
+    std = _wide(_instance_std(mean, var, eps, KIND))
+    batch_std = tl.sqrt(_parameter(batch_var_ptr, 0, at) + eps)
+    v = _wide(_parameter(v_ptr, 0, at))
+    sums = _batch_terms(dy_ptr, x_ptr, v, std, _wide(batch_std), _pixels(first, at, T), KIND)
+    scale, shift, instance, batch, slope = sums
+    if not T.ONE:
+        for start in range(first + T.P, at[4], T.P):
+            tile = _pixels(start, at, T)
+            terms = _batch_terms(dy_ptr, x_ptr, v, std, _wide(batch_std), tile, KIND)
+            scale += terms[0]
+            shift += terms[1]
+            instance += terms[2]
+            batch += terms[3]
+            slope += terms[4]
+    weight = -_parameter(weight_ptr, weight_stride, at)
+    c, inside = at[1], at[2]
     sums_ptr += row * C + c
     tl.store(sums_ptr, _sums(scale, T.K, T), inside)
-    tl.store(sums_ptr + plane, _sums(total, T.K, T), inside)
+    tl.store(sums_ptr + plane, _sums(shift, T.K, T), inside)
     tl.store(sums_ptr + 2 * plane, _sums(instance, T.K, T) * weight, inside)
     tl.store(sums_ptr + 3 * plane, _sums(batch, T.K, T) * weight / (2 * batch_std), inside)
-    if KIND == "b0":
+    if v is not None:
         tl.store(sums_ptr + 4 * plane, _sums(slope, T.K, T) * weight, inside)
 
 
@@ -641,29 +623,24 @@ def _batch_backward_kernel(
     T: tl.constexpr,
 ):
     _, _, first, at = _place(C, HW, chunk, chunks, True, T)
-    n, c, inside, end = at[:4]
-    weight = tl.load(weight_ptr + n * weight_stride + c, inside, 0)[None, :, None]
-    mean = tl.load(mean_ptr + n * C + c, inside, 0)
-    std = _instance_std(mean, tl.load(var_ptr + n * C + c, inside, 0), eps, KIND)
-    pull = tl.load(dstd_ptr + n * C + c, inside, 0) / (std * HW.to(tl.float32))
-    mean, std, pull = mean[None, :, None], std[None, :, None], pull[None, :, None]
-    batch_std = tl.sqrt(tl.load(batch_var_ptr + c, inside, 0) + eps)[None, :, None]
+    weight = _wide(_parameter(weight_ptr, weight_stride, at))
+    mean = _parameter(mean_ptr, C, at)
+    std = _instance_std(mean, _parameter(var_ptr, C, at), eps, KIND)
+    pull = _wide(_parameter(dstd_ptr, C, at) / (std * HW.to(tl.float32)))
+    mean, std = _wide(mean), _wide(std)
+    batch_std = _wide(tl.sqrt(_parameter(batch_var_ptr, 0, at) + eps))
+    v = _wide(_parameter(v_ptr, 0, at))
     if batch_mean_ptr is not None:
         count = tl.load(count_ptr) if count_ptr is not None else (HW * N).to(tl.float32)
-        batch_mean = tl.load(batch_mean_ptr + c, inside, 0)[None, :, None]
-        batch_pull = (2 * tl.load(dbatch_var_ptr + c, inside, 0) / count)[None, :, None]
-    v = None
-    if v_ptr is not None:
-        v = tl.load(v_ptr + c, inside, 0)[None, :, None]
+        batch_mean = _wide(_parameter(batch_mean_ptr, 0, at))
+        batch_pull = _wide(_parameter(dbatch_var_ptr, 0, at) * (2 / count))
     FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
-    for start in range(first, end, T.P):
-        shift, offsets, mask = _pixels(start, at, T)
-        dy = tl.load(dy_ptr + shift + offsets, mask, 0, eviction_policy="evict_first").to(
-            tl.float32
-        )
-        x = tl.load(x_ptr + shift + offsets, mask, 0, eviction_policy="evict_first").to(tl.float32)
-        dy *= weight
-        q, to_instance, _to_batch = _batch_sides(dy, x, v, std, batch_std, FAST, KIND)
+    tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
+    for i in range(0, tiles):
+        tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
+        dy = _load(dy_ptr, tile, "evict_first") * weight
+        x = _load(x_ptr, tile, "evict_first")
+        q, to_instance, _to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
         if KIND == "b0":
             dx = dy * q - to_instance * v + pull * (x - mean)
         elif KIND == "b1":
@@ -672,7 +649,7 @@ def _batch_backward_kernel(
             dx = dy * q + to_instance + pull * x
         if batch_mean_ptr is not None:
             dx += batch_pull * (x - batch_mean)
-        tl.store(dx_ptr + shift + offsets, dx.to(dx_ptr.dtype.element_ty), mask)
+        _store(dx_ptr, dx, tile)
 
 
 @_kernel
@@ -692,21 +669,20 @@ def _sum_kernel(
     total = tl.zeros([R, G], tl.float32)
     for start in range(0, rows, R):
         r = start + tl.arange(0, R)[:, None]
-        row = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
-        total += tl.load(row, (r < rows) & (c < C)[None, :], 0)
+        address = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
+        total += tl.load(address, (r < rows) & (c < C)[None, :], 0)
     tl.store(out_ptr + j * out_plane + out * C + c, tl.sum(total, 0), c < C)
 
 
-# ---- how much a program does -----------------------------------------------------------------
+# ---- how much a program does ----
 
 
 class _Plan(NamedTuple):
     """The regime of a call."""
 
     fused: bool  # one program for a group, else chunks
-    held: bool  # which keeps the group in registers
-    blocks: int  # of channels
-    units: int
+    blocks: int  # of channels, of all samples
+    units: int  # of a sample
     place: tuple  # C, HW, chunk, chunks: arguments of every kernel on tiles
     tile: _Tile
     warps: int
@@ -724,7 +700,7 @@ def _plan(x, depth, tensors, batch=False):
         x: ``(N, C, H, W)``.
         depth: channels of a group.
         tensors: number of tensors like x that are read.
-        batch: for the B series: chunks always.
+        batch: for batch statistics: a kernel for the moments, another for their use.
     """
     n, channels, height, width = x.shape
     pixels, size = height * width, x.element_size()
@@ -747,15 +723,16 @@ def _plan(x, depth, tensors, batch=False):
     # Where channels are last a tile has whole cache lines of them, or halves if that lets it be
     # held or cached.
     options = [channels_of_tile(line) for line in ((128, 64) if last else (0,))]
-    holds = [k for k in options if k * row <= most_held and subs == 1 and not batch]
     bytes_of = {k: k * pixels * size * tensors for k in options}
+    holds = [k for k in options if k * row <= most_held and subs == 1]
     caches = [k for k in options if bytes_of[k] <= _CACHED_BYTES]
     fuses = [k for k in options if bytes_of[k] <= _FUSED_BYTES]
     k = (holds or caches or fuses or options)[0]
     held = bool(holds)
 
-    each = _TILE if tensors == 1 else _TILE // 2
-    p = row if held else min(row, max(1, each // k))
+    # Elements of a thread: 32 in registers; 16 in loops, beside which there are sums.
+    p = row if held else min(row, max(1, _TILE // (tensors * k)))
+    warps = k * p * tensors // (1024 if held else 512)
     tiles = triton.cdiv(pixels, p)
     blocks = n * triton.cdiv(units, k // pad)
     chunks = max(1, min(triton.cdiv(_PROGRAMS, blocks), tiles // _CHUNK_TILES))
@@ -763,9 +740,6 @@ def _plan(x, depth, tensors, batch=False):
         chunks = min(chunks, max(1, 2 * _TILE // (k // pad * subs)))
     many = blocks >= _FUSED_PROGRAMS and bytes_of[k] <= _FUSED_BYTES
     fused = not batch and subs == 1 and (held or chunks == 1 or many)
-
-    # 32 elements a thread in registers; 16 in loops, beside which there are sums.
-    warps = k * p * tensors // (1024 if held else 512)
     if fused and not held:
         # Larger programs are fewer at a time, and so is what waits in the cache for them.
         while warps < 32 and p < row and bytes_of[k] * 32 > _CACHED_BYTES * warps:
@@ -774,20 +748,31 @@ def _plan(x, depth, tensors, batch=False):
     chunk = tiles if fused else triton.cdiv(tiles, chunks)
     vec = 1 if last else next(d for d in (16, 4, 1) if pixels % d == 0)
     # 8 threads for a row of a tile, each with what it can load at once.
-    l = p if last else min(p, 8 * min(vec, 16 // size))
-    wide = (p * channels if last else k * pixels) >= 2**31
+    length = p if last else min(p, 8 * min(vec, 16 // size))
     return _Plan(
         fused=fused,
-        held=held,
         blocks=blocks,
         units=units,
         place=(channels, pixels, chunk, triton.cdiv(tiles, chunk)),
-        tile=_Tile(depth, pad, subs, k // pad, p // l, k, l, p, last, vec, wide),
+        tile=_Tile(
+            D=depth,
+            PAD=pad,
+            SUBS=subs,
+            U=k // pad,
+            Q=p // length,
+            K=k,
+            L=length,
+            P=p,
+            ONE=chunk == 1,
+            LAST=last,
+            VEC=vec,
+            WIDE=(p * channels if last else k * pixels) >= 2**31,
+        ),
         warps=min(max(warps, 1), 32),
     )
 
 
-# ---- the functions that the kernels are for ----------------------------------------------------
+# ---- the functions that the kernels are for ----
 #
 # x is (N, C, H, W), not empty, and dense in contiguous or channels_last format; dy has its dtype
 # and strides. Parameters and statistics are float32 and contiguous: weight, bias (C,) or (N, C),
@@ -817,10 +802,8 @@ def sample_backward(dy, x, weight, v, mean, rstd, centred):
         if not plan.fused:
             parts = x.new_empty(n * chunks * plan.units, dtype=torch.float32)
             plan.run(_sample_sums_kernel, dy, x, weight, v, rstd, sums, parts, *common)
-        plan.run(
-            _sample_backward_kernel, dy, x, dx, weight, v, mean, rstd, sums, parts, *common,
-            CENTRED=centred, HELD=plan.held,
-        )  # fmt: skip
+        pointers = (dy, x, dx, weight, v, mean, rstd, sums, parts)
+        plan.run(_sample_backward_kernel, *pointers, *common, CENTRED=centred)
         dweight, dbias, *dv = _totals(sums, n, channels, chunks, weight)
     return dx, dweight, dbias, dv[0] if dv else None
 
@@ -856,8 +839,8 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     n, channels = x.shape[:2]
     with torch.cuda.device_of(x):
         moments = _instance_moments(plan, x)
-        place = (*plan.place[:2], triton.cdiv(plan.place[1], plan.tile.P), 1)
-        batch = _merged(plan, moments, n, 1, place)
+        tiles = triton.cdiv(plan.place[1], plan.tile.P)
+        batch = _merged(plan, moments, n, 1, (*plan.place[:2], tiles, 1))
     mean, _, var = _views(moments, (n, channels))
     batch_mean, _, batch_var = _views(batch, (channels,))
     y, _, _ = _forward(plan, x, weight, bias, v, batch_var, kind, eps, (mean, var))
@@ -874,11 +857,9 @@ def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
     plan = _plan(x, 1, 2, batch=True)
     chunks = plan.place[-1]
     sums = _planes(x, 5 if kind == "b0" else 4, n * chunks * channels)
+    pointers = (dy, x, weight, v, mean, var, batch_var, sums)
     with torch.cuda.device_of(x):
-        plan.run(
-            _batch_sums_kernel, dy, x, weight, v, mean, var, batch_var, sums, sums.stride(0),
-            _stride(weight), eps, KIND=kind,
-        )  # fmt: skip
+        plan.run(_batch_sums_kernel, *pointers, sums.stride(0), _stride(weight), eps, KIND=kind)
         if chunks > 1:
             sums = _summed(sums, chunks, n, channels)
         dweight, dbias, _, dbatch_var, *dv = _totals(sums, n, channels, 1, weight)
@@ -895,11 +876,11 @@ def batch_input_gradient(
     come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
     """
     dx = torch.empty_like(x)
+    pointers = (dy, x, dx, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count)
     with torch.cuda.device_of(x):
         _plan(x, 1, 2, batch=True).run(
-            _batch_backward_kernel, dy, x, dx, weight, v, mean, var, batch_mean, batch_var,
-            dstd, dbatch_var, count, _stride(weight), eps, x.shape[0], KIND=kind,
-        )  # fmt: skip
+            _batch_backward_kernel, *pointers, _stride(weight), eps, x.shape[0], KIND=kind
+        )
     return dx
 
 
@@ -914,38 +895,33 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
 def _forward(plan, x, weight, bias, v, batch_var, kind, eps, given=None):
     """y and the statistics of the groups; ``given`` holds them if they are known."""
-    n, channels = x.shape[:2]
+    n, groups, chunks = x.shape[0], x.shape[1] // plan.tile.D, plan.place[-1]
     y = torch.empty_like(x)
     parts, plane, source = None, 0, "given"
     with torch.cuda.device_of(x):
-        if given is None:
-            groups = channels // plan.tile.D
+        if given is not None:
+            mean, spread = given
+        else:
             if not plan.fused:
                 parts = _part_moments(plan, x, kind != "s2")
                 plane = parts.stride(0)
-            if parts is not None and plan.place[-1] * plan.units > _PARTS * groups:
-                rstd_eps = None if batch_var is not None else eps
-                rows = plan.place[-1]
-                parts = _merged(plan, parts, rows, n, plan.place, rstd_eps)
-                mean, _, spread = _views(parts, (n, groups))
+            if not plan.fused and chunks * plan.tile.SUBS > _PARTS:
+                rstd_eps = eps if batch_var is None else None
+                merged = _merged(plan, parts, chunks, n, plan.place, rstd_eps)
+                mean, _, spread = _views(merged, (n, groups))
             else:
                 mean = x.new_empty((n, groups), dtype=torch.float32)
                 spread = torch.empty_like(mean)
                 source = "x" if plan.fused else "parts"
-        else:
-            mean, spread = given
-        plan.run(
-            _forward_kernel, x, y, weight, bias, v, parts, mean, spread, batch_var, plane,
-            _stride(weight), eps, KIND=kind, STATISTICS=source, HELD=plan.held and source == "x",
-        )  # fmt: skip
+        pointers = (x, y, weight, bias, v, parts, mean, spread, batch_var)
+        plan.run(_forward_kernel, *pointers, plane, _stride(weight), eps, KIND=kind, SOURCE=source)
     return y, mean, spread
 
 
 def _part_moments(plan, x, centred=True):
     """Moments of every chunk and unit, planes (3, N * chunks * units)."""
     parts = _planes(x, 3, x.shape[0] * plan.place[-1] * plan.units)
-    held = plan.place[2] == 1
-    plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred, HELD=held)
+    plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred)
     return parts
 
 
@@ -959,21 +935,21 @@ def _merged(plan, parts, rows, outputs, place, rstd_eps=None):
     """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance."""
     groups = place[0] // plan.tile.D
     out = _planes(parts, 3, outputs * groups)
+    planes = (parts, out, parts.stride(0), out.stride(0))
     at_once = _rows_at_once(rows)
     _merge_kernel[(triton.cdiv(groups, at_once["G"]), outputs)](
-        parts, out, parts.stride(0), out.stride(0), rows, rstd_eps or 0.0, *place,
-        RSTD=rstd_eps is not None, **at_once, T=plan.tile, **_OPTIONS,
-    )  # fmt: skip
+        *planes, rows, rstd_eps or 0.0, *place, RSTD=rstd_eps is not None, T=plan.tile, **at_once
+    )
     return out
 
 
 def _summed(sums, rows, outputs, channels):
-    """Add every ``rows`` rows of planes (J, rows * outputs * C): planes (J, outputs * C)."""
+    """Add every ``rows`` rows of planes (J, outputs * rows * C): planes (J, outputs * C)."""
     out = _planes(sums, len(sums), outputs * channels)
+    planes = (sums, out, sums.stride(0), out.stride(0))
     at_once = _rows_at_once(rows)
-    _sum_kernel[(triton.cdiv(channels, at_once["G"]), outputs, len(sums))](
-        sums, out, sums.stride(0), out.stride(0), rows, channels, **at_once, **_OPTIONS
-    )
+    grid = (triton.cdiv(channels, at_once["G"]), outputs, len(sums))
+    _sum_kernel[grid](*planes, rows, channels, **at_once)
     return out
 
 
@@ -988,7 +964,7 @@ def _totals(sums, n, channels, chunks, weight):
 
 
 def _rows_at_once(rows):
-    return {"G": 64, "R": 16} if rows <= 16 else {"G": 8, "R": 256}
+    return {"G": 64, "R": 16, **_OPTIONS} if rows <= 16 else {"G": 8, "R": 256, **_OPTIONS}
 
 
 def _planes(like, number, size):

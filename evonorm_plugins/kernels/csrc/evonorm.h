@@ -22,6 +22,8 @@ typedef struct {
     int32_t centred;        /* variance; otherwise mean of squares, and a mean of 0 */
     int32_t own_batch;      /* B series: batch statistics are those of x */
     int32_t threads;
+    int32_t direct;         /* set by the driver: the sums' loop leaves in `out` the gradient of x at
+                               fixed statistics, and the last loop adds theirs */
     double eps;
     const void *x, *dy;     /* (N, C, P) */
     void *out;              /* (N, C, P): y or the gradient of x */
@@ -52,10 +54,10 @@ typedef void loop(const problem *p, int64_t n, int64_t c0, int64_t c1);
 typedef struct {
     loop *moments;       /* x -> moments */
     loop *sample_apply;  /* x, mean, rstd -> out */
-    loop *sample_reduce; /* x, dy -> sums */
+    loop *sample_reduce; /* x, dy, rstd -> sums, out if direct */
     loop *sample_grad;   /* x, dy, mean, rstd, group_grad -> out */
     loop *batch_apply;   /* x, mean, var, batch_var -> out */
-    loop *batch_reduce;  /* x, dy, mean, var, batch_var -> sums */
+    loop *batch_reduce;  /* x, dy, mean, var, batch_var -> sums, out if direct */
     loop *batch_grad;    /* the same, batch_mean, std_grad, batch_var_grad -> out */
     loop *affine_apply;  /* x -> out */
     loop *affine_grad;   /* x, dy -> out, sums */

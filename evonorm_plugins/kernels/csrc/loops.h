@@ -12,11 +12,10 @@
 
 #define BLOCK 512  /* elements of a row at a time */
 #define WIDTH 64   /* channels at a time, where channels are last */
+#define VECTOR 16  /* elements of the longest vector; the numbers above are multiples */
 #define TILE 32    /* pixels whose sums are kept in float, where channels are last */
 #define INLINE static inline __attribute__((always_inline))
 #define SIMD _Pragma("omp simd")
-#define SIMD_SUM(...) _Pragma(STRING(omp simd reduction(+ : __VA_ARGS__)))
-#define STRING(...) #__VA_ARGS__
 
 INLINE uint32_t bits_of(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
@@ -33,7 +32,7 @@ INLINE uint16_t to_bfloat16(float x)
     return (uint16_t)(x != x ? 0x7fc0 : rounded);
 }
 
-#if defined(EVONORM_F16C)
+#if defined(EVONORM_AVX2) || defined(EVONORM_AVX512)
 static void from_float16(float *to, const uint16_t *from, int64_t n)
 {
     int64_t i = 0;
@@ -76,34 +75,97 @@ static void to_float16(uint16_t *to, const float *from, int64_t n)
 }
 #endif
 
-/* n numbers of x from index i on, as floats: where they are, or converted into `buffer`. */
-static const float *load(const problem *p, const void *x, int64_t i, int64_t n, float *buffer)
+/* Loops run over whole vectors: what is left after the last one would take as long as several. A
+   span of n numbers that do not fill its vectors is copied into a buffer and filled up there. */
+INLINE int64_t filled(int64_t n) { return (n + VECTOR - 1) / VECTOR * VECTOR; }
+
+INLINE int in_place(const problem *p, int64_t n)
 {
-    if (p->dtype == FLOAT32) return (const float *)x + i;
-    const uint16_t *from = (const uint16_t *)x + i;
-    if (p->dtype == FLOAT16) {
-        from_float16(buffer, from, n);
+    return p->dtype == FLOAT32 && n % VECTOR == 0;
+}
+
+/* buffer[n] to the end of its vector: x. */
+INLINE void fill(float *buffer, int64_t n, float x)
+{
+    float *last = buffer + n / VECTOR * VECTOR;
+    for (int64_t j = 0; j < VECTOR; j++) last[j] = j < n % VECTOR ? last[j] : x;
+}
+
+/* n < VECTOR floats. Written at once: otherwise reading them at once would have to wait. */
+INLINE void copy_rest(float *to, const float *from, int64_t n)
+{
+#if defined(EVONORM_AVX512)
+    _mm512_storeu_ps(to, _mm512_maskz_loadu_ps((__mmask16)((1 << n) - 1), from));
+#elif defined(EVONORM_AVX2)
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), count = _mm256_set1_epi32((int)n);
+    _mm256_storeu_ps(to, _mm256_maskload_ps(from, _mm256_cmpgt_epi32(count, lane)));
+    lane = _mm256_add_epi32(lane, _mm256_set1_epi32(8));
+    _mm256_storeu_ps(to + 8, _mm256_maskload_ps(from + 8, _mm256_cmpgt_epi32(count, lane)));
+#else
+    memcpy(to, from, n * sizeof(float));
+#endif
+}
+
+static void load_copy(const problem *p, const void *from, int64_t i, int64_t n, float *buffer)
+{
+    if (p->dtype == FLOAT32) {
+        const float *x = (const float *)from + i;
+        int64_t whole = n - n % VECTOR;
+        SIMD for (int64_t j = 0; j < whole; j++) buffer[j] = x[j];
+        copy_rest(buffer + whole, x + whole, n - whole);
+    } else if (p->dtype == FLOAT16) {
+        from_float16(buffer, (const uint16_t *)from + i, n);
     } else {
-        SIMD for (int64_t j = 0; j < n; j++) buffer[j] = from_bfloat16(from[j]);
+        const uint16_t *h = (const uint16_t *)from + i;
+        SIMD for (int64_t j = 0; j < n; j++) buffer[j] = from_bfloat16(h[j]);
     }
+}
+
+/* n numbers from index i on as floats: where they are, or in `buffer`, filled up with zeros. */
+INLINE const float *load(const problem *p, const void *from, int64_t i, int64_t n, float *buffer)
+{
+    if (in_place(p, n)) return (const float *)from + i;
+    load_copy(p, from, i, n, buffer);
+    if (n % VECTOR) fill(buffer, n, 0);
     return buffer;
 }
 
-/* Where to write n results from index i on; store() then brings them there. */
-static float *place(const problem *p, int64_t i, float *buffer)
+/* The same of x, filled up with its last number: no formula gives NaN there alone, and with the
+   zeros of dy nothing is added to sums. */
+INLINE const float *load_x(const problem *p, int64_t i, int64_t n, float *buffer)
 {
-    return p->dtype == FLOAT32 ? (float *)p->out + i : buffer;
+    if (in_place(p, n)) return (const float *)p->x + i;
+    load_copy(p, p->x, i, n, buffer);
+    if (n % VECTOR) fill(buffer, n, buffer[n - 1]);
+    return buffer;
 }
 
-static void store(const problem *p, int64_t i, int64_t n, const float *buffer)
+INLINE const float *load_dy(const problem *p, int64_t i, int64_t n, float *buffer)
 {
-    if (p->dtype == FLOAT32) return;
-    uint16_t *to = (uint16_t *)p->out + i;
-    if (p->dtype == FLOAT16) {
-        to_float16(to, buffer, n);
+    return load(p, p->dy, i, n, buffer);
+}
+
+/* Where to write n results from index i on; store() then brings them there. */
+INLINE float *place(const problem *p, int64_t i, int64_t n, float *buffer)
+{
+    return in_place(p, n) ? (float *)p->out + i : buffer;
+}
+
+static void store_copy(const problem *p, int64_t i, int64_t n, const float *buffer)
+{
+    if (p->dtype == FLOAT32) {
+        memcpy((float *)p->out + i, buffer, n * sizeof(float));
+    } else if (p->dtype == FLOAT16) {
+        to_float16((uint16_t *)p->out + i, buffer, n);
     } else {
-        SIMD for (int64_t j = 0; j < n; j++) to[j] = to_bfloat16(buffer[j]);
+        uint16_t *h = (uint16_t *)p->out + i;
+        SIMD for (int64_t j = 0; j < n; j++) h[j] = to_bfloat16(buffer[j]);
     }
+}
+
+INLINE void store(const problem *p, int64_t i, int64_t n, const float *buffer)
+{
+    if (!in_place(p, n)) store_copy(p, i, n, buffer);
 }
 
 /* ---- formulas ---- */
@@ -133,18 +195,13 @@ INLINE float exp_minus(float z)
 /* S series: f(x) = x sigmoid(v x). */
 INLINE float swish(float x, float v) { return x * (1.0f / (1.0f + exp_minus(v * x))); }
 
-/* f and x^2 sigmoid'(v x), the derivative of f by v. */
-INLINE void swish_by_v(float x, float v, float *f, float *g)
+/* f and its derivatives by v and by x. */
+INLINE void swish_grad(float x, float v, float *f, float *by_v, float *by_x)
 {
-    float e = exp_minus(v * x), s = 1.0f / (1.0f + e);
+    float e = exp_minus(v * x), s = 1.0f / (1.0f + e), other = e * s; /* 1 - s, all digits */
     *f = x * s;
-    *g = *f * (x * (e * s)); /* e s is 1 - s without its loss of digits */
-}
-
-INLINE float swish_by_x(float x, float v)
-{
-    float z = v * x, e = exp_minus(z), s = 1.0f / (1.0f + e);
-    return s * (1.0f + z * (e * s));
+    *by_v = *f * (x * other);
+    *by_x = s * (1.0f + v * x * other);
 }
 
 /* B series: max(batch, own) with own = slope (x + shift) + offset, of up to WIDTH channels. */
@@ -177,20 +234,16 @@ INLINE float own_at(const maxima *m, int64_t k, float x)
 
 INLINE float larger(float batch, float own) { return batch >= own ? batch : own; }
 
-/* The gradient g of a maximum: half goes to each side where both are the same, as in torch. */
-INLINE void split(float g, float batch, float own, float *to_batch, float *to_own)
+/* q = 1 / max, and how s x q^2, minus the gradient of the maximum for a gradient s of x / max, is
+   split between its sides: half to each where both are the same, as in torch. */
+INLINE void split_quotient(const maxima *m, int64_t k, float x, float s, float *q, float *to_batch,
+                           float *to_own)
 {
-    float some = batch == own ? 0.5f * g : g;
+    float batch = m->batch[k], own = own_at(m, k, x);
+    *q = 1.0f / larger(batch, own);
+    float g = s * *q * x * *q, some = batch == own ? 0.5f * g : g;
     *to_batch = own > batch ? 0.0f : some;
     *to_own = batch > own ? 0.0f : some;
-}
-
-/* s times the derivative of x / max by x: the statistics in max held fixed. */
-INLINE float quotient_by_x(const maxima *m, int64_t k, float x, float s)
-{
-    float own = own_at(m, k, x), q = 1.0f / larger(m->batch[k], own), to_batch, to_own;
-    split(s * q * x * q, m->batch[k], own, &to_batch, &to_own);
-    return s * q - m->slope[k] * to_own;
 }
 
 /* `n` numbers, whose deviations from `shift` sum up to s and their squares to ss, join `count`
@@ -202,9 +255,14 @@ INLINE void join(double count, double *mean, double *m2, double n, double shift,
         *m2 += ss;
         return;
     }
-    double delta = shift + s / n - *mean, total = count + n;
-    *m2 += ss - s * s / n + delta * delta * (count * n / total);
-    *mean += delta * (n / total);
+    double offset = s / n, delta = shift + offset - *mean;
+    *m2 += ss - s * offset;
+    if (count > 0) {
+        double share = n / (count + n);
+        *m2 += delta * delta * (count * share);
+        delta *= share;
+    }
+    *mean += delta;
 }
 
 /* ---- walks ---- */
@@ -219,17 +277,40 @@ INLINE void join(double count, double *mean, double *m2, double n, double shift,
          end_ > c0 && (width = part_width(p, end_ - c0), c = end_ - width, 1); end_ = c)
 
 /* A part is read in spans of adjacent elements: a block of the row, or the channels of one pixel.
-   Span number `i` of a part starts at element `at`. */
-#define SPANS(i, at, len)                                                                          \
-    for (int64_t i = 0, at, len; span(p, n, c, width, i, &at, &len); i++)
+   Span number `i` of a part starts at element `at` and has `len` elements, `all` when filled up. */
+#define SPANS(i, at, len, all)                                                                     \
+    for (int64_t i = 0, at, len, all;                                                              \
+         span(p, n, c, width, i, &at, &len) && (all = filled(len), 1); i++)
 
 /* One statement for each element j of a span; k is the index of its channel within the part. */
 #define EACH(j, k, ...)                                                                            \
     if (p->channels_last) {                                                                        \
-        SIMD for (int64_t j = 0; j < len; j++) { const int64_t k = j; __VA_ARGS__ }                \
+        SIMD for (int64_t j = 0; j < all; j++) { const int64_t k = j; __VA_ARGS__ }                \
     } else {                                                                                       \
-        SIMD for (int64_t j = 0; j < len; j++) { const int64_t k = 0; __VA_ARGS__ }                \
+        SIMD for (int64_t j = 0; j < all; j++) { const int64_t k = 0; __VA_ARGS__ }                \
     }
+
+/* The same for sums over a row, in lanes l = j % VECTOR. */
+#define LANES(j, l, ...)                                                                           \
+    for (int64_t first_ = 0; first_ < all; first_ += VECTOR) {                                     \
+        SIMD for (int64_t l = 0; l < VECTOR; l++) { const int64_t j = first_ + l; __VA_ARGS__ }    \
+    }
+
+/* In vectors of GCC and clang: from loops over a few lanes compilers make long code. */
+INLINE float sum_of(const float *lanes)
+{
+    typedef float half __attribute__((vector_size(8 * sizeof(float))));
+    typedef float quarter __attribute__((vector_size(4 * sizeof(float))));
+    half low, high;
+    memcpy(&low, lanes, sizeof low);
+    memcpy(&high, lanes + 8, sizeof high);
+    low += high;
+    quarter four, rest;
+    memcpy(&four, &low, sizeof four);
+    memcpy(&rest, (const float *)&low + 4, sizeof rest);
+    four += rest;
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
 
 INLINE int64_t part_width(const problem *p, int64_t left)
 {
@@ -278,20 +359,16 @@ static void moments_of_row(const problem *p, int64_t n, int64_t c, double *mean,
     float buffer[BLOCK];
     const int64_t width = 1;
     double count = 0;
-    SPANS(i, at, len) {
+    SPANS(i, at, len, all) {
         const float *x = load(p, p->x, at, len, buffer);
-        float shift = 0, s = 0, ss = 0;
+        float shift = 0, total[VECTOR] = {0}, s[VECTOR] = {0}, ss[VECTOR] = {0};
         if (p->centred) {
-            SIMD_SUM(s) for (int64_t j = 0; j < len; j++) s += x[j];
-            shift = s / (float)len;
-            s = 0;
+            LANES(j, l, total[l] += x[j];)
+            shift = sum_of(total) / (float)len;
+            if (x == buffer && len % VECTOR) fill(buffer, len, shift);
         }
-        SIMD_SUM(s, ss) for (int64_t j = 0; j < len; j++) {
-            float d = x[j] - shift;
-            s += d;
-            ss += d * d;
-        }
-        join(count, mean, m2, (double)len, shift, s, ss, p->centred);
+        LANES(j, l, float d = x[j] - shift; s[l] += d; ss[l] += d * d;)
+        join(count, mean, m2, (double)len, shift, sum_of(s), sum_of(ss), p->centred);
         count += (double)len;
     }
 }
@@ -300,6 +377,7 @@ static void moments_of_channels(const problem *p, int64_t n, int64_t c, int64_t 
                                 double *m2)
 {
     float buffer[WIDTH], shift[WIDTH], s[WIDTH], ss[WIDTH];
+    const int64_t all = filled(width);
     for (int64_t first = 0; first < p->pixels; first += TILE) {
         int64_t end = least(first + TILE, p->pixels), at, len;
         memset(shift, 0, sizeof shift);
@@ -307,7 +385,7 @@ static void moments_of_channels(const problem *p, int64_t n, int64_t c, int64_t 
             for (int64_t i = first; i < end; i++) {
                 span(p, n, c, width, i, &at, &len);
                 const float *x = load(p, p->x, at, len, buffer);
-                SIMD for (int64_t j = 0; j < len; j++) shift[j] += x[j];
+                SIMD for (int64_t j = 0; j < all; j++) shift[j] += x[j];
             }
             for (int64_t j = 0; j < width; j++) shift[j] /= (float)(end - first);
         }
@@ -316,7 +394,7 @@ static void moments_of_channels(const problem *p, int64_t n, int64_t c, int64_t 
         for (int64_t i = first; i < end; i++) {
             span(p, n, c, width, i, &at, &len);
             const float *x = load(p, p->x, at, len, buffer);
-            SIMD for (int64_t j = 0; j < len; j++) {
+            SIMD for (int64_t j = 0; j < all; j++) {
                 float d = x[j] - shift[j];
                 s[j] += d;
                 ss[j] += d * d;
@@ -346,7 +424,7 @@ static void moments(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void sample_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], ys[BLOCK], v[WIDTH], scale[WIDTH], bias[WIDTH];
+    float xs[BLOCK], ys[BLOCK], v[WIDTH] = {0}, scale[WIDTH] = {0}, bias[WIDTH] = {0};
     PARTS_DOWN(c, width) {
         for (int64_t k = 0; k < width; k++) {
             int64_t affine = n * p->affine_stride + c + k;
@@ -354,9 +432,9 @@ static void sample_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
             scale[k] = p->weight[affine] * p->rstd[group_of(p, n, c + k)];
             bias[k] = p->bias[affine];
         }
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs);
-            float *y = place(p, at, ys);
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs);
+            float *y = place(p, at, len, ys);
             EACH(j, k, y[j] = swish(x[j], v[k]) * scale[k] + bias[k];)
             store(p, at, len, ys);
         }
@@ -365,31 +443,41 @@ static void sample_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void sample_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], v[WIDTH], sums[3][WIDTH] = {{0}};
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], sums[3][WIDTH] = {{0}};
+    float v[WIDTH] = {0}, scale[WIDTH] = {0};
     PARTS_UP(c, width) {
-        for (int64_t k = 0; k < width; k++) v[k] = p->v ? p->v[c + k] : 1.0f;
+        for (int64_t k = 0; k < width; k++) {
+            v[k] = p->v ? p->v[c + k] : 1.0f;
+            scale[k] = p->weight[n * p->affine_stride + c + k] * p->rstd[group_of(p, n, c + k)];
+        }
         clear(p, n, c, width, 3);
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
-            float a = 0, b = 0, d = 0;
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs), *dy = load_dy(p, at, len, dys);
+            float *dx = p->direct ? place(p, at, len, dxs) : dxs;
+            float a[VECTOR] = {0}, b[VECTOR] = {0}, d[VECTOR] = {0};
             if (p->channels_last) {
-                SIMD for (int64_t j = 0; j < len; j++) {
-                    float f, g;
-                    swish_by_v(x[j], v[j], &f, &g);
+                SIMD for (int64_t j = 0; j < all; j++) {
+                    float f, by_v, by_x;
+                    swish_grad(x[j], v[j], &f, &by_v, &by_x);
                     sums[SUM_DY][j] += dy[j];
                     sums[SUM_DY_F][j] += dy[j] * f;
-                    sums[SUM_G][j] += dy[j] * g;
+                    sums[SUM_G][j] += dy[j] * by_v;
+                    dx[j] = dy[j] * scale[j] * by_x;
                 }
             } else {
-                SIMD_SUM(a, b, d) for (int64_t j = 0; j < len; j++) {
-                    float f, g;
-                    swish_by_v(x[j], v[0], &f, &g);
-                    a += dy[j];
-                    b += dy[j] * f;
-                    d += dy[j] * g;
-                }
-                sums[SUM_DY][0] = a, sums[SUM_DY_F][0] = b, sums[SUM_G][0] = d;
+                LANES(j, l,
+                    float f, by_v, by_x;
+                    swish_grad(x[j], v[0], &f, &by_v, &by_x);
+                    a[l] += dy[j];
+                    b[l] += dy[j] * f;
+                    d[l] += dy[j] * by_v;
+                    dx[j] = dy[j] * scale[0] * by_x;
+                )
+                sums[SUM_DY][0] = sum_of(a);
+                sums[SUM_DY_F][0] = sum_of(b);
+                sums[SUM_G][0] = sum_of(d);
             }
+            if (p->direct) store(p, at, len, dxs);
             if (flushes(p, i)) flush(p, n, c, width, 3, sums);
         }
     }
@@ -397,7 +485,8 @@ static void sample_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void sample_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], v[WIDTH], scale[WIDTH], slope[WIDTH], mean[WIDTH];
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK];
+    float v[WIDTH] = {0}, scale[WIDTH] = {0}, slope[WIDTH] = {0}, mean[WIDTH] = {0};
     PARTS_DOWN(c, width) {
         for (int64_t k = 0; k < width; k++) {
             int64_t group = group_of(p, n, c + k);
@@ -406,11 +495,20 @@ static void sample_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
             slope[k] = p->group_grad[group];
             mean[k] = p->mean[group];
         }
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
-            float *dx = place(p, at, dxs);
-            EACH(j, k, dx[j] = dy[j] * scale[k] * swish_by_x(x[j], v[k])
-                               + slope[k] * (x[j] - mean[k]);)
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs), *direct = dxs;
+            float *dx = place(p, at, len, dxs);
+            if (p->direct) {
+                direct = load(p, p->out, at, len, dxs);
+            } else {
+                const float *dy = load_dy(p, at, len, dys);
+                EACH(j, k,
+                    float f, by_v, by_x;
+                    swish_grad(x[j], v[k], &f, &by_v, &by_x);
+                    dxs[j] = dy[j] * scale[k] * by_x;
+                )
+            }
+            EACH(j, k, dx[j] = direct[j] + slope[k] * (x[j] - mean[k]);)
             store(p, at, len, dxs);
         }
     }
@@ -420,15 +518,15 @@ static void sample_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void batch_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], ys[BLOCK];
-    maxima m;
+    float xs[BLOCK], ys[BLOCK], weight[WIDTH] = {0}, bias[WIDTH] = {0};
+    maxima m = {{0}, {0}, {0}, {0}, {0}};
     PARTS_DOWN(c, width) {
-        const float *weight = p->weight + n * p->affine_stride + c;
-        const float *bias = p->bias + n * p->affine_stride + c;
+        memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
+        memcpy(bias, p->bias + n * p->affine_stride + c, width * sizeof(float));
         set_maxima(p, n, c, width, &m);
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs);
-            float *y = place(p, at, ys);
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs);
+            float *y = place(p, at, len, ys);
             EACH(j, k, y[j] = x[j] / larger(m.batch[k], own_at(&m, k, x[j])) * weight[k]
                               + bias[k];)
             store(p, at, len, ys);
@@ -438,39 +536,46 @@ static void batch_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], sums[SUMS][WIDTH] = {{0}};
-    maxima m;
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], weight[WIDTH] = {0}, sums[SUMS][WIDTH] = {{0}};
+    maxima m = {{0}, {0}, {0}, {0}, {0}};
     PARTS_UP(c, width) {
+        memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         set_maxima(p, n, c, width, &m);
         clear(p, n, c, width, SUMS);
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
-            float a = 0, b = 0, d = 0, e = 0, f = 0;
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs), *dy = load_dy(p, at, len, dys);
+            float *dx = p->direct ? place(p, at, len, dxs) : dxs;
+            float a[VECTOR] = {0}, b[VECTOR] = {0}, d[VECTOR] = {0};
+            float e[VECTOR] = {0}, f[VECTOR] = {0};
             if (p->channels_last) {
-                SIMD for (int64_t j = 0; j < len; j++) {
-                    float own = own_at(&m, j, x[j]), q = 1.0f / larger(m.batch[j], own);
-                    float t = dy[j] * x[j] * q, to_batch, to_own;
-                    split(t * q, m.batch[j], own, &to_batch, &to_own);
+                SIMD for (int64_t j = 0; j < all; j++) {
+                    float q, to_batch, to_own;
+                    split_quotient(&m, j, x[j], dy[j], &q, &to_batch, &to_own);
                     sums[SUM_DY][j] += dy[j];
-                    sums[SUM_DY_F][j] += t;
+                    sums[SUM_DY_F][j] += dy[j] * x[j] * q;
                     sums[SUM_G][j] += to_batch;
                     sums[SUM_G_OWN][j] += to_own;
                     sums[SUM_GX_OWN][j] += to_own * x[j];
+                    dx[j] = weight[j] * (dy[j] * q - m.slope[j] * to_own);
                 }
             } else {
-                SIMD_SUM(a, b, d, e, f) for (int64_t j = 0; j < len; j++) {
-                    float own = own_at(&m, 0, x[j]), q = 1.0f / larger(m.batch[0], own);
-                    float t = dy[j] * x[j] * q, to_batch, to_own;
-                    split(t * q, m.batch[0], own, &to_batch, &to_own);
-                    a += dy[j];
-                    b += t;
-                    d += to_batch;
-                    e += to_own;
-                    f += to_own * x[j];
-                }
-                sums[SUM_DY][0] = a, sums[SUM_DY_F][0] = b, sums[SUM_G][0] = d;
-                sums[SUM_G_OWN][0] = e, sums[SUM_GX_OWN][0] = f;
+                LANES(j, l,
+                    float q, to_batch, to_own;
+                    split_quotient(&m, 0, x[j], dy[j], &q, &to_batch, &to_own);
+                    a[l] += dy[j];
+                    b[l] += dy[j] * x[j] * q;
+                    d[l] += to_batch;
+                    e[l] += to_own;
+                    f[l] += to_own * x[j];
+                    dx[j] = weight[0] * (dy[j] * q - m.slope[0] * to_own);
+                )
+                sums[SUM_DY][0] = sum_of(a);
+                sums[SUM_DY_F][0] = sum_of(b);
+                sums[SUM_G][0] = sum_of(d);
+                sums[SUM_G_OWN][0] = sum_of(e);
+                sums[SUM_GX_OWN][0] = sum_of(f);
             }
+            if (p->direct) store(p, at, len, dxs);
             if (flushes(p, i)) flush(p, n, c, width, SUMS, sums);
         }
     }
@@ -479,10 +584,11 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
 static void batch_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     float xs[BLOCK], dys[BLOCK], dxs[BLOCK];
-    float own_mean[WIDTH], own_scale[WIDTH], batch_mean[WIDTH], batch_scale[WIDTH];
-    maxima m;
+    float weight[WIDTH] = {0}, own_mean[WIDTH] = {0}, own_scale[WIDTH] = {0};
+    float batch_mean[WIDTH] = {0}, batch_scale[WIDTH] = {0};
+    maxima m = {{0}, {0}, {0}, {0}, {0}};
     PARTS_DOWN(c, width) {
-        const float *weight = p->weight + n * p->affine_stride + c;
+        memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         set_maxima(p, n, c, width, &m);
         for (int64_t k = 0; k < width; k++) {
             int64_t nc = n * p->channels + c + k;
@@ -491,11 +597,20 @@ static void batch_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
             batch_mean[k] = p->batch_mean ? p->batch_mean[c + k] : 0.0f;
             batch_scale[k] = p->batch_mean ? p->batch_var_grad[c + k] * *p->batch_scale : 0.0f;
         }
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
-            float *dx = place(p, at, dxs);
-            EACH(j, k, dx[j] = quotient_by_x(&m, k, x[j], dy[j] * weight[k])
-                               + own_scale[k] * (x[j] - own_mean[k])
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs), *direct = dxs;
+            float *dx = place(p, at, len, dxs);
+            if (p->direct) {
+                direct = load(p, p->out, at, len, dxs);
+            } else {
+                const float *dy = load_dy(p, at, len, dys);
+                EACH(j, k,
+                    float q, to_batch, to_own;
+                    split_quotient(&m, k, x[j], dy[j], &q, &to_batch, &to_own);
+                    dxs[j] = weight[k] * (dy[j] * q - m.slope[k] * to_own);
+                )
+            }
+            EACH(j, k, dx[j] = direct[j] + own_scale[k] * (x[j] - own_mean[k])
                                + batch_scale[k] * (x[j] - batch_mean[k]);)
             store(p, at, len, dxs);
         }
@@ -506,13 +621,13 @@ static void batch_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void affine_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], ys[BLOCK];
+    float xs[BLOCK], ys[BLOCK], weight[WIDTH] = {0}, bias[WIDTH] = {0};
     PARTS_UP(c, width) {
-        const float *weight = p->weight + n * p->affine_stride + c;
-        const float *bias = p->bias + n * p->affine_stride + c;
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs);
-            float *y = place(p, at, ys);
+        memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
+        memcpy(bias, p->bias + n * p->affine_stride + c, width * sizeof(float));
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs);
+            float *y = place(p, at, len, ys);
             EACH(j, k, y[j] = x[j] * weight[k] + bias[k];)
             store(p, at, len, ys);
         }
@@ -521,27 +636,24 @@ static void affine_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
 
 static void affine_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], sums[2][WIDTH] = {{0}};
+    float xs[BLOCK], dys[BLOCK], dxs[BLOCK], weight[WIDTH] = {0}, sums[2][WIDTH] = {{0}};
     PARTS_UP(c, width) {
-        const float *weight = p->weight + n * p->affine_stride + c;
+        memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         clear(p, n, c, width, 2);
-        SPANS(i, at, len) {
-            const float *x = load(p, p->x, at, len, xs), *dy = load(p, p->dy, at, len, dys);
-            float *dx = place(p, at, dxs), a = 0, b = 0;
+        SPANS(i, at, len, all) {
+            const float *x = load_x(p, at, len, xs), *dy = load_dy(p, at, len, dys);
+            float *dx = place(p, at, len, dxs), a[VECTOR] = {0}, b[VECTOR] = {0};
             if (p->channels_last) {
-                SIMD for (int64_t j = 0; j < len; j++) {
+                SIMD for (int64_t j = 0; j < all; j++) {
                     sums[SUM_DY][j] += dy[j];
                     sums[SUM_DY_F][j] += dy[j] * x[j];
                     dx[j] = dy[j] * weight[j];
                 }
             } else {
                 const float scale = weight[0];
-                SIMD_SUM(a, b) for (int64_t j = 0; j < len; j++) {
-                    a += dy[j];
-                    b += dy[j] * x[j];
-                    dx[j] = dy[j] * scale;
-                }
-                sums[SUM_DY][0] = a, sums[SUM_DY_F][0] = b;
+                LANES(j, l, a[l] += dy[j]; b[l] += dy[j] * x[j]; dx[j] = dy[j] * scale;)
+                sums[SUM_DY][0] = sum_of(a);
+                sums[SUM_DY_F][0] = sum_of(b);
             }
             store(p, at, len, dxs);
             if (flushes(p, i)) flush(p, n, c, width, 2, sums);

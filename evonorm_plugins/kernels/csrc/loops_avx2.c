@@ -5,7 +5,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 #include <immintrin.h>
-#define EVONORM_F16C
+#define EVONORM_AVX2
 
 #include "evonorm.h"
 

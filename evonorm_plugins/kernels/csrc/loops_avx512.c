@@ -6,7 +6,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 #include <immintrin.h>
-#define EVONORM_F16C
+#define EVONORM_AVX512
 
 #include "evonorm.h"
 
