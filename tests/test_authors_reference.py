@@ -15,8 +15,12 @@ from evonorm_plugins import get_norm_act
 REFERENCE = np.load(Path(__file__).parent / "data" / "evonorm_tf_reference.npz")
 CASES = sorted({key.partition("/")[0] for key in REFERENCE.files})
 GROUPS = {"s0_c32_g8": 8, "s0_1x1": 8, "s0_shifted": 16}
-# The authors compute the variance over the batch in float32, everything else in float64.
-TOLERANCE = {"s0": 1e-9, "b0": 1e-6}
+# The authors compute the variance over the batch in float32, everything else in float64; so does
+# the plain formula in float64, the fused kernels run in float32.
+TOLERANCE = {
+    torch.float64: {"s0": 1e-9, "b0": 1e-6},
+    torch.float32: {"s0": 3e-6, "b0": 3e-6},
+}
 
 
 def arrays(case):
@@ -30,12 +34,12 @@ def assert_close(actual, expected, tolerance, what):
     assert error <= tolerance * scale, f"{what}: off by {error / scale:.1e} of its largest value"
 
 
-def build(case, data):
+def build(case, data, dtype):
     series = case[:2]
     options = {"apply_act": not case.endswith("_affine")}
     if series == "s0":
         options["groups"] = GROUPS.get(case, 32)
-    layer = get_norm_act(f"EvoNorm{series}", len(data["gamma"]), dtype=torch.float64, **options)
+    layer = get_norm_act(f"EvoNorm{series}", len(data["gamma"]), dtype=dtype, **options)
     state = {"weight": data["gamma"], "bias": data["beta"]}
     if options["apply_act"]:
         state["v"] = data["v"]
@@ -49,15 +53,16 @@ def test_all_cases_are_there():
     assert len(CASES) == 11
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_and_gradients(case):
+def test_outputs_and_gradients(case, dtype):
     data = arrays(case)
-    layer = build(case, data)
-    tolerance = TOLERANCE[case[:2]]
-    x = torch.from_numpy(data["x"]).requires_grad_()
+    layer = build(case, data, dtype)
+    tolerance = TOLERANCE[dtype][case[:2]]
+    x = torch.from_numpy(data["x"]).to(dtype).requires_grad_()
 
     y = layer(x)
-    y.backward(torch.from_numpy(data["dy"]))
+    y.backward(torch.from_numpy(data["dy"]).to(dtype))
 
     assert_close(y, data["y"], tolerance, "y")
     assert_close(x.grad, data["dx"], tolerance, "dx")
@@ -69,4 +74,4 @@ def test_outputs_and_gradients(case):
     if "moving_variance_after" in data:
         assert_close(layer.running_var, data["moving_variance_after"], tolerance, "running_var")
     elif "moving_variance" in data:
-        assert_close(layer.running_var, data["moving_variance"], 0, "running_var")
+        assert_close(layer.running_var, data["moving_variance"], 1e-7, "running_var")

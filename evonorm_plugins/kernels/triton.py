@@ -39,10 +39,10 @@ _UNIT = 64  # channels of a unit of larger groups
 # finish are a small part of the time, but no program for less than 2 tiles.
 _PROGRAMS = 2112
 _CHUNK_TILES = 2
-# Fused: at least 2 groups for each multiprocessor. Of what all programs have read once and not yet
-# twice, 132 times _CACHED_BYTES and more is in the 50 MB of cache.
+# Fused: at least 2 groups for each multiprocessor. What they have read once and not yet twice is
+# in the 50 MB of cache if it is 2 of 128 kB or 1 of 256 kB for each; of 512 kB a part is.
 _FUSED_PROGRAMS = 264
-_CACHED_BYTES = 256 * 1024
+_CACHED_BYTES = 128 * 1024
 _FUSED_BYTES = 512 * 1024
 _PARTS = 64  # parts of a group that every program merges itself
 
@@ -137,13 +137,18 @@ def _pixels(start, at, T: tl.constexpr):
     else:
         HW = HW.to(tl.int32)
     if T.LAST:
-        return base + start * C, local + p * C, mask
-    return base + start, local * HW + p, mask
+        base += start * C
+        offsets = local + p * C
+    else:
+        base += start
+        offsets = local * HW + p
+    return base, offsets, mask
 
 
 @triton.jit
-def _load(ptr, tile, POLICY: tl.constexpr = ""):
-    return tl.load(ptr + tile[0] + tile[1], tile[2], 0, eviction_policy=POLICY).to(tl.float32)
+def _load(ptr, tile, OTHER: tl.constexpr = 0, POLICY: tl.constexpr = ""):
+    """A tile in float32, OTHER outside of x."""
+    return tl.load(ptr + tile[0] + tile[1], tile[2], OTHER, eviction_policy=POLICY).to(tl.float32)
 
 
 @triton.jit
@@ -154,17 +159,13 @@ def _store(ptr, value, tile):
 @triton.jit
 def _parameter(ptr, stride, at, D: tl.constexpr = 1):
     """Values [K] of the channels from ``(C / D,)`` or, if the stride is not 0, ``(N, C / D)``."""
-    if ptr is None:
-        return None
-    return tl.load(ptr + at[0] * stride + at[1] // D, at[2], 0)
+    return None if ptr is None else tl.load(ptr + at[0] * stride + at[1] // D, at[2], 0)
 
 
 @triton.jit
 def _wide(a):
     """[K] to [1, K, 1]."""
-    if a is None:
-        return None
-    return a[None, :, None]
+    return None if a is None else a[None, :, None]
 
 
 @triton.jit
@@ -207,13 +208,15 @@ def _moments(x_ptr, first, at, CENTRED: tl.constexpr, T: tl.constexpr):
             squares += z * z
     count = (depth * (end - first)).to(tl.float32)
     square = _sums(squares, T.U, T) / count
-    if not CENTRED:
-        return tl.zeros_like(square), tl.zeros_like(square), square, x
-    rest = _sums(total, T.U, T) / count
-    mean = pivot + rest
-    mean = tl.where((square == float("inf")) & (rest != rest), float("inf"), mean)
-    lost = tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
-    return mean, lost, _maximum(square - rest * rest, 0.0), x
+    if CENTRED:
+        rest = _sums(total, T.U, T) / count
+        mean = pivot + rest
+        mean = tl.where((square == float("inf")) & (rest != rest), float("inf"), mean)
+        lost = tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
+        var = _maximum(square - rest * rest, 0.0)
+    else:
+        mean, lost, var = tl.zeros_like(square), tl.zeros_like(square), square
+    return mean, lost, var, x
 
 
 @triton.jit
@@ -258,8 +261,10 @@ def _divide(a, b, FAST: tl.constexpr):
     """a / b for b > 0; FAST: good to 21 bits, in a third of the instructions."""
     if FAST:
         root = tl.rsqrt(b)
-        return a * (root * root)
-    return a / b
+        ratio = a * (root * root)
+    else:
+        ratio = a / b
+    return ratio
 
 
 @triton.jit
@@ -289,10 +294,12 @@ def _instance_std(mean, var, eps, KIND: tl.constexpr):
 def _instance_side(x, v, std, KIND: tl.constexpr):
     """The second argument of the maximum: what the sample's own statistic gives."""
     if KIND == "b0":
-        return v * x + std
-    if KIND == "b1":
-        return (x + 1) * std
-    return std - x
+        side = v * x + std
+    elif KIND == "b1":
+        side = (x + 1) * std
+    else:
+        side = std - x
+    return side
 
 
 # ---- forward ----
@@ -405,7 +412,7 @@ def _forward_kernel(
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not (T.ONE and SOURCE == "x"):
-            x = _load(x_ptr, tile, "evict_first")
+            x = _load(x_ptr, tile, POLICY="evict_first")
         if batch_var_ptr is None:
             y = x * _sigmoid(x, v, FAST)
         else:
@@ -420,7 +427,7 @@ def _forward_kernel(
 def _sample_terms(dy_ptr, x_ptr, v, tile):
     """dy, x and what a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
     dy = _load(dy_ptr, tile)
-    x = _load(x_ptr, tile)
+    x = _load(x_ptr, tile, OTHER=1)  # not 0, for v may be infinite
     s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
     f = x * s
     return dy, x, dy * f, dy, dy * x * (f * (1 - s))
@@ -516,8 +523,8 @@ def _sample_backward_kernel(
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not (T.ONE and parts_ptr is None):
-            dy = _load(dy_ptr, tile, "evict_first")
-            x = _load(x_ptr, tile, "evict_first")
+            dy = _load(dy_ptr, tile, POLICY="evict_first")
+            x = _load(x_ptr, tile, POLICY="evict_first")
         s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
         slope = x * s * (1 - s)
         if v is not None:
@@ -544,7 +551,7 @@ def _batch_sides(dy, x, v, std, batch_std, KIND: tl.constexpr, FAST: tl.constexp
 def _batch_terms(dy_ptr, x_ptr, v, std, batch_std, tile, KIND: tl.constexpr):
     """What a tile adds to the sums of _batch_sums_kernel."""
     dy = _load(dy_ptr, tile)
-    x = _load(x_ptr, tile)
+    x = _load(x_ptr, tile, OTHER=1)  # not 0, for v may be infinite
     FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
     q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
     by_std = to_instance * (x + 1) if KIND == "b1" else to_instance
@@ -638,8 +645,8 @@ def _batch_backward_kernel(
     tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
-        dy = _load(dy_ptr, tile, "evict_first") * weight
-        x = _load(x_ptr, tile, "evict_first")
+        dy = _load(dy_ptr, tile, POLICY="evict_first") * weight
+        x = _load(x_ptr, tile, POLICY="evict_first")
         q, to_instance, _to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
         if KIND == "b0":
             dx = dy * q - to_instance * v + pull * (x - mean)
@@ -650,6 +657,44 @@ def _batch_backward_kernel(
         if batch_mean_ptr is not None:
             dx += batch_pull * (x - batch_mean)
         _store(dx_ptr, dx, tile)
+
+
+@_kernel
+def _affine_kernel(
+    x_ptr,  # (N, C, H, W)
+    dy_ptr,  # as x, or None: forward
+    out_ptr,  # out: as x, y or dx
+    weight_ptr,  # (C,) or (N, C)
+    bias_ptr,  # as weight, or None: backward
+    sums_ptr,  # out: (2, N, chunks, C), for dweight and dbias, or None: forward
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    T: tl.constexpr,
+):
+    row, _, first, at = _place(C, HW, chunk, chunks, False, T)
+    weight = _wide(_parameter(weight_ptr, weight_stride, at))
+    bias = _wide(_parameter(bias_ptr, weight_stride, at))
+    scale = tl.zeros([T.Q, T.K, T.L], tl.float32)
+    shift = tl.zeros([T.Q, T.K, T.L], tl.float32)
+    tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
+    for i in range(0, tiles):
+        tile = _pixels(first + i * T.P, at, T)
+        x = _load(x_ptr, tile)
+        if dy_ptr is None:
+            _store(out_ptr, x * weight + bias, tile)
+        else:
+            dy = _load(dy_ptr, tile)
+            _store(out_ptr, dy * weight, tile)
+            scale += dy * x
+            shift += dy
+    if dy_ptr is not None:
+        sums_ptr += row * C + at[1]
+        tl.store(sums_ptr, _sums(scale, T.K, T), at[2])
+        tl.store(sums_ptr + plane, _sums(shift, T.K, T), at[2])
 
 
 @_kernel
@@ -685,12 +730,11 @@ class _Plan(NamedTuple):
     units: int  # of a sample
     place: tuple  # C, HW, chunk, chunks: arguments of every kernel on tiles
     tile: _Tile
-    warps: int
+    launch: dict  # options
 
     def run(self, kernel, *args, **constants):
-        kernel[(self.blocks * self.place[-1],)](
-            *args, *self.place, **constants, T=self.tile, num_warps=self.warps, **_OPTIONS
-        )
+        grid = (self.blocks * self.place[-1],)
+        kernel[grid](*args, *self.place, **constants, T=self.tile, **self.launch, **_OPTIONS)
 
 
 def _plan(x, depth, tensors, batch=False):
@@ -703,7 +747,14 @@ def _plan(x, depth, tensors, batch=False):
         batch: for batch statistics: a kernel for the moments, another for their use.
     """
     n, channels, height, width = x.shape
-    pixels, size = height * width, x.element_size()
+    pixels = height * width
+    # The memory is the same where there is one pixel; channels are the longer axis.
+    last = pixels == 1 or not x.is_contiguous()
+    return _choose(n, channels, pixels, last, x.element_size(), depth, tensors, batch)
+
+
+@functools.lru_cache(4096)
+def _choose(n, channels, pixels, last, size, depth, tensors, batch):
     row = triton.next_power_of_2(pixels)
     most_held = _HELD // tensors
     pad = triton.next_power_of_2(depth)
@@ -711,8 +762,6 @@ def _plan(x, depth, tensors, batch=False):
         pad = min(pad, _UNIT)
     subs = triton.cdiv(depth, pad)
     units = channels // depth * subs
-    # The memory is the same where there is one pixel; channels are the longer axis.
-    last = pixels == 1 or not x.is_contiguous()
 
     def channels_of_tile(line):
         k, most = pad, triton.next_power_of_2(units) * pad if subs == 1 else pad
@@ -727,7 +776,7 @@ def _plan(x, depth, tensors, batch=False):
     holds = [k for k in options if k * row <= most_held and subs == 1]
     caches = [k for k in options if bytes_of[k] <= _CACHED_BYTES]
     fuses = [k for k in options if bytes_of[k] <= _FUSED_BYTES]
-    k = (holds or caches or fuses or options)[0]
+    k = (holds or caches or fuses[::-1] or options)[0]
     held = bool(holds)
 
     # Elements of a thread: 32 in registers; 16 in loops, beside which there are sums.
@@ -742,10 +791,13 @@ def _plan(x, depth, tensors, batch=False):
     fused = not batch and subs == 1 and (held or chunks == 1 or many)
     if fused and not held:
         # Larger programs are fewer at a time, and so is what waits in the cache for them.
-        while warps < 32 and p < row and bytes_of[k] * 32 > _CACHED_BYTES * warps:
+        while warps < 32 and p < row and bytes_of[k] * 16 > _CACHED_BYTES * warps:
             p, warps = 2 * p, 2 * warps
     tiles = triton.cdiv(pixels, p)
     chunk = tiles if fused else triton.cdiv(tiles, chunks)
+    launch = {"num_warps": min(max(warps, 1), 32)}
+    if fused and not held and warps == 16 and not torch.version.hip:
+        launch["maxnreg"] = 64  # makes room for 2 programs
     vec = 1 if last else next(d for d in (16, 4, 1) if pixels % d == 0)
     # 8 threads for a row of a tile, each with what it can load at once.
     length = p if last else min(p, 8 * min(vec, 16 // size))
@@ -768,7 +820,7 @@ def _plan(x, depth, tensors, batch=False):
             VEC=vec,
             WIDE=(p * channels if last else k * pixels) >= 2**31,
         ),
-        warps=min(max(warps, 1), 32),
+        launch=launch,
     )
 
 
@@ -891,6 +943,28 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
         dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
     )
     return dx, *parameters, dbatch_var
+
+
+def affine_forward(x, weight, bias):
+    """``x weight + bias``."""
+    y = torch.empty_like(x)
+    with torch.cuda.device_of(x):
+        pointers = (x, None, y, weight, bias, None)
+        _plan(x, 1, 1, batch=True).run(_affine_kernel, *pointers, 0, _stride(weight))
+    return y
+
+
+def affine_backward(dy, x, weight):
+    """Gradients ``dx, dweight, dbias`` of :func:`affine_forward`."""
+    n, channels = x.shape[:2]
+    plan = _plan(x, 1, 2, batch=True)
+    chunks = plan.place[-1]
+    dx, sums = torch.empty_like(x), _planes(x, 2, n * chunks * channels)
+    with torch.cuda.device_of(x):
+        pointers = (x, dy, dx, weight, None, sums)
+        plan.run(_affine_kernel, *pointers, sums.stride(0), _stride(weight))
+        dweight, dbias = _totals(sums, n, channels, chunks, weight)
+    return dx, dweight, dbias
 
 
 def _forward(plan, x, weight, bias, v, batch_var, kind, eps, given=None):
