@@ -82,16 +82,20 @@ def has_openmp():
     return bool(_load().evonorm_has_openmp())
 
 
-def _call(function, steps, options, *, x, **tensors):
+def _call(function, steps, options, *, x, weight=None, **tensors):
     n, c, h, w = x.shape
-    problem = _Problem(samples=n, channels=c, pixels=h * w, dtype=_DTYPES[x.dtype], **options)
-    problem.channels_last = not x.is_contiguous()
-    problem.threads = torch.get_num_threads()
-    for name, tensor in {"x": x, **tensors}.items():
-        if tensor is not None:
-            setattr(problem, name, tensor.data_ptr())
-    if tensors.get("weight") is not None and tensors["weight"].dim() == 2:
-        problem.affine_stride = c
+    tensors.update(x=x, weight=weight)
+    problem = _Problem(
+        samples=n,
+        channels=c,
+        pixels=h * w,
+        affine_stride=c if weight is not None and weight.dim() == 2 else 0,
+        dtype=_DTYPES[x.dtype],
+        channels_last=not x.is_contiguous(),
+        threads=torch.get_num_threads(),
+        **options,
+        **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
+    )
     function(ctypes.byref(problem), steps)
 
 

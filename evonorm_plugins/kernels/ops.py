@@ -84,14 +84,15 @@ def _dense(x, *like):
 
 
 def _parameters(x, weight, bias=None, v=None, batch_var=None):
+    """Checked, for the kernels would read what lies beside them, and in float32."""
     n, c = x.shape[:2]
-    for name, p in {"weight": weight, "bias": bias}.items():
-        if p is not None and (p.shape not in ((c,), (n, c)) or p.shape != weight.shape):
-            raise ValueError(
-                f"{name} of {tuple(p.shape)} is neither ({c},) nor ({n}, {c}), or not as weight, "
-                f"for x of {tuple(x.shape)}"
-            )
-    for name, p in {"v": v, "batch_var": batch_var}.items():
+    shape = weight.shape
+    if shape not in ((c,), (n, c)) or (bias is not None and bias.shape != shape):
+        raise ValueError(
+            f"weight of {tuple(shape)} and bias of {None if bias is None else tuple(bias.shape)} "
+            f"are not both ({c},) or ({n}, {c}), for x of {tuple(x.shape)}"
+        )
+    for name, p in (("v", v), ("batch_var", batch_var)):
         if p is not None and p.shape != (c,):
             raise ValueError(f"{name} of {tuple(p.shape)} is not ({c},), for x of {tuple(x.shape)}")
     given = (weight, bias, v, batch_var)

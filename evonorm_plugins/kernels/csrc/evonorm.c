@@ -192,7 +192,7 @@ static int64_t parts_of(int64_t n, int64_t width) { return (n + width - 1) / wid
 
 enum {
     SMALL_PART = 32 << 10,  /* bytes: below, sharing out costs more than it brings */
-    LARGE_RESULT = 4 << 20, /* bytes: from here on, large pages are asked for */
+    LARGE_RESULT = 32 << 20, /* bytes: from here on, large pages are asked for */
     ADJACENT = 64,          /* channels last: so many channels lie in a few cache lines */
 };
 
@@ -274,8 +274,9 @@ static void run_pass(const problem *p, const pass *a, int steps)
     }
 }
 
-/* Asks for large pages below a large result, which as a rule is memory that nobody has touched: a
-   third of the time would go to the faults of small ones. Only a wish, so errors do not matter. */
+/* Asks for large pages below a result so large that its memory is always fresh from the system: a
+   third of the time would go to the faults of small pages. Smaller results as a rule lie in memory
+   that was in use before. Only a wish, so errors do not matter. */
 static void prefer_large_pages(const problem *p)
 {
 #if defined(__linux__)
