@@ -11,6 +11,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
+
+# Read when the kernels' module is imported: without a GPU they run in Triton's interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).parent.parent
 NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
@@ -20,7 +25,6 @@ NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
 def missing_detectron2():
     """None, or why there is no Detectron2 and the command that installs it."""
     try:
-        importlib.import_module("torch")  # holds the libraries that the next one is linked to
         importlib.import_module("detectron2._C")
     except ImportError as error:
         message = Path(sys.prefix, "detectron2-missing.txt")

@@ -6,7 +6,6 @@ same functions. ``ops`` makes operators of them, with gradients.
 
 import importlib
 import importlib.util
-import os
 import warnings
 
 import torch
@@ -60,11 +59,9 @@ def _reason(name, x):
         return _MISSING[name]
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}, and the kernels take {', '.join(map(str, DTYPES))}"
-    if _FUSED.get(x.device.type) == name:
-        return None
-    if name == "triton" and x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return f"x is on {x.device}"
+    if name == "triton" and not torch.compiler.is_compiling():
+        return backend(name).unavailable(x)
+    return None if _FUSED.get(x.device.type) == name else f"x is on {x.device}"
 
 
 def _is_exported():

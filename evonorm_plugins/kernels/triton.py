@@ -146,9 +146,10 @@ def _pixels(start, at, T: tl.constexpr):
 
 
 @triton.jit
-def _load(ptr, tile, OTHER: tl.constexpr = 0, POLICY: tl.constexpr = ""):
-    """A tile in float32, OTHER outside of x."""
-    return tl.load(ptr + tile[0] + tile[1], tile[2], OTHER, eviction_policy=POLICY).to(tl.float32)
+def _load(ptr, tile, OUTSIDE: tl.constexpr, AGAIN: tl.constexpr):
+    """A tile in float32, with OUTSIDE beyond x; AGAIN: for the second, and last, time."""
+    policy: tl.constexpr = "evict_first" if AGAIN else ""
+    return tl.load(ptr + tile[0] + tile[1], tile[2], OUTSIDE, eviction_policy=policy).to(tl.float32)
 
 
 @triton.jit
@@ -159,13 +160,13 @@ def _store(ptr, value, tile):
 @triton.jit
 def _parameter(ptr, stride, at, D: tl.constexpr = 1):
     """Values [K] of the channels from ``(C / D,)`` or, if the stride is not 0, ``(N, C / D)``."""
-    return None if ptr is None else tl.load(ptr + at[0] * stride + at[1] // D, at[2], 0)
+    return tl.load(ptr + at[0] * stride + at[1] // D, at[2], 0)
 
 
 @triton.jit
 def _wide(a):
     """[K] to [1, K, 1]."""
-    return None if a is None else a[None, :, None]
+    return a[None, :, None]
 
 
 @triton.jit
@@ -189,7 +190,7 @@ def _moments(x_ptr, first, at, CENTRED: tl.constexpr, T: tl.constexpr):
     """
     depth, end = at[3], at[4]
     tile = _pixels(first, at, T)
-    x = _load(x_ptr, tile)
+    x = _load(x_ptr, tile, 0, False)
     z = x
     if CENTRED:
         pivot = _sums(x, T.U, T) / (depth * tl.minimum(end - first, T.P)).to(tl.float32)
@@ -201,7 +202,7 @@ def _moments(x_ptr, first, at, CENTRED: tl.constexpr, T: tl.constexpr):
     if not T.ONE:
         for start in range(first + T.P, end, T.P):
             tile = _pixels(start, at, T)
-            z = _load(x_ptr, tile)
+            z = _load(x_ptr, tile, 0, False)
             if CENTRED:
                 z = tl.where(tile[2], z - center, 0)
             total += z
@@ -223,7 +224,10 @@ def _moments(x_ptr, first, at, CENTRED: tl.constexpr, T: tl.constexpr):
 def _merge(
     parts_ptr, plane, row, rows, group, C, HW, chunk, chunks, R: tl.constexpr, T: tl.constexpr
 ):
-    """Mean, rest and variance of groups [G] from their parts in rows row, ..., row + rows - 1."""
+    """Mean, what float32 lost of it, and variance of groups [G], from the parts in so many rows.
+
+    ``row``, the first, is one of a first chunk.
+    """
     units = C // T.D * T.SUBS
     parts_ptr += row.to(tl.int64) * units + group[None, :] * T.SUBS
     exists = (group < C // T.D)[None, :]
@@ -237,7 +241,7 @@ def _merge(
             part = start + tl.arange(0, R)[:, None]
             mask = exists & (part < rows * T.SUBS)
             sub, r = part % T.SUBS, part // T.SUBS
-            pixels = tl.minimum(HW - (row + r) % chunks * (chunk * T.P), chunk * T.P)
+            pixels = tl.minimum(HW - r % chunks * (chunk * T.P), chunk * T.P)
             count = pixels * tl.minimum(T.D - sub * T.PAD, T.PAD)
             count = tl.where(mask, count.to(tl.float32), 0)
             address = parts_ptr + r.to(tl.int64) * units + sub
@@ -400,7 +404,9 @@ def _forward_kernel(
         spread = _to_channels(spread, T)
     weight = _parameter(weight_ptr, weight_stride, at)
     bias = _wide(_parameter(bias_ptr, weight_stride, at))
-    v = _wide(_parameter(v_ptr, 0, at))
+    v = None
+    if v_ptr is not None:
+        v = _wide(_parameter(v_ptr, 0, at))
     if batch_var_ptr is None:
         weight *= spread
     else:
@@ -412,7 +418,7 @@ def _forward_kernel(
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not (T.ONE and SOURCE == "x"):
-            x = _load(x_ptr, tile, POLICY="evict_first")
+            x = _load(x_ptr, tile, 0, True)
         if batch_var_ptr is None:
             y = x * _sigmoid(x, v, FAST)
         else:
@@ -426,8 +432,8 @@ def _forward_kernel(
 @triton.jit
 def _sample_terms(dy_ptr, x_ptr, v, tile):
     """dy, x and what a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
-    dy = _load(dy_ptr, tile)
-    x = _load(x_ptr, tile, OTHER=1)  # not 0, for v may be infinite
+    dy = _load(dy_ptr, tile, 0, False)
+    x = _load(x_ptr, tile, 1, False)  # not 0, for v may be infinite
     s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
     f = x * s
     return dy, x, dy * f, dy, dy * x * (f * (1 - s))
@@ -473,7 +479,9 @@ def _sample_sums_kernel(
     row, block, first, at = _place(C, HW, chunk, chunks, False, T)
     weight = _parameter(weight_ptr, weight_stride, at)
     rstd = _parameter(rstd_ptr, C // T.D, at, T.D)
-    v = _wide(_parameter(v_ptr, 0, at))
+    v = None
+    if v_ptr is not None:
+        v = _wide(_parameter(v_ptr, 0, at))
     part, _, _ = _sample_sums(dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, T)
     unit, units = block * T.U + tl.arange(0, T.U), C // T.D * T.SUBS
     tl.store(parts_ptr + row * units + unit, part, unit < units)
@@ -503,7 +511,9 @@ def _sample_backward_kernel(
     weight = _parameter(weight_ptr, weight_stride, at)
     mean = _wide(_parameter(mean_ptr, C // T.D, at, T.D))
     rstd = _parameter(rstd_ptr, C // T.D, at, T.D)
-    v = _wide(_parameter(v_ptr, 0, at))
+    v = None
+    if v_ptr is not None:
+        v = _wide(_parameter(v_ptr, 0, at))
     if parts_ptr is None:
         total, dy, x = _sample_sums(
             dy_ptr, x_ptr, sums_ptr, plane, row, first, at, weight, v, rstd, T
@@ -511,7 +521,7 @@ def _sample_backward_kernel(
     else:
         units = C // T.D * T.SUBS
         unit = (block // T.SUBS * T.U + tl.arange(0, T.U))[None, :] * T.SUBS
-        total = tl.zeros([T.U], tl.float32)
+        total = tl.full([T.U], 0, tl.float32)
         for start in range(0, chunks * T.SUBS, 32):
             part = start + tl.arange(0, 32)[:, None]
             address = (at[0] * chunks + part // T.SUBS) * units + unit + part % T.SUBS
@@ -523,8 +533,8 @@ def _sample_backward_kernel(
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
         if not (T.ONE and parts_ptr is None):
-            dy = _load(dy_ptr, tile, POLICY="evict_first")
-            x = _load(x_ptr, tile, POLICY="evict_first")
+            dy = _load(dy_ptr, tile, 0, True)
+            x = _load(x_ptr, tile, 0, True)
         s = _sigmoid(x, v, x_ptr.dtype.element_ty != tl.float32)
         slope = x * s * (1 - s)
         if v is not None:
@@ -550,8 +560,8 @@ def _batch_sides(dy, x, v, std, batch_std, KIND: tl.constexpr, FAST: tl.constexp
 @triton.jit
 def _batch_terms(dy_ptr, x_ptr, v, std, batch_std, tile, KIND: tl.constexpr):
     """What a tile adds to the sums of _batch_sums_kernel."""
-    dy = _load(dy_ptr, tile)
-    x = _load(x_ptr, tile, OTHER=1)  # not 0, for v may be infinite
+    dy = _load(dy_ptr, tile, 0, False)
+    x = _load(x_ptr, tile, 1, False)  # not 0, for v may be infinite
     FAST: tl.constexpr = x_ptr.dtype.element_ty != tl.float32
     q, to_instance, to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
     by_std = to_instance * (x + 1) if KIND == "b1" else to_instance
@@ -582,7 +592,9 @@ def _batch_sums_kernel(
     mean, var = _parameter(mean_ptr, C, at), _parameter(var_ptr, C, at)
     std = _wide(_instance_std(mean, var, eps, KIND))
     batch_std = tl.sqrt(_parameter(batch_var_ptr, 0, at) + eps)
-    v = _wide(_parameter(v_ptr, 0, at))
+    v = None
+    if v_ptr is not None:
+        v = _wide(_parameter(v_ptr, 0, at))
     sums = _batch_terms(dy_ptr, x_ptr, v, std, _wide(batch_std), _pixels(first, at, T), KIND)
     scale, shift, instance, batch, slope = sums
     if not T.ONE:
@@ -636,7 +648,9 @@ def _batch_backward_kernel(
     pull = _wide(_parameter(dstd_ptr, C, at) / (std * HW.to(tl.float32)))
     mean, std = _wide(mean), _wide(std)
     batch_std = _wide(tl.sqrt(_parameter(batch_var_ptr, 0, at) + eps))
-    v = _wide(_parameter(v_ptr, 0, at))
+    v = None
+    if v_ptr is not None:
+        v = _wide(_parameter(v_ptr, 0, at))
     if batch_mean_ptr is not None:
         count = tl.load(count_ptr) if count_ptr is not None else (HW * N).to(tl.float32)
         batch_mean = _wide(_parameter(batch_mean_ptr, 0, at))
@@ -645,8 +659,8 @@ def _batch_backward_kernel(
     tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
     for i in range(0, tiles):
         tile = _pixels(first + (tiles - 1 - i) * T.P, at, T)
-        dy = _load(dy_ptr, tile, POLICY="evict_first") * weight
-        x = _load(x_ptr, tile, POLICY="evict_first")
+        dy = _load(dy_ptr, tile, 0, True) * weight
+        x = _load(x_ptr, tile, 0, True)
         q, to_instance, _to_batch = _batch_sides(dy, x, v, std, batch_std, KIND, FAST)
         if KIND == "b0":
             dx = dy * q - to_instance * v + pull * (x - mean)
@@ -677,17 +691,18 @@ def _affine_kernel(
 ):
     row, _, first, at = _place(C, HW, chunk, chunks, False, T)
     weight = _wide(_parameter(weight_ptr, weight_stride, at))
-    bias = _wide(_parameter(bias_ptr, weight_stride, at))
-    scale = tl.zeros([T.Q, T.K, T.L], tl.float32)
-    shift = tl.zeros([T.Q, T.K, T.L], tl.float32)
+    if bias_ptr is not None:
+        bias = _wide(_parameter(bias_ptr, weight_stride, at))
+    scale = tl.full([T.Q, T.K, T.L], 0, tl.float32)
+    shift = tl.full([T.Q, T.K, T.L], 0, tl.float32)
     tiles = 1 if T.ONE else tl.cdiv(at[4] - first, T.P)
     for i in range(0, tiles):
         tile = _pixels(first + i * T.P, at, T)
-        x = _load(x_ptr, tile)
-        if dy_ptr is None:
+        x = _load(x_ptr, tile, 0, False)
+        if bias_ptr is not None:
             _store(out_ptr, x * weight + bias, tile)
         else:
-            dy = _load(dy_ptr, tile)
+            dy = _load(dy_ptr, tile, 0, False)
             _store(out_ptr, dy * weight, tile)
             scale += dy * x
             shift += dy
@@ -711,7 +726,7 @@ def _sum_kernel(
     c = tl.program_id(0) * G + tl.arange(0, G)
     out = tl.program_id(1).to(tl.int64)
     j = tl.program_id(2).to(tl.int64)
-    total = tl.zeros([R, G], tl.float32)
+    total = tl.full([R, G], 0, tl.float32)
     for start in range(0, rows, R):
         r = start + tl.arange(0, R)[:, None]
         address = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
@@ -774,14 +789,14 @@ def _choose(n, channels, pixels, last, size, depth, tensors, batch):
     options = [channels_of_tile(line) for line in ((128, 64) if last else (0,))]
     bytes_of = {k: k * pixels * size * tensors for k in options}
     holds = [k for k in options if k * row <= most_held and subs == 1]
-    caches = [k for k in options if bytes_of[k] <= _CACHED_BYTES]
-    fuses = [k for k in options if bytes_of[k] <= _FUSED_BYTES]
+    caches = [k for k in options if bytes_of[k] <= _CACHED_BYTES and not batch]
+    fuses = [k for k in options if bytes_of[k] <= _FUSED_BYTES and not batch]
     k = (holds or caches or fuses[::-1] or options)[0]
     held = bool(holds)
 
     # Elements of a thread: 32 in registers; 16 in loops, beside which there are sums.
     p = row if held else min(row, max(1, _TILE // (tensors * k)))
-    warps = k * p * tensors // (1024 if held else 512)
+    warps = max(1, k * p * tensors // (1024 if held else 512))
     tiles = triton.cdiv(pixels, p)
     blocks = n * triton.cdiv(units, k // pad)
     chunks = max(1, min(triton.cdiv(_PROGRAMS, blocks), tiles // _CHUNK_TILES))
@@ -795,7 +810,7 @@ def _choose(n, channels, pixels, last, size, depth, tensors, batch):
             p, warps = 2 * p, 2 * warps
     tiles = triton.cdiv(pixels, p)
     chunk = tiles if fused else triton.cdiv(tiles, chunks)
-    launch = {"num_warps": min(max(warps, 1), 32)}
+    launch = {"num_warps": min(warps, 32)}
     if fused and not held and warps == 16 and not torch.version.hip:
         launch["maxnreg"] = 64  # makes room for 2 programs
     vec = 1 if last else next(d for d in (16, 4, 1) if pixels % d == 0)

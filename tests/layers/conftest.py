@@ -1,11 +1,13 @@
 """What the layer tests share: the device, layers with drawn parameters, processes of a group."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,12 +24,41 @@ DEVICE = torch.device(os.environ.get("EVONORM_TEST_DEVICE", "cpu"))
 FUSED = "triton" if DEVICE.type == "cuda" else "cpu"
 
 
-@pytest.fixture(autouse=True, params=[FUSED, "torch"])
+IMPLEMENTATIONS = [FUSED, "torch"]
+if FUSED == "cpu" and importlib.util.find_spec("triton"):
+    IMPLEMENTATIONS.append("triton")  # in the interpreter
+
+
+@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
 def impl(request, monkeypatch):
-    """What computes where a layer says "auto", in turn: the fused kernels, and plain torch."""
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "_FUSED", {})
-    return request.param
+    """What computes where a layer says "auto", in turn."""
+    chosen = {} if request.param == "torch" else {DEVICE.type: request.param}
+    monkeypatch.setattr(kernels, "_FUSED", chosen)
+    with np.errstate(all="ignore"):  # the interpreter computes with numpy
+        yield request.param
+
+
+def pytest_collection_modifyitems(items):
+    """Leaves out what would say nothing new: other layers than EvoNorms, which have one
+    implementation, but once; and of the slow interpreter what is not about numbers."""
+    numbers = ("test_contract", "test_batch", "test_sample", "test_autograd")
+    kept = []
+    for item in items:
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        if "impl" in given:
+            names = [v for v in given.values() if isinstance(v, str) and _is_layer(v)]
+            fused = not names or any("EvoNorm" in name for name in names)
+            slow = given["impl"] == "triton"
+            if (not fused and given["impl"] != FUSED) or (
+                slow and (not names or not item.module.__name__.endswith(numbers))
+            ):
+                continue
+        kept.append(item)
+    items[:] = kept
+
+
+def _is_layer(name):
+    return name in evonorm_plugins.list_norm_acts()
 
 
 @pytest.fixture(params=evonorm_plugins.list_norm_acts())

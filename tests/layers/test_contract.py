@@ -147,10 +147,11 @@ def rounding_error(t, dtype):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision(own, dtype, training, make, draw, gradients):
+def test_low_precision(own, dtype, training, impl, make, draw, gradients):
     """No result is further from float64's than twice what rounding it to the dtype costs.
 
-    The gradient of x is a sum of two in the B series, each rounded: twice as far there.
+    In plain torch the gradient of x is a sum of two in the B series, each rounded: twice as far
+    there. Triton's interpreter cuts bfloat16 off where a GPU rounds.
     """
     layer = make(own).train(training)
     x, dy = draw(4, 8, 9, 7, dtype=dtype), draw(4, 8, 9, 7, dtype=dtype)
@@ -160,7 +161,10 @@ def test_low_precision(own, dtype, training, make, draw, gradients):
         assert actual[key].dtype == (dtype if key in "xy" else torch.float32)
         error = (actual[key].double() - expected).abs().max().item()
         allowed = 2 * rounding_error(expected, actual[key].dtype)
-        allowed *= 2 if key == "x" and training and own in WITH_RUNNING_VAR else 1
+        plain = impl == "torch" or own == "RS + rej"
+        allowed *= 2 if plain and key == "x" and training and own in WITH_RUNNING_VAR else 1
+        cut_off = impl == "triton" and dtype == torch.bfloat16 and x.device.type == "cpu"
+        allowed *= 2 if cut_off else 1
         assert error <= allowed + 2e-6 * expected.abs().max().item(), key
 
 
