@@ -8,6 +8,7 @@
 #include "storage.h"
 
 #define TILE 32 /* pixels whose sums are kept in float, where channels are last */
+#define AHEAD 512 /* floats between what is read and what is asked for, where rows adjoin */
 
 /* ---- formulas ---- */
 
@@ -229,6 +230,16 @@ INLINE void flush(const problem *p, int64_t n, int64_t c, int64_t width, int64_t
     }
 }
 
+/* Asks for memory `distance` floats from a span of a row. The processor's own prefetching starts
+   anew at each page, and where several tensors are gone through at once that is half of the time. */
+INLINE void ask(const problem *p, const void *base, int64_t at, int64_t len, int64_t distance)
+{
+    if (p->channels_last || p->dtype != FLOAT32) return;
+    uintptr_t first = (uintptr_t)base + (uintptr_t)(at + distance) * sizeof(float);
+    for (int64_t j = 0; j < len; j += VECTOR)
+        __builtin_prefetch((const void *)(first + (uintptr_t)j * sizeof(float)));
+}
+
 /* ---- moments ---- */
 
 static void moments_of_row(const problem *p, int64_t n, int64_t c, double *mean, double *m2)
@@ -239,6 +250,7 @@ static void moments_of_row(const problem *p, int64_t n, int64_t c, double *mean,
     *mean = *m2 = 0;
     SPANS(i, at, len) {
         float shift = 0, total[VECTOR] = {0}, s[VECTOR] = {0}, ss[VECTOR] = {0};
+        ask(p, p->x, at, len, AHEAD);
         OPEN(NULL, 0);
         if (p->centred) {
             /* The mean of the first k of n numbers is near enough: where it is off by d, these k
@@ -315,6 +327,7 @@ static void sample_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
     PARTS_DOWN(c, width) {
         sample_parameters(p, n, c, width, v, scale, bias);
         SPANS(i, at, len) {
+            ask(p, p->out, at, len, -AHEAD);
             OPEN(NULL, 1);
             EACH(j, k, out[j] = swish(x[j], v[k]) * scale[k] + bias[k];)
             close_span(p, at, len, &b);
@@ -329,6 +342,9 @@ static void sample_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
     PARTS_UP(c, width) {
         sample_parameters(p, n, c, width, v, scale, NULL);
         SPANS(i, at, len) {
+            ask(p, p->x, at, len, AHEAD);
+            ask(p, p->dy, at, len, AHEAD);
+            if (p->direct) ask(p, p->out, at, len, AHEAD);
             OPEN(p->dy, p->direct);
             EACH_SUM(j, k, l,
                 float f, by_v, by_x;
@@ -382,6 +398,7 @@ static void batch_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         memcpy(bias, p->bias + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
+            ask(p, p->out, at, len, -AHEAD);
             OPEN(NULL, 1);
             EACH(j, k, out[j] = x[j] / larger(m.batch[k], own_at(&m, k, x[j])) * weight[k]
                                 + bias[k];)
@@ -399,6 +416,9 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
         set_maxima(p, n, c, width, &m);
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
+            ask(p, p->x, at, len, AHEAD);
+            ask(p, p->dy, at, len, AHEAD);
+            if (p->direct) ask(p, p->out, at, len, AHEAD);
             OPEN(p->dy, p->direct);
             EACH_SUM(j, k, l,
                 float q, to_batch, to_own;
@@ -461,6 +481,8 @@ static void affine_apply(const problem *p, int64_t n, int64_t c0, int64_t c1)
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         memcpy(bias, p->bias + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
+            ask(p, p->x, at, len, AHEAD);
+            ask(p, p->out, at, len, AHEAD);
             OPEN(NULL, 1);
             EACH(j, k, out[j] = x[j] * weight[k] + bias[k];)
             close_span(p, at, len, &b);
@@ -475,6 +497,9 @@ static void affine_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
     PARTS_UP(c, width) {
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
+            ask(p, p->x, at, len, AHEAD);
+            ask(p, p->dy, at, len, AHEAD);
+            ask(p, p->out, at, len, AHEAD);
             OPEN(p->dy, 1);
             EACH_SUM(j, k, l,
                 sums[SUM_DY][l] += dy[j];
