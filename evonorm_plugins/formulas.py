@@ -26,6 +26,28 @@ def channels(p, dtype):
     return p.to(dtype)[..., None, None]
 
 
+def gradients(formula, tensors, dy, needed):
+    """Gradients of ``formula(*tensors)``, None where not needed; for a backward pass.
+
+    They can be differentiated again where the backward pass is recorded. A tensor may be None.
+    """
+    create_graph = torch.is_grad_enabled()
+    if create_graph:
+        # Connected to what produced the inputs, for gradients of higher order; views, for the
+        # gradient of x here must not pass through another input that was computed from x.
+        tensors = [None if t is None else t.view_as(t) for t in tensors]
+    else:
+        tensors = [
+            None if t is None else t.detach().requires_grad_(n)
+            for t, n in zip(tensors, needed, strict=True)
+        ]
+    with torch.enable_grad():
+        y = formula(*tensors)
+    wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
+    found = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
+    return [next(found) if n else None for n in needed]
+
+
 def _var(x, dim):
     # var() of an empty batch would warn. A graph captured from one must hold for others.
     return x.var(dim, correction=0) if is_captured() or x.numel() else x.mean(dim)

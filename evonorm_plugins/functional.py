@@ -20,6 +20,8 @@ Raises:
     ValueError: an ``impl`` that does not exist, or parameters of another shape than those above.
 """
 
+import functools
+
 import torch
 
 from evonorm_plugins import formulas
@@ -211,17 +213,6 @@ class _Recompute(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        tensors = ctx.saved_tensors
+        formula = functools.partial(ctx.formula, **ctx.options)
         needed = ctx.needs_input_grad[2:]
-        create_graph = torch.is_grad_enabled()
-        if create_graph:
-            # Connected to what produced the inputs, for gradients of higher order; views, for the
-            # gradient of x here must not pass through another input that was computed from x.
-            tensors = [t.view_as(t) for t in tensors]
-        else:
-            tensors = [t.detach().requires_grad_(n) for t, n in zip(tensors, needed, strict=True)]
-        with torch.enable_grad():
-            y = ctx.formula(*tensors, **ctx.options)
-        wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
-        grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
-        return None, None, *(next(grads) if n else None for n in needed)
+        return None, None, *formulas.gradients(formula, ctx.saved_tensors, grad, needed)

@@ -215,17 +215,6 @@ def _fake_affine_backward(dy, x, weight, impl):
 # ---- gradients ----
 
 
-def _plain_gradients(formula, tensors, dy, needed):
-    """Gradients of a plain formula that can be differentiated again; None where not needed."""
-    # Views: the gradient of one must not pass through another that was computed from it.
-    tensors = [None if t is None else t.view_as(t) for t in tensors]
-    wanted = [t for t, n in zip(tensors, needed, strict=True) if n]
-    with torch.enable_grad():
-        y = formula(*tensors)
-    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(gradients) if n else None for n in needed]
-
-
 class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, v, kind, groups, eps, impl):
@@ -247,7 +236,7 @@ class _Sample(torch.autograd.Function):
                 return getattr(formulas, kind)(x, *parameters, groups=groups, eps=eps)
 
             needed = ctx.needs_input_grad[:4]
-            gradients = _plain_gradients(formula, (x, weight, bias, v), dy, needed)
+            gradients = formulas.gradients(formula, (x, weight, bias, v), dy, needed)
         else:
             gradients = torch.ops.evonorm.sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
         dx, dweight, dbias, dv = gradients
@@ -284,7 +273,7 @@ class _Batch(torch.autograd.Function):
         kind, eps, impl = ctx.options
         if torch.is_grad_enabled():
             formula, needed = _batch_formula(kind, eps, None), ctx.needs_input_grad[:5]
-            gradients = _plain_gradients(formula, (x, weight, bias, v, batch_var), dy, needed)
+            gradients = formulas.gradients(formula, (x, weight, bias, v, batch_var), dy, needed)
         elif batch_var is None:
             gradients = torch.ops.evonorm.batch_backward(
                 dy, x, weight, v, mean, var, own_mean, own_var, kind, eps, impl
@@ -330,7 +319,7 @@ class _BatchOfGroup(torch.autograd.Function):
         group, kind, eps, impl = ctx.options
         if torch.is_grad_enabled():
             formula, needed = _batch_formula(kind, eps, group), [*ctx.needs_input_grad[:4], False]
-            gradients = _plain_gradients(formula, (x, weight, bias, v, None), dy, needed)
+            gradients = formulas.gradients(formula, (x, weight, bias, v, None), dy, needed)
             return *gradients[:4], None, None, None, None
         module = kernels.backend(impl)
         p, _, v32, _ = _parameters(x, weight, v=v)
@@ -365,7 +354,7 @@ class _Affine(torch.autograd.Function):
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
             needed = ctx.needs_input_grad[:3]
-            return *_plain_gradients(formulas.affine, tensors, dy, needed), None
+            return *formulas.gradients(formulas.affine, tensors, dy, needed), None
         x, weight, _ = tensors
         return *torch.ops.evonorm.affine_backward(dy, x, weight, ctx.impl), None
 

@@ -179,5 +179,8 @@ class RSRejLayer(BatchStatistics):
     centred = False
 
     def _norm_act(self, x):
-        rms2 = self._batch_variance(x)
+        rms2 = self._given_variance(x)
+        if rms2 is None:
+            rms2, _ = F.batch_variance(x, centred=self.centred)
+            self._update_running_var(rms2)
         return F.rs_rej_layer(x, self.weight, self.bias, rms2, eps=self.eps)

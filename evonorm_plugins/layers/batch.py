@@ -52,17 +52,12 @@ class BatchStatistics(NormAct):
         """Process group to merge statistics over, or None."""
         return None
 
-    def _batch_variance(self, x):
-        group = self._statistics_group()
-        if not self.uses_batch() or (group is None and x.numel() == 0):
-            # A copy: kept for the backward pass, before which another batch may change the buffer.
-            return self.running_var.clone()
-        var, count = F.batch_variance(x, centred=self.centred, group=group)
-        self._update_running_var(var)
-        if group is not None:
-            # Every rank may be empty.
-            var = torch.where(count > 0, var, self.running_var)
-        return var
+    def _given_variance(self, x):
+        """The moving variance where it is what ``x`` is divided by the root of, else None."""
+        if self.uses_batch() and (x.numel() or self._statistics_group() is not None):
+            return None
+        # A copy: kept for the backward pass, before which another batch may change the buffer.
+        return self.running_var.clone()
 
     @torch.no_grad()
     def _update_running_var(self, var):
@@ -79,11 +74,10 @@ class _EvoNormB(Fused, BatchStatistics):
     def _norm_act(self, x):
         parameters = [self.weight, self.bias] + ([] if self.v is None else [self.v])
         options = {"eps": self.eps, "impl": self.impl}
+        given = self._given_variance(x)
+        if given is not None:
+            return getattr(F, self.function)(x, *parameters, given, **options)
         group = self._statistics_group()
-        if not self.uses_batch() or (group is None and x.numel() == 0):
-            # A copy: kept for the backward pass, before which another batch may change the buffer.
-            var = self.running_var.clone()
-            return getattr(F, self.function)(x, *parameters, var, **options)
         y, var = getattr(F, f"{self.function}_train")(x, *parameters, group=group, **options)
         self._update_running_var(var)
         return y

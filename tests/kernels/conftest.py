@@ -37,12 +37,6 @@ def gradients(kind, arguments, dy, impl, dtype=None, **options):
 
 
 @pytest.fixture(scope="session")
-def compute():
-    """``compute(kind, arguments, impl)``: y."""
-    return evaluate
-
-
-@pytest.fixture(scope="session")
 def differentiate():
     """``differentiate(kind, arguments, dy, impl)``: y and all gradients, by name."""
     return gradients

@@ -18,7 +18,7 @@ LAYOUTS = {
     "every other": lambda x: x.repeat_interleave(2, 3)[..., ::2],
     "expanded": lambda x: x[..., :1].expand_as(x),
 }
-# Blocks are of 1,024 pixels, tiles of 32 pixels and 64 channels: sizes on both sides of each.
+# Blocks are of 512 pixels, tiles of 32 pixels and 64 channels: sizes on both sides of each.
 SHAPES = [
     (3, 8, 5, 7),
     (1, 4, 1, 1),

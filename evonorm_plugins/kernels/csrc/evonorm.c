@@ -15,10 +15,6 @@
 #include <sys/mman.h>
 #endif
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 enum { STEP_READ = 1, STEP_FOLD = 2, STEP_WRITE = 4, STEP_PARAMETERS = 8 };
 
 const float evonorm_exp_limit = 85.0f;
@@ -210,6 +206,19 @@ static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
     return at_most(units * unit, p->channels);
 }
 
+/* One step over all samples in columns of `thin` channels, shared out to the threads at work. */
+static void run_step(const problem *p, loop *step, int64_t thin)
+{
+    int64_t columns = parts_of(p->channels, thin);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 1)
+#endif
+    for (int64_t i = 0; i < p->samples * columns; i++) {
+        int64_t n = i / columns, c0 = i % columns * thin;
+        step(p, n, c0, at_most(c0 + thin, p->channels));
+    }
+}
+
 static void run_pass(const problem *p, const pass *a, int steps)
 {
     int64_t threads = at_least(p->threads, 1);
@@ -219,8 +228,6 @@ static void run_pass(const problem *p, const pass *a, int steps)
     int64_t columns = parts_of(p->channels, width), rows = p->samples / together;
     int fused = rows * columns >= threads;
     int64_t thin = p->channels_last ? at_most(16, p->channels) : 1;
-    int64_t thin_columns = parts_of(p->channels, thin);
-    (void)threads;
 
 #if defined(_OPENMP)
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
@@ -240,30 +247,14 @@ static void run_pass(const problem *p, const pass *a, int steps)
                     for (int64_t n = n1; n-- > n0;) a->write(p, n, c0, c1);
             }
         } else {
-            if (steps & STEP_READ) {
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 1)
-#endif
-                for (int64_t i = 0; i < p->samples * thin_columns; i++) {
-                    int64_t n = i / thin_columns, c0 = i % thin_columns * thin;
-                    a->read(p, n, c0, at_most(c0 + thin, p->channels));
-                }
-            }
+            if (steps & STEP_READ) run_step(p, a->read, thin);
             if (steps & STEP_FOLD) {
 #if defined(_OPENMP)
 #pragma omp single
 #endif
                 fold(p, a, 0, p->samples, 0, p->channels);
             }
-            if (steps & STEP_WRITE) {
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 1)
-#endif
-                for (int64_t i = 0; i < p->samples * thin_columns; i++) {
-                    int64_t n = i / thin_columns, c0 = i % thin_columns * thin;
-                    a->write(p, n, c0, at_most(c0 + thin, p->channels));
-                }
-            }
+            if (steps & STEP_WRITE) run_step(p, a->write, thin);
         }
         if (steps & STEP_PARAMETERS) {
 #if defined(_OPENMP)

@@ -240,6 +240,14 @@ INLINE void ask(const problem *p, const void *base, int64_t at, int64_t len, int
         __builtin_prefetch((const void *)(first + (uintptr_t)j * sizeof(float)));
 }
 
+/* The same ahead of the loops that go through x, dy and perhaps out. */
+INLINE void ask_ahead(const problem *p, int64_t at, int64_t len, int with_out)
+{
+    ask(p, p->x, at, len, AHEAD);
+    ask(p, p->dy, at, len, AHEAD);
+    if (with_out) ask(p, p->out, at, len, AHEAD);
+}
+
 /* ---- moments ---- */
 
 static void moments_of_row(const problem *p, int64_t n, int64_t c, double *mean, double *m2)
@@ -342,9 +350,7 @@ static void sample_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
     PARTS_UP(c, width) {
         sample_parameters(p, n, c, width, v, scale, NULL);
         SPANS(i, at, len) {
-            ask(p, p->x, at, len, AHEAD);
-            ask(p, p->dy, at, len, AHEAD);
-            if (p->direct) ask(p, p->out, at, len, AHEAD);
+            ask_ahead(p, at, len, p->direct);
             OPEN(p->dy, p->direct);
             EACH_SUM(j, k, l,
                 float f, by_v, by_x;
@@ -416,9 +422,7 @@ static void batch_reduce(const problem *p, int64_t n, int64_t c0, int64_t c1)
         set_maxima(p, n, c, width, &m);
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
-            ask(p, p->x, at, len, AHEAD);
-            ask(p, p->dy, at, len, AHEAD);
-            if (p->direct) ask(p, p->out, at, len, AHEAD);
+            ask_ahead(p, at, len, p->direct);
             OPEN(p->dy, p->direct);
             EACH_SUM(j, k, l,
                 float q, to_batch, to_own;
@@ -497,9 +501,7 @@ static void affine_grad(const problem *p, int64_t n, int64_t c0, int64_t c1)
     PARTS_UP(c, width) {
         memcpy(weight, p->weight + n * p->affine_stride + c, width * sizeof(float));
         SPANS(i, at, len) {
-            ask(p, p->x, at, len, AHEAD);
-            ask(p, p->dy, at, len, AHEAD);
-            ask(p, p->out, at, len, AHEAD);
+            ask_ahead(p, at, len, 1);
             OPEN(p->dy, 1);
             EACH_SUM(j, k, l,
                 sums[SUM_DY][l] += dy[j];
