@@ -35,7 +35,7 @@ CSRC = "evonorm_plugins/kernels/csrc"
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
     sources=[f"{CSRC}/{stem}.c" for stem in ("evonorm", *LOOPS)],
-    depends=[f"{CSRC}/evonorm.h", f"{CSRC}/loops.h", f"{CSRC}/storage.h"],
+    depends=[f"{CSRC}/evonorm.h", f"{CSRC}/loops.h", f"{CSRC}/vectors.h"],
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[
         *("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

@@ -25,6 +25,7 @@ class _Problem(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "channels", "pixels", "groups")),
+        ("run", ctypes.c_int64),
         ("affine_stride", ctypes.c_int64),
         *((name, ctypes.c_int32) for name in ("kind", "dtype", "channels_last", "centred")),
         *((name, ctypes.c_int32) for name in ("own_batch", "threads", "direct")),

@@ -17,8 +17,6 @@
 
 enum { STEP_READ = 1, STEP_FOLD = 2, STEP_WRITE = 4, STEP_PARAMETERS = 8 };
 
-const float evonorm_exp_limit = 85.0f;
-
 static const loops *chosen = &loops_baseline;
 static int level = 0;
 
@@ -68,10 +66,10 @@ static void fold_group_moments(const problem *p, int64_t n, int64_t g)
     int64_t width = p->channels / p->groups, first = n * p->channels + g * width;
     const double *means = p->moments + first, *m2s = means + p->samples * p->channels;
     double mean = 0, m2 = 0;
-    for (int64_t c = 0; c < width; c++) mean += (means[c] - mean) / (double)(c + 1);
-    for (int64_t c = 0; c < width; c++) {
+    for (int64_t c = 0; c < width; c += p->run) mean += (means[c] - mean) / (double)(c / p->run + 1);
+    for (int64_t c = 0; c < width; c += p->run) {
         double delta = means[c] - mean;
-        m2 += m2s[c] + delta * delta * (double)p->pixels;
+        m2 += m2s[c] + delta * delta * (double)(p->run * p->pixels);
     }
     p->mean[n * p->groups + g] = (float)mean;
     p->rstd[n * p->groups + g] = (float)(1 / sqrt(m2 / (double)(width * p->pixels) + p->eps));
@@ -219,7 +217,7 @@ static void run_step(const problem *p, loop *step, int64_t thin)
     }
 }
 
-static void run_pass(const problem *p, const pass *a, int steps)
+static void run_pass(problem *p, const pass *a, int steps)
 {
     int64_t threads = at_least(p->threads, 1);
     int64_t unit = a->fold_group ? p->channels / p->groups : 1;
@@ -228,6 +226,7 @@ static void run_pass(const problem *p, const pass *a, int steps)
     int64_t columns = parts_of(p->channels, width), rows = p->samples / together;
     int fused = rows * columns >= threads;
     int64_t thin = p->channels_last ? at_most(16, p->channels) : 1;
+    p->run = fused && !p->channels_last ? unit : 1;
 
 #if defined(_OPENMP)
 #pragma omp parallel num_threads((int)threads) if (threads > 1)

@@ -15,6 +15,7 @@ enum { SUM_DY, SUM_DY_F, SUM_G, SUM_G_OWN, SUM_GX_OWN, SUMS };
    cpu.py. */
 typedef struct {
     int64_t samples, channels, pixels, groups;
+    int64_t run;            /* set by the driver: channels whose rows `moments` takes for one */
     int64_t affine_stride;  /* of weight, bias and their gradients over samples: 0 or C */
     int32_t kind;
     int32_t dtype;          /* of x, dy, out */
@@ -63,7 +64,6 @@ typedef struct {
     loop *affine_grad;   /* x, dy -> out, sums */
 } loops;
 
-extern const float evonorm_exp_limit;
 extern const loops loops_baseline;
 #if defined(__x86_64__)
 extern const loops loops_avx2, loops_avx512;
