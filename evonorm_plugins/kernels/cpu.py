@@ -17,7 +17,6 @@ _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _KINDS = {"s": 0, "b0": 1, "b1": 2, "b2": 3, "affine": 4}
 _READ, _FOLD, _WRITE, _PARAMETERS = 1, 2, 4, 8
-_SUMS = 5
 
 
 class _Problem(ctypes.Structure):
@@ -25,15 +24,14 @@ class _Problem(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("samples", "channels", "pixels", "groups")),
-        ("run", ctypes.c_int64),
-        ("affine_stride", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("run", "affine_stride")),
         *((name, ctypes.c_int32) for name in ("kind", "dtype", "channels_last", "centred")),
         *((name, ctypes.c_int32) for name in ("own_batch", "threads", "direct")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "dy", "out", "weight", "bias", "v")),
         *((name, ctypes.c_void_p) for name in ("moments", "sums", "mean", "rstd", "var")),
         *((name, ctypes.c_void_p) for name in ("batch_mean", "batch_var", "group_grad")),
-        *((name, ctypes.c_void_p) for name in ("std_grad", "batch_var_grad", "batch_scale")),
+        *((name, ctypes.c_void_p) for name in ("std_grad", "batch_var_grad", "batch_count")),
         *((name, ctypes.c_void_p) for name in ("weight_grad", "bias_grad", "v_grad")),
     ]
 
@@ -57,7 +55,7 @@ def _load():
     if size != ctypes.sizeof(_Problem):
         return f"{path.name} is of another version of the package; install it again"
     for function in (library.evonorm_forward, library.evonorm_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], None
+        function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], ctypes.c_int
     library.evonorm_choose(len(INSTRUCTION_SETS) - 1)
     return library
 
@@ -97,11 +95,12 @@ def _call(function, steps, options, *, x, weight=None, **tensors):
         **options,
         **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
     )
-    function(ctypes.byref(problem), steps)
+    if function(ctypes.byref(problem), steps):
+        raise MemoryError(f"no memory for the sums over x of {tuple(x.shape)}")
 
 
 def _empty(x, *shape, dtype=torch.float32):
-    return torch.empty(shape, dtype=dtype, device=x.device)
+    return x.new_empty(shape, dtype=dtype)
 
 
 def sample_forward(x, weight, bias, v, groups, eps, centred):
@@ -109,22 +108,19 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
 
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
-    n, c = x.shape[:2]
+    n = x.shape[0]
     y, mean, rstd = torch.empty_like(x), _empty(x, n, groups), _empty(x, n, groups)
-    moments = _empty(x, 2, n, c, dtype=torch.float64)
     _call(
         _load().evonorm_forward,
         _READ | _FOLD | _WRITE,
         {"kind": _KINDS["s"], "groups": groups, "centred": centred, "eps": eps},
-        **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v},
-        **{"moments": moments, "mean": mean, "rstd": rstd},
+        **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v, "mean": mean, "rstd": rstd},
     )
     return y, mean, rstd
 
 
 def sample_backward(dy, x, weight, v, mean, rstd, centred):
     """Gradients of x, weight, bias and v (None where there is no v)."""
-    n, c = x.shape[:2]
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     dv = None if v is None else torch.empty_like(v)
     _call(
@@ -133,8 +129,6 @@ def sample_backward(dy, x, weight, v, mean, rstd, centred):
         {"kind": _KINDS["s"], "groups": mean.shape[1], "centred": centred},
         **{"x": x, "dy": dy, "out": dx, "weight": weight, "v": v, "mean": mean, "rstd": rstd},
         **{"weight_grad": dweight, "bias_grad": dbias, "v_grad": dv},
-        sums=_empty(x, _SUMS, n, c, dtype=torch.float64),
-        group_grad=torch.empty_like(mean),
     )
     return dx, dweight, dbias, dv
 
@@ -177,7 +171,7 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
         _READ | _FOLD | _WRITE,
         {**options, "centred": own or kind == "b0"},
         **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v},
-        **{"moments": _empty(x, 2, n, c, dtype=torch.float64), "mean": mean, "var": var},
+        **{"mean": mean, "var": var},
         **{"batch_mean": new_mean if own else None, "batch_var": new_var if own else batch_var},
     )
     return y, mean, var, new_mean, new_var
@@ -188,10 +182,9 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
     With a ``batch_mean``, ``batch_var`` is that of x, and the gradient of x holds its part.
     """
-    count = torch.full((), x.numel() / x.shape[1])
     return _batch_gradients(
         _READ | _FOLD | _WRITE | _PARAMETERS,
-        *(dy, x, weight, v, mean, var, batch_mean, batch_var, None, None, count, kind, eps),
+        *(dy, x, weight, v, mean, var, batch_mean, batch_var, None, None, None, kind, eps),
     )
 
 
@@ -219,23 +212,20 @@ def batch_input_gradient(
 def _batch_gradients(
     steps, dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
 ):
-    n, c = x.shape[:2]
     dx = torch.empty_like(x) if steps & _WRITE else None
-    dweight = dbias = dv = sums = None
+    dweight = dbias = dv = None
     if steps & _READ:
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
         dv = None if v is None else torch.empty_like(v)
-        sums = _empty(x, _SUMS, n, c, dtype=torch.float64)
-        dbatch_var = _empty(x, c)
-        dstd = _empty(x, n, c) if dstd is None else dstd
+        dbatch_var = _empty(x, x.shape[1])
     _call(
         _load().evonorm_backward,
         steps,
         {"kind": _KINDS[kind], "eps": eps},
         **{"x": x, "dy": dy, "out": dx, "weight": weight, "v": v, "mean": mean, "var": var},
-        **{"batch_mean": batch_mean, "batch_var": batch_var, "sums": sums, "std_grad": dstd},
-        **{"batch_var_grad": dbatch_var, "weight_grad": dweight, "bias_grad": dbias, "v_grad": dv},
-        batch_scale=None if count is None else 2 / count,
+        **{"batch_mean": batch_mean, "batch_var": batch_var, "batch_count": count},
+        **{"std_grad": dstd, "batch_var_grad": dbatch_var},
+        **{"weight_grad": dweight, "bias_grad": dbias, "v_grad": dv},
     )
     return dx, dweight, dbias, dv, dbatch_var
 
@@ -249,7 +239,6 @@ def affine_forward(x, weight, bias):
 
 def affine_backward(dy, x, weight):
     """Gradients of x, weight and bias."""
-    n, c = x.shape[:2]
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     _call(
         _load().evonorm_backward,
@@ -257,6 +246,5 @@ def affine_backward(dy, x, weight):
         {"kind": _KINDS["affine"]},
         **{"x": x, "dy": dy, "out": dx, "weight": weight},
         **{"weight_grad": dweight, "bias_grad": dbias},
-        sums=_empty(x, 2, n, c, dtype=torch.float64),
     )
     return dx, dweight, dbias

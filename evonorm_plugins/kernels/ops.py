@@ -46,7 +46,7 @@ _library.define(
 
 def sample(x, weight, bias, v, kind, groups, eps, impl):
     """The S series: y. ``kind`` is "s0", "s1" or "s2"; v None in the latter two."""
-    return torch.ops.evonorm.sample(x, weight, bias, v, kind, groups, eps, impl)[0]
+    return _call("sample", x, weight, bias, v, kind, groups, eps, impl)[0]
 
 
 def batch(x, weight, bias, v, batch_var, kind, eps, impl):
@@ -54,7 +54,7 @@ def batch(x, weight, bias, v, batch_var, kind, eps, impl):
 
     ``batch_var`` None: the variance of x over batch and space, NaN where x is empty.
     """
-    result = torch.ops.evonorm.batch(x, weight, bias, v, batch_var, kind, eps, impl)
+    result = _call("batch", x, weight, bias, v, batch_var, kind, eps, impl)
     return result[0], result[4]
 
 
@@ -65,7 +65,43 @@ def batch_of_group(x, weight, bias, v, group, kind, eps, impl):
 
 def affine(x, weight, bias, impl):
     """``x * weight + bias``."""
-    return torch.ops.evonorm.affine(x, weight, bias, impl)
+    return _call("affine", x, weight, bias, impl)
+
+
+# ---- calls ----
+
+_kernels, _functions = {}, {}  # by the name of the operator, filled at the end of this file
+
+
+def _call(name, *arguments):
+    """The operator. In plain eager mode past the dispatcher, whose way through Python and back takes
+    longer than the kernel does for a small tensor."""
+    if not _is_plain(arguments[0]):
+        return getattr(torch.ops.evonorm, name)(*arguments)
+    return _evaluate(_kernels[name], _functions[name], arguments)
+
+
+def _call_below_autograd(name, *arguments):
+    if _is_plain(arguments[0]):
+        return _kernels[name](*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.evonorm, name)(*arguments)
+
+
+def _is_plain(x):
+    """Whether nobody watches or changes what operators do: no compiler, transform, mode, profiler."""
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch.autograd._profiler_enabled()
+    )
+
+
+def _evaluate(kernel, function, arguments):
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    return (function.apply if records_gradient(*tensors) else kernel)(*arguments)
 
 
 # ---- arguments of the kernels ----
@@ -218,8 +254,9 @@ def _fake_affine_backward(dy, x, weight, impl):
 class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, v, kind, groups, eps, impl):
-        with torch._C._AutoDispatchBelowAutograd():
-            y, mean, rstd = torch.ops.evonorm.sample(x, weight, bias, v, kind, groups, eps, impl)
+        y, mean, rstd = _call_below_autograd(
+            "sample", x, weight, bias, v, kind, groups, eps, impl
+        )
         ctx.save_for_backward(x, weight, bias, v, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.options = kind, groups, eps, impl
@@ -238,7 +275,9 @@ class _Sample(torch.autograd.Function):
             needed = ctx.needs_input_grad[:4]
             gradients = formulas.gradients(formula, (x, weight, bias, v), dy, needed)
         else:
-            gradients = torch.ops.evonorm.sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
+            gradients = _call_below_autograd(
+                "sample_backward", dy, x, weight, v, mean, rstd, kind, impl
+            )
         dx, dweight, dbias, dv = gradients
         return dx, dweight, dbias, None if v is None else dv, None, None, None, None
 
@@ -258,10 +297,9 @@ def _batch_formula(kind, eps, group):
 class _Batch(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, v, batch_var, kind, eps, impl):
-        with torch._C._AutoDispatchBelowAutograd():
-            y, mean, var, *own = torch.ops.evonorm.batch(
-                x, weight, bias, v, batch_var, kind, eps, impl
-            )
+        y, mean, var, *own = _call_below_autograd(
+            "batch", x, weight, bias, v, batch_var, kind, eps, impl
+        )
         ctx.save_for_backward(x, weight, bias, v, batch_var, mean, var, *own)
         ctx.mark_non_differentiable(mean, var, *own)
         ctx.options = kind, eps, impl
@@ -274,13 +312,10 @@ class _Batch(torch.autograd.Function):
         if torch.is_grad_enabled():
             formula, needed = _batch_formula(kind, eps, None), ctx.needs_input_grad[:5]
             gradients = formulas.gradients(formula, (x, weight, bias, v, batch_var), dy, needed)
-        elif batch_var is None:
-            gradients = torch.ops.evonorm.batch_backward(
-                dy, x, weight, v, mean, var, own_mean, own_var, kind, eps, impl
-            )
         else:
-            gradients = torch.ops.evonorm.batch_backward(
-                dy, x, weight, v, mean, var, None, batch_var, kind, eps, impl
+            used = (own_mean, own_var) if batch_var is None else (None, batch_var)
+            gradients = _call_below_autograd(
+                "batch_backward", dy, x, weight, v, mean, var, *used, kind, eps, impl
             )
         dx, dweight, dbias, dv, dbatch_var = gradients
         dv = None if v is None else dv
@@ -343,8 +378,7 @@ class _BatchOfGroup(torch.autograd.Function):
 class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, impl):
-        with torch._C._AutoDispatchBelowAutograd():
-            y = torch.ops.evonorm.affine(x, weight, bias, impl)
+        y = _call_below_autograd("affine", x, weight, bias, impl)
         ctx.save_for_backward(x, weight, bias)
         ctx.impl = impl
         return y
@@ -356,31 +390,29 @@ class _Affine(torch.autograd.Function):
             needed = ctx.needs_input_grad[:3]
             return *formulas.gradients(formulas.affine, tensors, dy, needed), None
         x, weight, _ = tensors
-        return *torch.ops.evonorm.affine_backward(dy, x, weight, ctx.impl), None
+        return *_call_below_autograd("affine_backward", dy, x, weight, ctx.impl), None
 
 
 # ---- registration ----
 
 
-def _with_gradients(operator, function):
-    """The operator as autograd sees it."""
+def _register(name, kernel, fake, function=None):
+    _kernels[name] = kernel
+    _library.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"evonorm::{name}", fake, lib=_library)
+    if function is None:
+        return
+    _functions[name] = function
+    operator = getattr(torch.ops.evonorm, name).default
 
-    def call(*arguments):
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-        if records_gradient(*tensors):
-            return function.apply(*arguments)
+    def below_autograd(*arguments):
         with torch._C._AutoDispatchBelowAutograd():
             return operator(*arguments)
 
-    return call
+    def as_autograd_sees_it(*arguments):
+        return _evaluate(below_autograd, function, arguments)
 
-
-def _register(name, kernel, fake, function=None):
-    _library.impl(name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"evonorm::{name}", fake, lib=_library)
-    if function is not None:
-        operator = getattr(torch.ops.evonorm, name).default
-        _library.impl(name, _with_gradients(operator, function), "Autograd")
+    _library.impl(name, as_autograd_sees_it, "Autograd")
 
 
 _register("sample", _sample_forward, _fake_sample, _Sample)

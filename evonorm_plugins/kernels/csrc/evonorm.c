@@ -10,6 +10,7 @@
 
 #include <math.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -185,23 +186,41 @@ static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t parts_of(int64_t n, int64_t width) { return (n + width - 1) / width; }
 
 enum {
-    SMALL_PART = 32 << 10,  /* bytes: below, sharing out costs more than it brings */
+    SMALL_PART = 32 << 10,   /* bytes: below, sharing out costs more than it brings */
+    CACHED_PART = 1 << 20,   /* bytes: above, a part has left the cache before its last step */
+    SMALL_SHARE = 8 << 10,   /* elements: below, another thread costs more than it brings */
     LARGE_RESULT = 32 << 20, /* bytes: from here on, large pages are asked for */
-    ADJACENT = 64,          /* channels last: so many channels lie in a few cache lines */
+    VECTOR = 16,             /* channels: a part begins at a multiple, where channels are last */
+    FEW_CHANNELS = 128,      /* of each pixel: less at a time leaves too much of a page unread */
+    MANY_CHANNELS = 256,     /* more do not make it faster */
 };
 
-/* Channels that a thread takes at a time, a multiple of `unit`, of `samples` samples. */
+/* Columns that give each thread four parts, of several that make `others` each: some come late. */
+static int64_t enough_columns(const problem *p, int64_t others)
+{
+    return parts_of(4 * p->threads, others);
+}
+
+/* Channels that a thread takes through all steps at a time, a multiple of `unit`, of `samples`
+   samples. 0 where each step is to go through everything before the next one. */
 static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
 {
-    int64_t bytes = unit * samples * p->pixels * (p->dtype == FLOAT32 ? 4 : 2);
-    int64_t units = parts_of(SMALL_PART, at_least(bytes, 1));
-    if (p->channels_last)
-        units = at_least(units, at_most(ADJACENT, p->channels) / unit);
-    else if (samples > 1) /* rows of several samples lie apart: longer ones are read faster */
-        units = at_least(units, 4096 / at_least(p->pixels, 1));
-    int64_t others = p->samples / samples, all = p->channels / unit;
-    while (units > 1 && others * parts_of(all, units) < 4 * p->threads) units--;
-    return at_most(units * unit, p->channels);
+    if (p->channels_last && VECTOR % unit == 0) unit = at_most(VECTOR, p->channels);
+    int64_t bytes = at_least(unit * samples * p->pixels * (p->dtype == FLOAT32 ? 4 : 2), 1);
+    int64_t units, others = p->samples / samples, all = parts_of(p->channels, unit);
+    if (p->channels_last) {
+        int64_t few = at_most(FEW_CHANNELS, p->channels);
+        units = at_most(CACHED_PART / bytes, at_least(MANY_CHANNELS / unit, 1));
+        if (units * unit < few) return 0;
+    } else {
+        units = parts_of(SMALL_PART, bytes);
+        /* Rows of several samples lie apart: longer ones are read faster. */
+        if (samples > 1) units = at_least(units, 4096 / at_least(p->pixels, 1));
+    }
+    int64_t columns = enough_columns(p, others);
+    if (columns > 1) units = at_most(units, (all - 1) / (columns - 1));
+    int64_t width = at_most(at_least(units, 1) * unit, p->channels);
+    return others * parts_of(p->channels, width) < p->threads ? 0 : width;
 }
 
 /* One step over all samples in columns of `thin` channels, shared out to the threads at work. */
@@ -219,13 +238,18 @@ static void run_step(const problem *p, loop *step, int64_t thin)
 
 static void run_pass(problem *p, const pass *a, int steps)
 {
-    int64_t threads = at_least(p->threads, 1);
+    int64_t threads = p->threads;
     int64_t unit = a->fold_group ? p->channels / p->groups : 1;
     int64_t together = a->fold_batch ? p->samples : 1; /* samples a part is made of */
-    int64_t width = width_of_part(p, unit, together);
-    int64_t columns = parts_of(p->channels, width), rows = p->samples / together;
-    int fused = rows * columns >= threads;
-    int64_t thin = p->channels_last ? at_most(16, p->channels) : 1;
+    int64_t width = width_of_part(p, unit, together), fused = width > 0;
+    int64_t columns = fused ? parts_of(p->channels, width) : 0, rows = p->samples / together;
+    /* Parts one after the other, as each asks for the next, yet enough for threads that come late. */
+    int chunk = (int)at_least(1, at_most(4, rows * columns / (8 * threads)));
+    int64_t thin = 1;
+    if (p->channels_last) {
+        thin = parts_of(p->channels, enough_columns(p, p->samples));
+        thin = parts_of(thin, VECTOR) * VECTOR;
+    }
     p->run = fused && !p->channels_last ? unit : 1;
 
 #if defined(_OPENMP)
@@ -234,7 +258,7 @@ static void run_pass(problem *p, const pass *a, int steps)
     {
         if (fused) {
 #if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, chunk)
 #endif
             for (int64_t i = 0; i < rows * columns; i++) {
                 int64_t n0 = i / columns * together, n1 = n0 + together;
@@ -281,35 +305,60 @@ static void prefer_large_pages(const problem *p)
 #endif
 }
 
-static problem prepared(const problem *given, int steps)
+/* Room for what one step of a call hands to the next, where the caller does not want it. Returns what
+   is to be freed, or null. */
+static void *make_scratch(problem *p, int is_forward)
+{
+    size_t nc = (size_t)(p->samples * p->channels), c = (size_t)p->channels;
+    size_t doubles = is_forward ? 2 * nc : SUMS * nc, floats = is_forward ? 0 : nc + nc + c;
+    double *memory = malloc(doubles * sizeof(double) + floats * sizeof(float));
+    if (!memory) return NULL;
+    float *rest = (float *)(memory + doubles);
+    if (is_forward) {
+        if (!p->moments) p->moments = memory;
+        return memory;
+    }
+    p->sums = memory;
+    p->group_grad = rest;
+    if (!p->std_grad) p->std_grad = rest + nc;
+    if (!p->batch_var_grad) p->batch_var_grad = rest + nc + nc;
+    return memory;
+}
+
+static int run(const problem *given, const pass *a, int steps, int is_forward)
 {
     problem p = *given;
+    void *scratch = make_scratch(&p, is_forward);
+    if (!scratch) return 1;
     /* Saves the last loop the formulas; a lesser dtype would round in between. */
     p.direct = p.dtype == FLOAT32 && steps & STEP_READ && steps & STEP_WRITE;
     prefer_large_pages(&p);
     /* Memory of one pixel per channel is the same in both layouts; channels then lie together. */
     p.channels_last |= p.pixels == 1;
-    return p;
+    int64_t shares = p.samples * p.channels * p.pixels / SMALL_SHARE;
+    p.threads = (int32_t)at_least(at_most(p.threads, shares), 1);
+    run_pass(&p, a, steps);
+    free(scratch);
+    return 0;
 }
 
-/* Statistics (STEP_READ, STEP_FOLD) and y (STEP_WRITE). */
-void evonorm_forward(const problem *given, int steps)
+/* Statistics (STEP_READ, STEP_FOLD) and y (STEP_WRITE). Returns 1 where memory is short. */
+int evonorm_forward(const problem *p, int steps)
 {
-    problem q = prepared(given, steps), *p = &q;
     pass sample = {chosen->moments, chosen->sample_apply, fold_group_moments, NULL, NULL};
     pass batch = {chosen->moments, chosen->batch_apply, NULL, fold_own_moments,
                   p->own_batch ? fold_batch_moments : NULL};
     pass affine = {NULL, chosen->affine_apply, NULL, NULL, NULL};
-    run_pass(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps);
+    return run(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps, 1);
 }
 
 /* Sums (STEP_READ), what they mean for statistics (STEP_FOLD) and parameters (STEP_PARAMETERS), and
-   the gradient of x (STEP_WRITE). The affine transform has its sums from STEP_WRITE. */
-void evonorm_backward(const problem *given, int steps)
+   the gradient of x (STEP_WRITE). The affine transform has its sums from STEP_WRITE. Returns 1 where
+   memory is short. */
+int evonorm_backward(const problem *p, int steps)
 {
-    problem q = prepared(given, steps), *p = &q;
     pass sample = {chosen->sample_reduce, chosen->sample_grad, fold_group_sums, NULL, NULL};
     pass batch = {chosen->batch_reduce, chosen->batch_grad, NULL, fold_own_sums, fold_batch_sums};
     pass affine = {NULL, chosen->affine_grad, NULL, NULL, NULL};
-    run_pass(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps);
+    return run(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps, 0);
 }

@@ -30,16 +30,16 @@ typedef struct {
     void *out;              /* (N, C, P): y or the gradient of x */
     const float *weight, *bias; /* (C) or (N, C) */
     const float *v;         /* (C) or null */
-    double *moments;        /* (2, N, C): mean and sum of squared deviations */
-    double *sums;           /* (SUMS, N, C) */
+    double *moments;        /* (2, N, C) or null: mean and sum of squared deviations */
+    double *sums;           /* (SUMS, N, C), set by the driver */
     float *mean;            /* (N, G) in the S series, (N, C) in the B series */
     float *rstd;            /* (N, G), S series */
     float *var;             /* (N, C), B series */
     float *batch_mean, *batch_var; /* (C) */
-    float *group_grad;      /* (N, G): factor of x - mean in the gradient of x, S series */
-    float *std_grad;        /* (N, C): gradient of a sample's own std or rms, B series */
-    float *batch_var_grad;  /* (C) */
-    const float *batch_scale;  /* (1): factor of batch_var_grad (x - batch_mean) in that of x */
+    float *group_grad;      /* (N, G), set by the driver: factor of x - mean in the gradient of x */
+    float *std_grad;        /* (N, C) or null: gradient of a sample's own std or rms, B series */
+    float *batch_var_grad;  /* (C) or null */
+    const float *batch_count;  /* (1): elements behind batch_var; null: those of x */
     float *weight_grad, *bias_grad; /* as weight */
     float *v_grad;          /* (C) or null */
 } problem;

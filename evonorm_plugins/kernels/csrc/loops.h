@@ -8,9 +8,10 @@
 #include "vectors.h"
 
 #define BLOCK 512  /* elements of a row at a time */
-#define TILE 32    /* pixels at a time, where channels are last */
-#define WIDTH 64   /* channels at a time, where channels are last */
+#define TILE 16    /* pixels at a time, where channels are last */
+#define WIDTH 256  /* channels at a time, where channels are last */
 #define AHEAD 512  /* elements between what is read and what is asked for, in a row */
+#define NEAR 40000 /* elements: what is no larger is asked for while the part before is written */
 #define FEW 4      /* vectors whose mean stands for that of a strand */
 #define UNROLL 4   /* sums side by side, where the next addition would wait for the last one */
 
@@ -134,6 +135,14 @@ INLINE strand strand_of(const problem *p, int64_t n, int64_t c, int64_t left, in
             __VA_ARGS__                                                                            \
         }                                                                                          \
     }
+
+/* How far away the x of the next part is, of which this thread will read the statistics. Without
+   asking, memory would rest while a part in the cache is gone through again. */
+INLINE int64_t next_part(const problem *p, int64_t channels)
+{
+    int64_t elements = channels * p->pixels;
+    return p->channels_last || elements > NEAR ? 0 : elements;
+}
 
 /* A parameter of channel k of a part and those that follow, as it belongs to a strand. */
 INLINE vec of_channels(const problem *p, const float *parameter, int64_t k)
@@ -261,6 +270,7 @@ static void set_sample_parameters(const problem *p, int64_t n, int64_t c, int64_
 INLINE void sample_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
+    const int64_t next = next_part(p, c1 - c0);
     PARTS(c, width) {
         set_sample_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
@@ -268,6 +278,7 @@ INLINE void sample_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, 
             const vec bias = of_channels(p, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
+                ask_early(dtype, p->x, at + next);
                 vec x = load(dtype, p->x, at, lanes);
                 store(dtype, p->out, at, lanes, swish(x, rate) * scale + bias);
             )
@@ -378,6 +389,7 @@ INLINE maxima maxima_of(const problem *p, const batch_parameters *a, int64_t k)
 INLINE void batch_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    const int64_t next = next_part(p, c1 - c0);
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
@@ -385,6 +397,7 @@ INLINE void batch_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, i
             const vec weight = of_channels(p, a.weight, k), bias = of_channels(p, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
+                ask_early(dtype, p->x, at + next);
                 vec x = load(dtype, p->x, at, lanes), y = x / larger(m.batch, own_at(&m, x));
                 store(dtype, p->out, at, lanes, y * weight + bias);
             )
@@ -432,6 +445,7 @@ INLINE void batch_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, in
     float own_means[WIDTH] = {0}, own_scales[WIDTH] = {0};
     float batch_means[WIDTH] = {0}, batch_scales[WIDTH] = {0};
     const int direct = dtype == FLOAT32 && p->direct;
+    const float count = p->batch_count ? *p->batch_count : (float)(p->samples * p->pixels);
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
         for (int64_t k = 0; k < width; k++) {
@@ -439,7 +453,7 @@ INLINE void batch_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, in
             own_means[k] = p->kind == B0 ? p->mean[nc] : 0.0f;
             own_scales[k] = p->std_grad[nc] / (a.std[k] * (float)p->pixels);
             batch_means[k] = p->batch_mean ? p->batch_mean[c + k] : 0.0f;
-            batch_scales[k] = p->batch_mean ? p->batch_var_grad[c + k] * *p->batch_scale : 0.0f;
+            batch_scales[k] = p->batch_mean ? p->batch_var_grad[c + k] * (2 / count) : 0.0f;
         }
         STRANDS(s, k, p->pixels) {
             const maxima m = maxima_of(p, &a, k);

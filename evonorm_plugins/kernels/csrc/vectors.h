@@ -197,9 +197,19 @@ INLINE void store(int dtype, void *base, int64_t at, int n, vec x)
         store_halves((uint16_t *)base + at, n, dtype == BFLOAT16 ? to_bfloat16(x) : to_float16(x));
 }
 
-/* Asks for the memory of element `at`, which may lie outside of the tensor. */
+INLINE const void *address(int dtype, const void *base, int64_t at)
+{
+    return (const void *)((uintptr_t)base + (uintptr_t)at * (dtype == FLOAT32 ? 4 : 2));
+}
+
+/* Asks for the memory of element `at`, which may lie outside of the tensor, into the first-level or
+   the second-level cache. */
 INLINE void ask(int dtype, const void *base, int64_t at)
 {
-    __builtin_prefetch((const void *)((uintptr_t)base
-                                      + (uintptr_t)at * (dtype == FLOAT32 ? 4 : 2)));
+    __builtin_prefetch(address(dtype, base, at), 0, 3);
+}
+
+INLINE void ask_early(int dtype, const void *base, int64_t at)
+{
+    __builtin_prefetch(address(dtype, base, at), 0, 2);
 }
