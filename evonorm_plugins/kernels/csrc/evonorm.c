@@ -243,8 +243,6 @@ static void run_pass(problem *p, const pass *a, int steps)
     int64_t together = a->fold_batch ? p->samples : 1; /* samples a part is made of */
     int64_t width = width_of_part(p, unit, together), fused = width > 0;
     int64_t columns = fused ? parts_of(p->channels, width) : 0, rows = p->samples / together;
-    /* Parts one after the other, as each asks for the next, yet enough for threads that come late. */
-    int chunk = (int)at_least(1, at_most(4, rows * columns / (8 * threads)));
     int64_t thin = 1;
     if (p->channels_last) {
         thin = parts_of(p->channels, enough_columns(p, p->samples));
@@ -253,6 +251,8 @@ static void run_pass(problem *p, const pass *a, int steps)
     p->run = fused && !p->channels_last ? unit : 1;
 
 #if defined(_OPENMP)
+    /* Parts one after the other, as each asks for the next, yet enough for threads that come late. */
+    int chunk = (int)at_least(1, at_most(4, rows * columns / (8 * threads)));
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
 #endif
     {
