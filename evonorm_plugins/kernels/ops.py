@@ -74,8 +74,10 @@ _kernels, _functions = {}, {}  # by the name of the operator, filled at the end 
 
 
 def _call(name, *arguments):
-    """The operator. In plain eager mode past the dispatcher, whose way through Python and back takes
-    longer than the kernel does for a small tensor."""
+    """The operator; in plain eager mode past the dispatcher.
+
+    Its way through Python and back takes longer than the kernel does for a small tensor.
+    """
     if not _is_plain(arguments[0]):
         return getattr(torch.ops.evonorm, name)(*arguments)
     return _evaluate(_kernels[name], _functions[name], arguments)
@@ -89,7 +91,7 @@ def _call_below_autograd(name, *arguments):
 
 
 def _is_plain(x):
-    """Whether nobody watches or changes what operators do: no compiler, transform, mode, profiler."""
+    """Whether no compiler, transform, mode or profiler has a say in what operators do."""
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and not torch.compiler.is_compiling()
@@ -254,9 +256,7 @@ def _fake_affine_backward(dy, x, weight, impl):
 class _Sample(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, v, kind, groups, eps, impl):
-        y, mean, rstd = _call_below_autograd(
-            "sample", x, weight, bias, v, kind, groups, eps, impl
-        )
+        y, mean, rstd = _call_below_autograd("sample", x, weight, bias, v, kind, groups, eps, impl)
         ctx.save_for_backward(x, weight, bias, v, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
         ctx.options = kind, groups, eps, impl

@@ -11,6 +11,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch import nn
 from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 import evonorm_plugins
@@ -90,6 +91,30 @@ def test_compiled_graph_holds_the_operator(name):
     torch.testing.assert_close(actual, expected)
     stem = "evonorm.sample" if name == "EvoNormS0" else "evonorm.batch"
     assert {f"{stem}.default", f"{stem}_backward.default"} <= set(found)
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize(("name", "operator"), [("EvoNormS0", "sample"), ("EvoNormB0", "batch")])
+def test_modes_and_profilers_see_the_operators(name, operator):
+    """Plain calls go past the dispatcher; these must not."""
+
+    class Seen(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = set()
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            self.names.add(str(function))
+            return function(*arguments, **(options or {}))
+
+    layer, x = get_norm_act(name, 4), torch.randn(2, 4, 3, 3, requires_grad=True)
+    with Seen() as seen:
+        layer(x).sum().backward()
+    assert {f"evonorm.{operator}.default", f"evonorm.{operator}_backward.default"} <= seen.names
+    with torch.profiler.profile() as profile:
+        layer(x).sum().backward()
+    events = {event.key for event in profile.key_averages()}
+    assert {f"evonorm::{operator}", f"evonorm::{operator}_backward"} <= events
 
 
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
