@@ -84,9 +84,7 @@ def coco_data(
     category_ids = _ranks(categories, "category", where)
     _check_known(annotations, image_ids, category_ids, "annotation", where)
     by_rank = sorted(images, key=lambda image: image_ids[image["id"]])
-    sizes = {
-        image_ids[image["id"]]: (image.get("height"), image.get("width")) for image in by_rank
-    }
+    sizes = {image_ids[image["id"]]: (image.get("height"), image.get("width")) for image in by_rank}
     objects = _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where)
     _number_objects(objects, annotations, renumber, warnings, where)
     if not isinstance(detections, list):
@@ -95,9 +93,7 @@ def coco_data(
             "image_id, category_id, score and bbox or segmentation"
         )
     _check_known(detections, image_ids, category_ids, "detection", found_where, where)
-    found = _detections(
-        detections, image_ids, category_ids, sizes, masks, mask_areas, found_where
-    )
+    found = _detections(detections, image_ids, category_ids, sizes, masks, mask_areas, found_where)
     if not found:
         warnings.append(f"{found_where} has no detections: every AP and AR is 0")
     if not objects:

@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def random_case(seed, *, images=20, categories=4, objects=5, masks=True, first_id=1, detections=True):
+def random_case(
+    seed, *, images=20, categories=4, objects=5, masks=True, first_id=1, detections=True
+):
     """Returns ``(ground truth, detections)`` as parsed JSON.
 
     Images without objects, images without detections, crowds, scores that tie, boxes that were
