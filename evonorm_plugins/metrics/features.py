@@ -1,5 +1,6 @@
 """One pass over images: features to statistics, and to a file where single ones are needed."""
 
+import contextlib
 import os
 import tempfile
 import time
@@ -50,13 +51,21 @@ class Pass:
 
 
 def progress_bar(quiet):
-    """tqdm on stderr in the main process, ``quiet`` or not: ``bar(iterator, label, total)``."""
+    """tqdm on stderr, in the main process and unless ``quiet``: ``bar(label, total, unit)``."""
 
-    def bar(iterator, label, total=None):
+    def bar(label, total, unit=" images"):
         hidden = quiet or not processes.is_main()
-        return tqdm(iterator, desc=label, total=total, disable=hidden, unit="", mininterval=0.5)
+        return tqdm(desc=label, total=total, disable=hidden, unit=unit, mininterval=0.5)
 
     return bar
+
+
+def stepped(iterator, bar):
+    """Advance a bar by one for each item."""
+    with bar:
+        for item in iterator:
+            yield item
+            bar.update()
 
 
 def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu", bar=None):
@@ -66,7 +75,7 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
         source: of :mod:`~evonorm_plugins.metrics.images` or a sampled checkpoint.
         extractor: images to features and logits.
         wanted: :class:`Wanted`.
-        bar: from :func:`progress_bar`, with its label bound: ``bar(iterator, total=batches)``.
+        bar: a progress bar whose ``update(n)`` counts the images of this process, or None.
 
     Returns:
         Pass
@@ -85,10 +94,9 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
         workers=workers,
         pin=torch.device(device).type == "cuda",
     )
-    total = len(range(rank * batch_size, len(source), count * batch_size))
     pictures = set(wanted.pictures)
-    with full_float32():
-        for indices, images in bar(batches, total=total) if bar else batches:
+    with full_float32(), bar or contextlib.nullcontext():
+        for indices, images in batches:
             features, logits = extractor(images)
             if wanted.size not in (None, features.shape[1]):
                 raise InputError(
@@ -108,6 +116,9 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
                 spool.add(indices, features)
             for k in pictures.intersection(indices):
                 result.pictures[k] = images[indices.index(k)].clone().cpu()
+            if bar:
+                # The others' are as far: batches are dealt out in turn.
+                bar.update(min(len(indices) * count, len(source) - bar.n))
     _join(result, wanted, extractor, source, device)
     if spool:
         result.features = spool.collect()

@@ -9,7 +9,7 @@ import torch
 
 from evonorm_plugins.metrics import processes
 from evonorm_plugins.metrics.errors import InputError
-from evonorm_plugins.metrics.features import Wanted, progress_bar, run_pass
+from evonorm_plugins.metrics.features import Wanted, progress_bar, run_pass, stepped
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import split_of_each
 from evonorm_plugins.metrics.kid import kernel_distance
@@ -96,7 +96,7 @@ def real_statistics(source, extractor, *, features, pictures=(), quiet=False, **
             :func:`~evonorm_plugins.metrics.features.run_pass`.
     """
     wanted = Wanted(features=features, pictures=list(pictures))
-    bar = partial(progress_bar(quiet), label="real images")
+    bar = progress_bar(quiet)("real", len(source))
     done = run_pass(source, extractor, wanted, bar=bar, **how)
     return Statistics(
         done.moments.mean.cpu().numpy(),
@@ -126,12 +126,13 @@ def score(fake, real, extractor, options, *, pictures=(), quiet=False, **how):
         pictures=list(pictures),
         size=len(real.mean) if real else None,
     )
-    bar = partial(progress_bar(quiet), label="fake images")
+    bar = progress_bar(quiet)("generated", len(fake))
     done = run_pass(fake, extractor, wanted, bar=bar, **how)
     if not processes.is_main():
         return None, {}, done.seconds
     with _naming_values():
-        scores = compute(done, real, options, progress=partial(progress_bar(quiet), label="KID"))
+        bar = partial(progress_bar(quiet), "KID", options.kid_subsets, " subsets")
+        scores = compute(done, real, options, progress=lambda it: stepped(it, bar()))
     scores = {labelled(key, extractor.label): value for key, value in scores.items()}
     return scores, done.pictures, done.seconds
 

@@ -1,5 +1,6 @@
 """Precision and recall of generated images (Kynkäänniemi et al., arXiv 1904.06991)."""
 
+import numpy as np
 import torch
 
 
@@ -58,4 +59,4 @@ def _radii(block, others, neighbours, columns):
 
 def _cut(features, rows):
     for start in range(0, len(features), rows):
-        yield torch.as_tensor(features[start : start + rows])
+        yield torch.from_numpy(np.array(features[start : start + rows]))  # a map is read-only

@@ -58,7 +58,6 @@ def _parse(argv):
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
-        # Only the command that runs is imported: --help needs no torch.
         module = importlib.import_module(f"{__name__}.{name}")
         sub = commands.add_parser(
             name,
