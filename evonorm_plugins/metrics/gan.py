@@ -137,6 +137,11 @@ def score(fake, real, extractor, options, *, pictures=(), quiet=False, **how):
     return scores, done.pictures, done.seconds
 
 
+def is_singular(n_fake, real):
+    """Whether a covariance has no full rank because there are too few images."""
+    return min(n_fake, real.n or n_fake) <= len(real.mean)
+
+
 def _splits(n, options):
     if "is" not in options.metrics:
         return None
@@ -157,6 +162,7 @@ def compute(fake, real, options, progress=iter):
             moments.covariance().cpu().numpy(),
             real.mean,
             real.covariance,
+            singular=is_singular(fake.n, real),
         )
     if "kid" in options.metrics:
         scores["kid_mean"], scores["kid_std"] = kernel_distance(

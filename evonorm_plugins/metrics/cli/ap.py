@@ -174,6 +174,7 @@ def _record(args, results, data, model, warnings):
             "n_objects": len(data.objects),
             "n_categories": len(data.categories),
             "ground_truth_sha256": file_sha256(ground_truth),
+            "inference": model["inference"] if model else None,
         },
         "input": {"ground_truth": ground_truth, "detections": args.dt, "model": model}
         | {"n_detections": len(data.found), "evaluator": pick_evaluator(args.evaluator)},

@@ -254,6 +254,7 @@ def _record(args, options, extractor, fake, real_images, real, runs, warnings):
             "n_fake": len(fake),
             "n_real": real.n if real else None,
             "real_fingerprint": real.fingerprint() if real else None,
+            "fid_formula": _formula(len(fake), real) if "fid" in options.metrics else None,
             **extractor.describe(),
             "ema": fake.ema if sampled else None,
             "mode": fake.mode if sampled else None,
@@ -271,6 +272,14 @@ def _record(args, options, extractor, fake, real_images, real, runs, warnings):
         "versions": versions("gan"),
         "command": args.command_line,
     }
+
+
+def _formula(n_fake, real):
+    from evonorm_plugins.metrics.gan import is_singular
+
+    if is_singular(n_fake, real):
+        return "eigenvalues of the product, as the tools: no more images than features"
+    return "symmetric eigenvalues"
 
 
 _NAMES = {
