@@ -21,12 +21,16 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or read, or used for what was asked."""
 
 
+class NoSpaceError(CheckpointError):
+    """The disk is full; what was to be replaced is still there."""
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Gives a temporary name beside ``path`` and renames it to ``path`` once all is written.
 
     Raises:
-        CheckpointError: the disk is full; what was at ``path`` is still there.
+        NoSpaceError: the disk is full; what was at ``path`` is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,7 @@ def replacing(path):
         # torch's writer reports a full disk as a RuntimeError without a number.
         if _is_full(error, path.parent):
             free = shutil.disk_usage(path.parent).free / 2**20
-            raise CheckpointError(
+            raise NoSpaceError(
                 f"no space left to write {path} ({free:.0f} MiB free); what was there is untouched"
             ) from None
         raise
@@ -52,7 +56,7 @@ def save(state, path):
     """Write a dictionary of tensors and plain values.
 
     Raises:
-        CheckpointError: the disk is full; what was at ``path`` is still there.
+        NoSpaceError: the disk is full; what was at ``path`` is still there.
     """
     with replacing(path) as partial:
         torch.save({"format": FORMAT, "version": VERSION, **state}, partial)
@@ -70,9 +74,10 @@ def load(path, device="cpu"):
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        # What torch says of a file with code in it is advice to run that code.
         raise CheckpointError(
-            f"{path} cannot be read: cut off, or not a checkpoint of this package ({reason})"
+            f"{path} cannot be read ({type(error).__name__}): it is cut off, or no checkpoint of "
+            "this package"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of biggan")
@@ -84,11 +89,8 @@ def load(path, device="cpu"):
 
 
 def _is_full(error, folder):
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     text = str(error)
-    if "No space left" in text or "File too large" in text:
-        return True
-    return "PytorchStreamWriter" in text or (
-        "write" in text and shutil.disk_usage(folder).free < 2**20
-    )
+    written = "write" in text.lower() and shutil.disk_usage(folder).free < 2**20
+    return written or any(t in text for t in ("No space", "File too large", "PytorchStreamWriter"))

@@ -1,4 +1,4 @@
-"""Images from a trained generator: a grid, a folder of PNG files, an npz, an interpolation sheet."""
+"""Images from a trained generator: a grid, a folder of PNG files, an npz, or interpolations."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from biggan.checkpoint import CheckpointError, replacing
+from biggan.checkpoint import NoSpaceError, replacing
 from biggan.generator import running_statistics_layers
 from biggan.sampling import (
     classes_of,
@@ -28,13 +28,14 @@ __all__ = ["load_generator", "main", "sample_uint8"]
 EXAMPLES = """
 examples:
   64 images of class 207 in a grid:
-    python -m biggan.sample --checkpoint best.pt --classes 207 --truncation 0.5 --n 64 --out grid.png
+    python -m biggan.sample --checkpoint best.pt --classes 207 --truncation 0.5 \\
+        --n 64 --out grid.png
   50,000 images of all classes, for scores:
     python -m biggan.sample --checkpoint best.pt --n 50000 --out samples.npz
   a folder of PNG files, classes by name:
     python -m biggan.sample --checkpoint best.pt --classes cat dog --n 100 --out samples/
   from one class to another, 8 rows of 9 images:
-    python -m biggan.sample --checkpoint best.pt --interpolate class --n 8 --columns 9 --out sheet.png
+    python -m biggan.sample --checkpoint best.pt --interpolate class --n 8 --out sheet.png
 
 exit status: 0 done, 1 failed, 2 bad input
 """
@@ -56,7 +57,7 @@ def parse_args(argv=None):
         "--classes",
         nargs="+",
         metavar="CLASS",
-        help="numbers or names, used in turn (default: any)",
+        help="numbers or names, used in turn (default: drawn)",
     )
     parser.add_argument("--truncation", type=float, help="largest magnitude of a latent's numbers")
     parser.add_argument("--seed", type=int, default=0)
@@ -90,9 +91,9 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         record = run(args)
-    except (CheckpointError, ValueError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NoSpaceError) else 2
     if args.json:
         print(json.dumps(record, indent=2))
     else:
@@ -178,7 +179,6 @@ def write_npz(batches, labels, path):
                 images = batch.permute(0, 2, 3, 1).contiguous().numpy()
                 if k == 0:
                     shape = (len(labels), *images.shape[1:])
-                    np.lib.format.write_magic(f, (1, 0))
                     header(f, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 f.write(images.tobytes())
         with archive.open("arr_1.npy", "w") as f:
