@@ -10,6 +10,7 @@ change of the weights; forward passes only read the vectors.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 
 class Spectral:
@@ -34,14 +35,36 @@ class Spectral:
         self.v.copy_(F.normalize(matrix.t() @ self.u, dim=0, eps=self.spectral_eps))
         self.u.copy_(F.normalize(matrix @ self.v, dim=0, eps=self.spectral_eps))
 
+    @torch.no_grad()
     def sigma(self):
-        """The estimated largest singular value, a scalar with gradient."""
+        """The estimated largest singular value, a scalar."""
         return self.u @ (self.weight.flatten(1).to(self.u.dtype) @ self.v)
 
     def normalized_weight(self):
-        # Autocast would multiply in half precision, and every weight depends on this number.
-        with torch.autocast(self.weight.device.type, enabled=False):
-            return self.weight / self.sigma().clamp(min=self.spectral_eps)
+        return _Normalize.apply(self.weight, self.u, self.v, self.spectral_eps)
+
+
+class _Normalize(torch.autograd.Function):
+    """``W / max(u^T W v, eps)``: few operations, since a model has hundreds of such layers.
+
+    In the dtype of the weight, whatever autocast would take: everything depends on this number.
+    """
+
+    @staticmethod
+    def forward(ctx, weight, u, v, eps):
+        sigma = torch.dot(u, torch.mv(weight.flatten(1), v)).clamp_(min=eps)
+        normalized = weight / sigma
+        ctx.save_for_backward(normalized, sigma, u, v)
+        return normalized
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        normalized, sigma, u, v = ctx.saved_tensors
+        # d(W / sigma) = (dW - (W / sigma) u^T dW v) / sigma
+        share = torch.dot(grad.flatten(), normalized.flatten())
+        dweight = torch.addr(grad.flatten(1), u * share, v, alpha=-1).div_(sigma)
+        return dweight.view(grad.shape), None, None, None
 
 
 class SNConv2d(Spectral, nn.Conv2d):

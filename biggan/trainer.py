@@ -36,9 +36,8 @@ class Trainer:
         self.config, self.ranks, self.device = config, ranks, ranks.device
         self.batch = batch_per_rank(config, ranks.size)
         torch.manual_seed(mixed_seed(config.seed) % 2**63)
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.generator = Generator(config).to(self.device, memory_format=layout)
-        self.discriminator = Discriminator(config).to(self.device, memory_format=layout)
+        self.generator = Generator(config).to(self.device)
+        self.discriminator = Discriminator(config).to(self.device)
         self.ema = EMA(self.generator, config.ema_decay, config.ema_start)
         self.g_optimizer = self._adam(self.generator, config.g_lr)
         self.d_optimizer = self._adam(self.discriminator, config.d_lr)
