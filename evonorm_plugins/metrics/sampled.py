@@ -30,12 +30,10 @@ class CheckpointSource:
         self, path, n, *, seed=0, ema=True, truncation=None, classes=None,
         standing_statistics=None, device="cpu",
     ):  # fmt: skip
-        from biggan.sample import load_generator
-
-        if n < 1:
-            raise InputError(f"--n {n} must be at least 1")
         if not Path(path).is_file():
             raise InputError(f"--checkpoint: there is no file {path}")
+        from biggan.sample import load_generator
+
         self.path, self.n, self.seed = Path(path), n, seed
         self.ema, self.truncation, self.classes = ema, truncation, classes
         try:
@@ -47,7 +45,7 @@ class CheckpointSource:
         )
         passes = STANDING_STATISTICS if standing_statistics is None else standing_statistics
         self._passes = passes if self._has_statistics else 0
-        self._sample(range(0), 1)  # finds what is wrong with the options
+        next(self._sample(range(min(n, 1)), 1), None)  # finds what is wrong with the options
 
     def __len__(self):
         return self.n

@@ -73,6 +73,7 @@ def test_cut_off_files_are_named(kind):
         decode("b", content[: len(content) // 2])
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of odd tags
 def test_fuzzed_files_never_raise_anything_else():
     rng = np.random.default_rng(0)
     seeds = [
@@ -84,7 +85,8 @@ def test_fuzzed_files_never_raise_anything_else():
         for place in rng.integers(0, len(content), rng.integers(1, 12)):
             content[place] = rng.integers(0, 256)
         try:
-            tensor = decode("x", bytes(content[: rng.integers(1, len(content) + 1)]))
+            end = len(content) if k % 2 else rng.integers(1, len(content))
+            tensor = decode("x", bytes(content[:end]))
             outcomes.add(tensor.dtype)
         except BrokenImageError:
             outcomes.add(None)

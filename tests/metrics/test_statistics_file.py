@@ -22,7 +22,7 @@ MEAN, COVARIANCE = X.mean(0), np.cov(X, rowvar=False)
 
 def equal(statistics):
     np.testing.assert_allclose(statistics.mean, MEAN, rtol=1e-7)
-    np.testing.assert_allclose(statistics.covariance, COVARIANCE, rtol=1e-6)
+    np.testing.assert_allclose(statistics.covariance, COVARIANCE, rtol=1e-6, atol=1e-7)
 
 
 def test_ours_come_back_and_pytorch_fid_reads_them(tmp_path):
@@ -78,7 +78,7 @@ def test_strangers_pickles_are_not_executed(tmp_path, capsys):
     [
         ({"mu": MEAN, "sigma": COVARIANCE[:3]}, r"\(6,\) and \(3, 6\)"),
         ({"mu": MEAN * np.nan, "sigma": COVARIANCE}, "not finite"),
-        ({"mu": MEAN.astype(str), "sigma": COVARIANCE}, "no statistics"),
+        ({"mu": np.array(list("abcdef")), "sigma": COVARIANCE}, "no statistics"),
         ({"mu": MEAN, "sigma": COVARIANCE, "protocol": np.array("{")}, "no statistics"),
     ],
 )
