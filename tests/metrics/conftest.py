@@ -38,9 +38,9 @@ def _drawn(key, shape, generator):
         weight = torch.randn(shape, generator=generator)
         # Without a mean, filters see edges; with one, all features are brightness.
         weight -= weight.mean((1, 2, 3), keepdim=True)
-        return weight * (2 / weight[0].numel()) ** 0.5
+        return weight * (2.6 / weight[0].numel()) ** 0.5
     if key == "fc.weight":
-        return torch.randn(shape, generator=generator) * 0.3
+        return torch.randn(shape, generator=generator) * 0.1
     if key.endswith(("running_var", "bn.weight")):
         return torch.rand(shape, generator=generator) + 0.5
     return torch.randn(shape, generator=generator) * 0.1

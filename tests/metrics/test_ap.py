@@ -301,3 +301,19 @@ def test_bad_command_lines(evaluate, arguments, message):
     status, _, stderr = evaluate("ap", *arguments)
     assert status == 2
     assert message in stderr
+
+
+def test_table_of_detectors(files, evaluate, tmp_path):
+    (gt, dt), case = files
+    for name, options in (("a", ()), ("b", ()), ("c", ("--max-dets", 1, 10, 50))):
+        arguments = ("--gt", gt, "--dt", dt, "--name", "EvoNormS0", *options)
+        assert evaluate("ap", *arguments, "--out", tmp_path / f"{name}.json")[0] == 0
+    status, out, _ = evaluate("table", tmp_path / "a.json", tmp_path / "b.json")
+    assert status == 0
+    header, row = out.splitlines()[:2]
+    assert header.split()[:4] == ["layer", "runs", "box", "AP"]
+    shown = f"{pycocotools_stats(*case, 'bbox')[0] * 100:.1f}"
+    assert row.split()[:3] == ["EvoNormS0", "2", f"{shown}/{shown}"]
+    status, _, err = evaluate("table", tmp_path / "a.json", tmp_path / "c.json")
+    assert status == 2
+    assert "max_dets [1, 10, 100] and [1, 10, 50]" in err

@@ -35,10 +35,12 @@ def torch_fidelity(folders, inception_weights):
     return json.loads(
         run_main(
             main,
-            ["--input1", folders[0], "--input2", folders[1], "--isc", "--fid", "--kid", "--prc"]
-            + ["--feature-extractor", "inception-v3-compat", "--kid-subset-size", 20]
-            + ["--feature-extractor-weights-path", inception_weights]
-            + ["--cpu", "--json", "--no-cache", "--silent", "--save-cpu-ram"],
+            [
+                *("--input1", folders[0], "--input2", folders[1], "--cpu", "--json", "--silent"),
+                *("--isc", "--fid", "--kid", "--prc", "--kid-subset-size", 20, "--no-cache"),
+                *("--feature-extractor", "inception-v3-compat", "--save-cpu-ram"),
+                *("--feature-extractor-weights-path", inception_weights),
+            ],
         )
     )
 
