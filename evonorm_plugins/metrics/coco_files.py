@@ -12,8 +12,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from evonorm_plugins.metrics.errors import InputError, first
+from evonorm_plugins.metrics.rle import first_bad_rle
 
 _NUMBER = (int, float)
+_FARTHEST = 1e6  # pixels
 
 
 @dataclass
@@ -83,6 +85,8 @@ def coco_data(
     image_ids = _ranks(images, "image", where)
     category_ids = _ranks(categories, "category", where)
     _check_known(annotations, image_ids, category_ids, "annotation", where)
+    if masks:
+        _check_rle(annotations, "annotation", where)
     by_rank = sorted(images, key=lambda image: image_ids[image["id"]])
     sizes = {image_ids[image["id"]]: (image.get("height"), image.get("width")) for image in by_rank}
     objects = _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where)
@@ -93,6 +97,8 @@ def coco_data(
             "image_id, category_id, score and bbox or segmentation"
         )
     _check_known(detections, image_ids, category_ids, "detection", found_where, where)
+    if masks:
+        _check_rle(detections, "detection", found_where)
     found = _detections(detections, image_ids, category_ids, sizes, masks, mask_areas, found_where)
     if not found:
         warnings.append(f"{found_where} has no detections: every AP and AR is 0")
@@ -177,6 +183,23 @@ def _check_known(entries, image_ids, category_ids, kind, where, known_from=None)
                 f"{known_from or 'its list'} does not have: {first(values)} "
                 f"(known are {first(map(repr, known))})"
             )
+
+
+def _check_rle(entries, kind, where):
+    masks = [(k, entry.get("segmentation")) for k, entry in enumerate(entries, 1)]
+    masks = [
+        (k, m) for k, m in masks if isinstance(m, dict) and isinstance(m.get("counts"), str)
+        and _looks_like_mask(m)
+    ]  # fmt: skip
+    bad = first_bad_rle(
+        [mask["counts"] for _, mask in masks], [math.prod(mask["size"]) for _, mask in masks]
+    )
+    if bad is not None:
+        k, mask = masks[bad]
+        raise InputError(
+            f"{where}: {kind} number {k} has run lengths that do not make a mask of (height, "
+            f"width) {mask['size']}: {_short(mask['counts'])}"
+        )
 
 
 def _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where):
@@ -336,7 +359,7 @@ def _mask(entry, size, name):
 def _looks_like_mask(mask):
     if isinstance(mask, dict):
         counts, size = mask.get("counts"), mask.get("size")
-        if not isinstance(size, list) or not all(isinstance(v, int) for v in size):
+        if not isinstance(size, list) or not all(isinstance(v, int) and v > 0 for v in size):
             return False
         if isinstance(counts, list):
             return all(isinstance(v, int) and v >= 0 for v in counts) and (
@@ -348,5 +371,6 @@ def _looks_like_mask(mask):
         isinstance(mask, list)
         and mask != []
         and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-        and all(_is_number(v) for p in mask for v in p)
+        # Drawing far outside of the image would take for ever.
+        and all(_is_number(v) and abs(v) < _FARTHEST for p in mask for v in p)
     )

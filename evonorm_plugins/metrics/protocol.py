@@ -48,13 +48,19 @@ def differences(a, b):
         left, right = a.get(key), b.get(key)
         if key == "mode" and NO_STATISTICS in (left, right):
             continue
-        if key == "real_fingerprint" and left and right:
-            same = all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(left, right, strict=True))
-        else:
-            same = left == right
+        same = left == right
+        if key == "real_fingerprint" and not same:
+            same = _are_close(left, right)
         if not same:
             wrong[key] = left, right
     return wrong
+
+
+def _are_close(left, right):
+    try:
+        return all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(left, right, strict=True))
+    except (TypeError, ValueError):  # not two lists of as many numbers
+        return False
 
 
 def check_same(records, paths):

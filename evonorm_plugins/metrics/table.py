@@ -31,19 +31,33 @@ def read_records(paths):
         record = read_json(path)
         if not isinstance(record, dict) or record.get("kind") not in ("gan", "ap"):
             raise InputError(f"{path} was not written by evonorm-eval gan or ap with --out")
-        missing = [k for k in ("name", "protocol", "runs") if k not in record]
-        if missing or not isinstance(record["protocol"], dict) or not _has_runs(record["runs"]):
-            raise InputError(f"{path} is a record without {', '.join(missing) or 'scores'}")
+        if not _is_complete(record):
+            raise InputError(
+                f"{path} is damaged: it needs a name, a protocol and runs with scores that are "
+                "numbers"
+            )
         records.append(record)
     check_same(records, paths)
     return records
 
 
-def _has_runs(runs):
+def _is_complete(record):
+    runs = record.get("runs")
     return (
-        isinstance(runs, list)
+        isinstance(record.get("name"), str)
+        and isinstance(record.get("protocol"), dict)
+        and isinstance(runs, list)
         and runs != []
-        and all(isinstance(run, dict) and isinstance(run.get("scores"), dict) for run in runs)
+        and all(isinstance(run, dict) and _are_scores(run.get("scores")) for run in runs)
+    )
+
+
+def _are_scores(scores, nested=True):
+    return isinstance(scores, dict) and all(
+        value is None
+        or (isinstance(value, int | float) and not isinstance(value, bool))
+        or (nested and _are_scores(value, False))
+        for value in scores.values()
     )
 
 

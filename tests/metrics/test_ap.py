@@ -13,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from evonorm_plugins.metrics.ap import EVALUATORS, average_precision
 from evonorm_plugins.metrics.coco_files import coco_data
 from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.metrics.rle import first_bad_rle
 from tests.metrics.coco_cases import random_case
 
 
@@ -317,3 +318,61 @@ def test_table_of_detectors(files, evaluate, tmp_path):
     status, _, err = evaluate("table", tmp_path / "a.json", tmp_path / "c.json")
     assert status == 2
     assert "max_dets [1, 10, 100] and [1, 10, 50]" in err
+
+
+def test_run_lengths_are_read_as_pycocotools_writes_them():
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    texts, areas = [], []
+    for _ in range(60):
+        shape = rng.integers(1, 90, 2)
+        pixels = np.asfortranarray(rng.random(shape) < rng.choice([0, 0.02, 0.5, 0.98, 1]))
+        texts.append(mask.encode(pixels.astype(np.uint8))["counts"].decode())
+        areas.append(int(np.prod(shape)))
+        assert first_bad_rle(texts, areas) is None
+    for k in (0, 31, 59):
+        for wrong in (texts[k] + "1", texts[k][:-1] + "o", texts[k][:-1] + "!", "", "é"):
+            assert first_bad_rle([*texts[:k], wrong, *texts[k + 1 :]], areas) == k
+
+
+@pytest.mark.parametrize("evaluator", EVALUATORS)
+def test_fuzzed_masks_end_in_a_message_or_a_number(evaluator):
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for seed in range(30):
+        truth, found = random_case(seed, images=3)
+        for detection in found[:: 9 if seed % 2 else 1000]:
+            letters = list(detection["segmentation"]["counts"])
+            letters[rng.integers(len(letters))] = chr(rng.integers(40, 120))
+            detection["segmentation"]["counts"] = "".join(letters)
+        try:
+            assert 0 <= summary(truth, found, "segm", evaluator=evaluator)["AP"] <= 1
+            outcomes.add("number")
+        except InputError as error:
+            outcomes.add(str(error).partition(" that ")[2][:20])
+    assert outcomes == {"number", "do not make a mask of"[:20]}
+
+
+def test_fuzzed_structure_ends_in_a_message_or_a_number(evaluate, files):
+    (gt, dt), case = files
+    rng = np.random.default_rng(0)
+    values = [None, -1, 0, 1e30, "x", [], {}, [[]], [1, 2], True, float("nan")]
+    for k in range(150):
+        content = copy.deepcopy(list(case))
+        node = content[k % 2]
+        while True:  # walk down to a random place
+            keys = list(node) if isinstance(node, dict) else range(len(node))
+            key = keys[rng.integers(len(keys))]
+            child = node[key]
+            if not isinstance(child, dict | list) or not child or rng.random() < 0.15:
+                break
+            node = child
+        node[key] = values[rng.integers(len(values))]
+        for path, value in zip((gt, dt), content, strict=True):
+            path.write_text(json.dumps(value))
+        status, out, err = evaluate("ap", "--gt", gt, "--dt", dt, "--json")
+        assert status in (0, 2), err
+        assert "Traceback" not in err
+        if status == 0:
+            json.loads(out)

@@ -283,3 +283,23 @@ def test_workers_are_bounded(monkeypatch):
 def test_one_process_needs_no_group():
     assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
     assert processes.gather(3) == [3]
+
+
+def test_fuzzed_records_never_give_a_traceback(score, evaluate, folders, tmp_path):
+    paths, _ = folders
+    score("--fake", paths["fake"], "--real", paths["real"], "--out", tmp_path / "a.json")
+    whole = json.loads((tmp_path / "a.json").read_text())
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        record = json.loads(json.dumps(whole))
+        node = record
+        while isinstance(node, dict) or (isinstance(node, list) and node):
+            keys = list(node) if isinstance(node, dict) else range(len(node))
+            key = keys[rng.integers(len(keys))]
+            if not isinstance(node[key], dict | list) or not node[key] or rng.random() < 0.3:
+                node[key] = [None, "x", [1], {}, 3.5][rng.integers(5)]
+                break
+            node = node[key]
+        (tmp_path / "b.json").write_text(json.dumps(record))
+        status, _, err = evaluate("table", tmp_path / "a.json", tmp_path / "b.json")
+        assert status in (0, 2), err
