@@ -11,11 +11,17 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 
+from evonorm_plugins.metrics.coco_shapes import (
+    checked_box,
+    checked_mask,
+    is_number,
+    looks_like_mask,
+    mask_area,
+    outline_of,
+    short,
+)
 from evonorm_plugins.metrics.errors import InputError, first
 from evonorm_plugins.metrics.rle import first_bad_rle
-
-_NUMBER = (int, float)
-_FARTHEST = 1e6  # pixels
 
 
 @dataclass
@@ -147,7 +153,7 @@ def _ranks(entries, kind, where):
     for k, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_id(entry.get("id")):
             raise InputError(
-                f"{where}: {kind} number {k + 1} is {_short(entry)}; "
+                f"{where}: {kind} number {k + 1} is {short(entry)}; "
                 "it must be an object with an 'id', a whole number or a text"
             )
         ids.append(entry["id"])
@@ -164,19 +170,14 @@ def _is_id(value):
     return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
 
 
-def _short(value):
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
-
-
 def _check_known(entries, image_ids, category_ids, kind, where, known_from=None):
     for k, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise InputError(f"{where}: {kind} number {k + 1} is {_short(entry)}, not an object")
+            raise InputError(f"{where}: {kind} number {k + 1} is {short(entry)}, not an object")
     for key, known in (("image_id", image_ids), ("category_id", category_ids)):
         lost = [e.get(key) for e in entries if not (_is_id(e.get(key)) and e[key] in known)]
         if lost:
-            values = list(dict.fromkeys(map(_short, lost)))
+            values = list(dict.fromkeys(map(short, lost)))
             # repr tells the text '7' from the number 7.
             raise InputError(
                 f"{where}: {len(lost)} of {len(entries)} {kind}s have a {key} that "
@@ -189,7 +190,7 @@ def _check_rle(entries, kind, where):
     masks = [(k, entry.get("segmentation")) for k, entry in enumerate(entries, 1)]
     masks = [
         (k, m) for k, m in masks if isinstance(m, dict) and isinstance(m.get("counts"), str)
-        and _looks_like_mask(m)
+        and looks_like_mask(m)
     ]  # fmt: skip
     bad = first_bad_rle(
         [mask["counts"] for _, mask in masks], [math.prod(mask["size"]) for _, mask in masks]
@@ -198,7 +199,7 @@ def _check_rle(entries, kind, where):
         k, mask = masks[bad]
         raise InputError(
             f"{where}: {kind} number {k} has run lengths that do not make a mask of (height, "
-            f"width) {mask['size']}: {_short(mask['counts'])}"
+            f"width) {mask['size']}: {short(mask['counts'])}"
         )
 
 
@@ -211,9 +212,9 @@ def _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where
         }
         name = f"{where}: the annotation with id {annotation.get('id', f'(none, number {k + 1})')}"
         if "bbox" in annotation or not masks:
-            entry["bbox"] = _box(annotation, name)
+            entry["bbox"] = checked_box(annotation, name)
         if masks:
-            entry["segmentation"] = _mask(annotation, sizes[entry["image_id"]], name)
+            entry["segmentation"] = checked_mask(annotation, sizes[entry["image_id"]], name)
         crowd = annotation.get("iscrowd")
         without["iscrowd"] += crowd is None
         if crowd not in (None, 0, 1):
@@ -223,7 +224,7 @@ def _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where
         if area is None:
             without["area"] += 1
             area = _area(annotation, entry, sizes)
-        if not _is_number(area):
+        if not is_number(area):
             raise InputError(f"{name} has area {area!r}; it must be a number of pixels")
         entry["area"] = area
         objects.append(entry)
@@ -241,26 +242,9 @@ def _objects(annotations, image_ids, category_ids, sizes, masks, warnings, where
 
 def _area(annotation, entry, sizes):
     segmentation = annotation.get("segmentation")
-    if _looks_like_mask(segmentation) and None not in sizes[entry["image_id"]]:
-        return _mask_area(segmentation, sizes[entry["image_id"]])
+    if looks_like_mask(segmentation) and None not in sizes[entry["image_id"]]:
+        return mask_area(segmentation, sizes[entry["image_id"]])
     return entry["bbox"][2] * entry["bbox"][3] if "bbox" in entry else None
-
-
-def _mask_area(segmentation, size):
-    from pycocotools import mask
-
-    return float(mask.area(_encoded(segmentation, size)))
-
-
-def _encoded(segmentation, size):
-    """Polygons or RLE of any kind -> compressed RLE."""
-    from pycocotools import mask
-
-    if isinstance(segmentation, list):
-        return mask.merge(mask.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return mask.frPyObjects(segmentation, *segmentation["size"])
-    return segmentation
 
 
 def _number_objects(objects, annotations, renumber, warnings, where):
@@ -296,81 +280,21 @@ def _detections(detections, image_ids, category_ids, sizes, masks, mask_areas, w
             "score": detection.get("score"),
             "iscrowd": 0,
         }
-        if not _is_number(entry["score"]):
+        if not is_number(entry["score"]):
             raise InputError(f"{name} has score {entry['score']!r}; it must be a finite number")
         size = sizes[entry["image_id"]]
         with_box = detection.get("bbox") not in (None, [])
         with_mask = detection.get("segmentation") is not None
         if with_box:
-            entry["bbox"] = _box(detection, name)
+            entry["bbox"] = checked_box(detection, name)
             entry["area"] = entry["bbox"][2] * entry["bbox"][3]
         elif not masks:
             raise InputError(f"{name} has no bbox; give its boxes, or evaluate --iou segm alone")
         if masks:
             # A box without a mask stands for the mask, as in pycocotools.
-            outline = detection if with_mask else {"segmentation": _outline(entry["bbox"])}
-            entry["segmentation"] = _mask(outline, size, name)
+            outline = detection if with_mask else {"segmentation": outline_of(entry["bbox"])}
+            entry["segmentation"] = checked_mask(outline, size, name)
             if not with_box or (mask_areas and with_mask):
-                entry["area"] = _mask_area(entry["segmentation"], size)
+                entry["area"] = mask_area(entry["segmentation"], size)
         found.append(entry)
     return found
-
-
-def _outline(box):
-    x, y, width, height = box
-    return [[x, y, x, y + height, x + width, y + height, x + width, y]]
-
-
-def _is_number(value):
-    return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _box(entry, name):
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise InputError(
-            f"{name} has bbox {_short(box)}; it must be 4 finite numbers: x, y, width, height"
-        )
-    if box[2] < 0 or box[3] < 0:
-        raise InputError(
-            f"{name} has bbox {box} of negative size; it must be x, y, width, height in pixels"
-        )
-    return box
-
-
-def _mask(entry, size, name):
-    mask = entry.get("segmentation")
-    if not _looks_like_mask(mask):
-        raise InputError(
-            f"{name} has segmentation {_short(mask)}; it must be polygons of 3 or more points, or "
-            "RLE with 'size' and 'counts'"
-        )
-    if None in size or not all(isinstance(v, int) and v > 0 for v in size):
-        raise InputError(
-            f"{name} has a mask, but its image has height {size[0]!r} and width {size[1]!r}"
-        )
-    if isinstance(mask, dict) and list(mask["size"]) != list(size):
-        raise InputError(
-            f"{name} has a mask of (height, width) {mask['size']}, its image is {list(size)}"
-        )
-    return mask
-
-
-def _looks_like_mask(mask):
-    if isinstance(mask, dict):
-        counts, size = mask.get("counts"), mask.get("size")
-        if not isinstance(size, list) or not all(isinstance(v, int) and v > 0 for v in size):
-            return False
-        if isinstance(counts, list):
-            return all(isinstance(v, int) and v >= 0 for v in counts) and (
-                sum(counts) == math.prod(size)
-            )
-        return isinstance(counts, str) and counts != ""
-    # A mask of 4 numbers would be taken for a box by pycocotools.
-    return (
-        isinstance(mask, list)
-        and mask != []
-        and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-        # Drawing far outside of the image would take for ever.
-        and all(_is_number(v) and abs(v) < _FARTHEST for p in mask for v in p)
-    )

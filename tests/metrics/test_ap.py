@@ -342,7 +342,7 @@ def test_fuzzed_masks_end_in_a_message_or_a_number(evaluator):
     outcomes = set()
     for seed in range(30):
         truth, found = random_case(seed, images=3)
-        for detection in found[:: 9 if seed % 2 else 1000]:
+        for detection in found[::9] if seed % 2 else []:
             letters = list(detection["segmentation"]["counts"])
             letters[rng.integers(len(letters))] = chr(rng.integers(40, 120))
             detection["segmentation"]["counts"] = "".join(letters)
