@@ -115,7 +115,8 @@ def _read_npz(path):
 
 def _read_cache(path):
     """``NAME-...-stat-fid-2048.pt`` (arrays mu, sigma) or ``NAME-...-features-2048.pt``."""
-    allowed = [np.ndarray, np.dtype, np._core.multiarray._reconstruct]
+    # What NumPy's arrays are rebuilt by; its module has moved between versions.
+    allowed = [np.ndarray, np.dtype, np.zeros(0).__reduce__()[0]]
     allowed += [type(np.dtype(t)) for t in (np.float32, np.float64)]
     with torch.serialization.safe_globals(allowed):
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -39,6 +39,13 @@ def main(argv=None):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        print(
+            f"error: {error}; what the scores need is installed by: "
+            'pip install "evonorm-plugins[metrics]"',
+            file=sys.stderr,
+        )
+        return 2
     except (OSError, MemoryError, RuntimeError) as error:
         # A full disk, a GPU without memory, a lost process: no fault of the input or of this code.
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)

@@ -138,10 +138,10 @@ def _run(args, options, device):
     extractor = common.build_extractor(args, backend, device)
     if real is not None:
         _check_real(args.real, real, extractor, options)
-    fakes = _open_fakes(args, device)
+    fake = _open_fake(args, device)
     n_real = len(real_images) if real_images else real and real.n
-    options.check(len(fakes[0]), n_real)
-    counts = {"generated": len(fakes[0])}
+    options.check(len(fake), n_real)
+    counts = {"generated": len(fake)}
     if options.needs_real:
         counts["real"] = n_real
     warnings = check_counts(counts, args.strict)
@@ -149,7 +149,7 @@ def _run(args, options, device):
         common.warn(message)
     how = {"batch_size": args.batch_size, "workers": common.pick_workers(args), "device": device}
     how["quiet"] = args.quiet
-    panels, seconds = {}, {}
+    panels = {}
     if real_images:
         shown = evenly_spaced(len(real_images)) if args.grid else ()
         real, pictures = gan.real_statistics(
@@ -157,7 +157,8 @@ def _run(args, options, device):
         )
         panels[f"real ({real.n})"] = [pictures[k] for k in shown]
     runs = []
-    for seed, fake in zip(args.seeds, fakes, strict=True):
+    for seed in args.seeds:
+        fake.seed = seed  # of sampling; files have drawn with it already
         shown = evenly_spaced(len(fake)) if args.grid and not runs else ()
         scores, pictures, seconds = gan.score(fake, real, extractor, options, pictures=shown, **how)
         runs.append({"sampling_seed": seed, "scores": scores, "extraction_seconds": seconds})
@@ -169,7 +170,7 @@ def _run(args, options, device):
     if args.grid:
         write_grid(args.grid, panels)
         common.note(f"wrote {args.grid}")
-    record = _record(args, options, extractor, fakes[0], real_images, real, runs, warnings)
+    record = _record(args, options, extractor, fake, real_images, real, runs, warnings)
     common.show(record, _lines(record), args)
     return 0
 
@@ -216,24 +217,21 @@ def _check_real(path, real, extractor, options):
         )
 
 
-def _open_fakes(args, device):
+def _open_fake(args, device):
     if not args.checkpoint:
-        return [common.open_checked(args.fake, args, args.n, args.seeds[0])]
+        return common.open_checked(args.fake, args, args.n, args.seeds[0])
     from evonorm_plugins.metrics.sampled import CheckpointSource
 
-    return [
-        CheckpointSource(
-            args.checkpoint,
-            args.n or 50_000,
-            seed=seed,
-            ema=not args.no_ema,
-            truncation=args.truncation,
-            classes=args.classes,
-            standing_statistics=args.standing_statistics,
-            device=device,
-        )
-        for seed in args.seeds
-    ]
+    return CheckpointSource(
+        args.checkpoint,
+        args.n or 50_000,
+        seed=args.seeds[0],
+        ema=not args.no_ema,
+        truncation=args.truncation,
+        classes=args.classes,
+        standing_statistics=args.standing_statistics,
+        device=device,
+    )
 
 
 def _record(args, options, extractor, fake, real_images, real, runs, warnings):
