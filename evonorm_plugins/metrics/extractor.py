@@ -48,6 +48,7 @@ class CustomExtractor:
             "backend": None,
             "resize": "by the extractor",
             "precision": "the extractor's",
+            "fast": False,
         }
 
     @torch.no_grad()

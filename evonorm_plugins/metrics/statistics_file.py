@@ -148,7 +148,7 @@ def check_same_extractor(statistics, described, path):
     """
     if statistics.protocol is None:
         return
-    keys = ("extractor", "extractor_sha256", "backend", "resize", "precision")
+    keys = ("extractor", "extractor_sha256", "backend", "resize", "precision", "fast")
     wrong = [k for k in keys if statistics.protocol.get(k) != described.get(k)]
     if wrong:
         raise ProtocolError(

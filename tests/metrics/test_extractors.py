@@ -43,11 +43,14 @@ def test_features_are_torch_fidelitys(extractors, inception_weights):
         "x", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(inception_weights)
     )
     images = tensors(3)
-    for ours, expected in zip(extractors["torch-fidelity"](images), theirs(images), strict=True):
-        assert ours.dtype == torch.float32
+    fast = InceptionExtractor(inception_weights, "abcdef0123", fast=True)(images)
+    for ours, folded, expected in zip(
+        extractors["torch-fidelity"](images), fast, theirs(images), strict=True
+    ):
+        assert torch.equal(ours, expected)
         # Of what differs between pictures, not of the values.
         spread = (expected - expected.mean(0)).norm()
-        assert (ours - expected).norm() < 5e-5 * spread
+        assert 0 < (folded - expected).norm() < 3e-4 * spread
 
 
 def test_features_are_pytorch_fids(extractors, inception_weights, monkeypatch):
@@ -58,7 +61,7 @@ def test_features_are_pytorch_fids(extractors, inception_weights, monkeypatch):
     with torch.no_grad():
         expected = InceptionV3([3]).eval()(images.float() / 255)[0].flatten(1)
     ours, logits = extractors["pytorch-fid"](images)
-    assert (ours - expected).norm() < 5e-5 * (expected - expected.mean(0)).norm()
+    assert torch.equal(ours, expected)
     assert logits.shape == (3, 1008)
 
 
@@ -81,7 +84,7 @@ def test_labels(extractors, inception_weights):
     features, _ = low(tensors(2))
     expected, _ = extractor(tensors(2))
     assert features.dtype == torch.float32
-    assert (features - expected).norm() / expected.norm() < 0.05
+    assert (features - expected).norm() / expected.norm() < 0.15
     assert not torch.equal(features, expected)
 
 

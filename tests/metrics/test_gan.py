@@ -191,7 +191,7 @@ def test_broken_files_are_named_or_counted(evaluate, score, quick_extractor, tmp
         (["--fake", "FAKE", "--device", "tpu"], "'tpu' is no device"),
         (["--fake", "FAKE", "--grid", "x.jpg"], "must end in .png"),
         (["--fake", "FAKE", "--out", "/proc/x/y.json"], "/proc/x/y.json cannot be written"),
-        (["--fake", "FAKE", "--precision", "bfloat16"], "--precision belongs to Inception"),
+        (["--fake", "FAKE", "--precision", "bfloat16"], "--precision and --fast belong to"),
         (["--fake", "FAKE", "--backend", "pytorch-fid"], "--backend belongs to Inception"),
         (["--checkpoint", "gone.pt"], "there is no file gone.pt"),
     ],

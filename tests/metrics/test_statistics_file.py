@@ -107,7 +107,7 @@ def test_fuzzed_files(tmp_path):
 
 def test_another_extractor_is_refused():
     ours = {"extractor": "inception", "extractor_sha256": "ab", "backend": "pytorch-fid",
-            "resize": "r", "precision": "float32"}  # fmt: skip
+            "resize": "r", "precision": "float32", "fast": False}  # fmt: skip
     check_same_extractor(Statistics(MEAN, COVARIANCE, 30, dict(ours)), ours, "x.npz")
     check_same_extractor(Statistics(MEAN, COVARIANCE, 30, None), ours, "x.npz")
     other = json.loads(json.dumps(ours)) | {"backend": "torch-fidelity"}

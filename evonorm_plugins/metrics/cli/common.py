@@ -68,7 +68,16 @@ def add_extraction(parser):
         help="of the network; bfloat16 labels the scores",
     )
     group.add_argument("--device", help="cuda, cpu, cuda:1 ... (default: cuda where there is one)")
-    group.add_argument("--batch-size", type=count, default=64)
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        help="(default: the backend's, 64 or 50; its features are then the same to the last bit)",
+    )
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help="fold batch norms, channels-last: 1.7 times as fast on a CPU, features move by 3e-7",
+    )
     group.add_argument(
         "--workers",
         type=count_or_none,
@@ -111,6 +120,12 @@ def pick_workers(args):
     return min(MAX_WORKERS, max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def pick_batch_size(args, extractor):
+    from evonorm_plugins.metrics.inception import BATCH_SIZES
+
+    return args.batch_size or BATCH_SIZES[extractor.describe()["backend"] or "torch-fidelity"]
+
+
 def build_extractor(args, backend, device):
     """The extractor that the options ask for."""
     from evonorm_plugins.metrics import processes, weights
@@ -122,15 +137,17 @@ def build_extractor(args, backend, device):
             if getattr(args, option):
                 raise InputError(f"--{option.replace('_', '-')} belongs to Inception, not to "
                                  "--feature-extractor")  # fmt: skip
-        if args.precision != "float32":
-            raise InputError("--precision belongs to Inception; an extractor has its own")
+        if args.precision != "float32" or args.fast:
+            raise InputError("--precision and --fast belong to Inception")
         return CustomExtractor(args.feature_extractor, device)
     path, sha256 = processes.main_first(
         lambda: weights.find_inception_weights(
             args.inception_weights, download=not args.no_download, notify=note
         )
     )
-    extractor = InceptionExtractor(path, sha256, backend=backend, precision=args.precision)
+    extractor = InceptionExtractor(
+        path, sha256, backend=backend, precision=args.precision, fast=args.fast
+    )
     if not extractor.is_reference:
         warn(
             f"{path} is not the weights file that FID and IS are defined by (sha256 {sha256}); "

@@ -147,6 +147,7 @@ def _run(args, options, device):
     warnings = check_counts(counts, args.strict)
     for message in warnings:
         common.warn(message)
+    args.batch_size = common.pick_batch_size(args, extractor)
     how = {"batch_size": args.batch_size, "workers": common.pick_workers(args), "device": device}
     how["quiet"] = args.quiet
     panels = {}

@@ -48,7 +48,7 @@ def run(args):
             source,
             extractor,
             features=args.features,
-            batch_size=args.batch_size,
+            batch_size=common.pick_batch_size(args, extractor),
             workers=common.pick_workers(args),
             device=device,
             quiet=args.quiet,
