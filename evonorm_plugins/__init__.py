@@ -2,6 +2,7 @@
 
 from evonorm_plugins.kernels import show_config
 from evonorm_plugins.layers import (
+    ConditionalNormAct,
     EvoNormB0,
     EvoNormB1,
     EvoNormB2,
@@ -12,6 +13,7 @@ from evonorm_plugins.layers import (
     SyncEvoNormB0,
     SyncEvoNormB1,
     SyncEvoNormB2,
+    convert_cross_replica,
     convert_sync_evonorm,
 )
 from evonorm_plugins.registry import get_norm_act, list_norm_acts, register_norm_act
@@ -19,6 +21,7 @@ from evonorm_plugins.registry import get_norm_act, list_norm_acts, register_norm
 __version__ = "0.1.0"
 
 __all__ = [
+    "ConditionalNormAct",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",
@@ -29,6 +32,7 @@ __all__ = [
     "SyncEvoNormB0",
     "SyncEvoNormB1",
     "SyncEvoNormB2",
+    "convert_cross_replica",
     "convert_sync_evonorm",
     "get_norm_act",
     "list_norm_acts",

@@ -26,6 +26,12 @@ from evonorm_plugins.layers.batch import (
     SyncEvoNormB2,
     convert_sync_evonorm,
 )
+from evonorm_plugins.layers.conditional import ConditionalNormAct
+from evonorm_plugins.layers.cross_replica import (
+    CrossReplicaBatchNorm2d,
+    SyncRSRejLayer,
+    convert_cross_replica,
+)
 from evonorm_plugins.layers.sample import EvoNormS0, EvoNormS1, EvoNormS2
 
 __all__ = [
@@ -35,6 +41,8 @@ __all__ = [
     "BNSwish",
     "BNSwish1",
     "BatchStatistics",
+    "ConditionalNormAct",
+    "CrossReplicaBatchNorm2d",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",
@@ -53,5 +61,7 @@ __all__ = [
     "SyncEvoNormB0",
     "SyncEvoNormB1",
     "SyncEvoNormB2",
+    "SyncRSRejLayer",
+    "convert_cross_replica",
     "convert_sync_evonorm",
 ]

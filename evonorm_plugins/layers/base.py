@@ -29,6 +29,8 @@ class NormAct(nn.Module):
 
     # Value that v starts at; None where the layer has no v.
     v_init = None
+    # Whether gamma and beta are the layer's own.
+    affine = True
 
     def __init__(self, num_features, *, apply_act=True, eps=1e-5, device=None, dtype=None):
         super().__init__()
@@ -46,16 +48,39 @@ class NormAct(nn.Module):
         else:
             self.register_parameter("v", None)
 
-    def forward(self, x):
-        """``(N, C, H, W)`` to the same shape, dtype and memory format."""
-        self._check_input(x)
-        return self._norm_act(x) if self.apply_act else self._norm(x)
+    def forward(self, x, weight=None, bias=None):
+        """``(N, C, H, W)`` to the same shape, dtype and memory format.
 
-    def _norm_act(self, x):
+        ``weight`` and ``bias``, ``(C,)`` or ``(N, C)`` with one for each sample, are for a layer
+        whose own were given up by :meth:`release_affine`.
+        """
+        self._check_input(x)
+        if self.affine != (weight is None) or self.affine != (bias is None):
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} has its own weight and bias; release_affine() gives them up"
+                if self.affine
+                else f"{name} gave up its weight and bias: call it with both"
+            )
+        if self.affine:
+            weight, bias = self._own_affine()
+        return (self._norm_act if self.apply_act else self._norm)(x, weight, bias)
+
+    def release_affine(self):
+        """Remove gamma and beta: every call gives them from now on. Returns the layer."""
+        self.affine = False
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        return self
+
+    def _own_affine(self):
+        return self.weight, self.bias
+
+    def _norm_act(self, x, weight, bias):
         raise NotImplementedError
 
-    def _norm(self, x):
-        return F.channel_affine(x, self.weight, self.bias)
+    def _norm(self, x, weight, bias):
+        return F.channel_affine(x, weight, bias)
 
     def options(self):
         """Keyword arguments that build this layer again, ``apply_act`` aside."""
@@ -100,8 +125,8 @@ class Fused:
             raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
         self.impl = impl
 
-    def _norm(self, x):
-        return F.channel_affine(x, self.weight, self.bias, impl=self.impl)
+    def _norm(self, x, weight, bias):
+        return F.channel_affine(x, weight, bias, impl=self.impl)
 
     def options(self):
         return {**super().options(), "impl": self.impl}

@@ -27,12 +27,22 @@ class _TorchNormAct(NormAct):
     def _activation(self, z):
         raise NotImplementedError
 
-    def _norm(self, x):
-        # Autocast gives some of torch's norms a float32 result.
-        return self.norm(x).to(x.dtype)
+    def release_affine(self):
+        self.affine = False
+        self.norm.register_parameter("weight", None)
+        self.norm.register_parameter("bias", None)
+        return self
 
-    def _norm_act(self, x):
-        return self._activation(self._norm(x))
+    def _own_affine(self):
+        return None, None  # the norm applies them
+
+    def _norm(self, x, weight, bias):
+        # Autocast gives some of torch's norms a float32 result.
+        z = self.norm(x).to(x.dtype)
+        return z if weight is None else F.channel_affine(z, weight, bias)
+
+    def _norm_act(self, x, weight, bias):
+        return self._activation(self._norm(x, weight, bias))
 
 
 class _ReLU:
@@ -137,11 +147,11 @@ class PixelNormReLU(NormAct):
     def __init__(self, num_features, *, apply_act=True, eps=1e-8, device=None, dtype=None):
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
 
-    def _norm_act(self, x):
-        return F.pixelnorm_relu(x, self.weight, self.bias, eps=self.eps)
+    def _norm_act(self, x, weight, bias):
+        return F.pixelnorm_relu(x, weight, bias, eps=self.eps)
 
-    def _norm(self, x):
-        return F.pixelnorm(x, self.weight, self.bias, eps=self.eps)
+    def _norm(self, x, weight, bias):
+        return F.pixelnorm(x, weight, bias, eps=self.eps)
 
 
 class FRN(NormAct):
@@ -152,25 +162,25 @@ class FRN(NormAct):
     def __init__(self, num_features, *, apply_act=True, eps=1e-6, device=None, dtype=None):
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
 
-    def _norm_act(self, x):
-        return F.frn(x, self.weight, self.bias, self.v, eps=self.eps)
+    def _norm_act(self, x, weight, bias):
+        return F.frn(x, weight, bias, self.v, eps=self.eps)
 
-    def _norm(self, x):
-        return F.frn(x, self.weight, self.bias, eps=self.eps)
+    def _norm(self, x, weight, bias):
+        return F.frn(x, weight, bias, eps=self.eps)
 
 
 class RandomLayer(NormAct):
     """Row "Random": ``sqrt(z)``, ``z = std_{w,h}(sigmoid(x))``, constant over space."""
 
-    def _norm_act(self, x):
-        return F.random_layer(x, self.weight, self.bias, eps=self.eps)
+    def _norm_act(self, x, weight, bias):
+        return F.random_layer(x, weight, bias, eps=self.eps)
 
 
 class RandomRejLayer(NormAct):
     """Row "Random + rej": ``tanh(max(x, tanh(x)))``."""
 
-    def _norm_act(self, x):
-        return F.random_rej_layer(x, self.weight, self.bias)
+    def _norm_act(self, x, weight, bias):
+        return F.random_rej_layer(x, weight, bias)
 
 
 class RSRejLayer(BatchStatistics):
@@ -178,9 +188,12 @@ class RSRejLayer(BatchStatistics):
 
     centred = False
 
-    def _norm_act(self, x):
+    def _norm_act(self, x, weight, bias):
         rms2 = self._given_variance(x)
         if rms2 is None:
-            rms2, _ = F.batch_variance(x, centred=self.centred)
+            group = self._statistics_group()
+            rms2, count = F.batch_variance(x, centred=self.centred, group=group)
             self._update_running_var(rms2)
-        return F.rs_rej_layer(x, self.weight, self.bias, rms2, eps=self.eps)
+            # Without elements anything will do, but NaN would reach the gradients of parameters.
+            rms2 = torch.where(count > 0, rms2, 1)
+        return F.rs_rej_layer(x, weight, bias, rms2, eps=self.eps)

@@ -71,8 +71,8 @@ class _EvoNormB(Fused, BatchStatistics):
     # Name of the functions of :mod:`evonorm_plugins.functional`.
     function = None
 
-    def _norm_act(self, x):
-        parameters = [self.weight, self.bias] + ([] if self.v is None else [self.v])
+    def _norm_act(self, x, weight, bias):
+        parameters = [weight, bias] + ([] if self.v is None else [self.v])
         options = {"eps": self.eps, "impl": self.impl}
         given = self._given_variance(x)
         if given is not None:

@@ -31,22 +31,22 @@ class EvoNormS0(Fused, _GroupStatistics):
 
     v_init = 1
 
-    def _norm_act(self, x):
+    def _norm_act(self, x, weight, bias):
         options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s0(x, self.weight, self.bias, self.v, **options)
+        return F.evonorm_s0(x, weight, bias, self.v, **options)
 
 
 class EvoNormS1(Fused, _GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
-    def _norm_act(self, x):
+    def _norm_act(self, x, weight, bias):
         options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s1(x, self.weight, self.bias, **options)
+        return F.evonorm_s1(x, weight, bias, **options)
 
 
 class EvoNormS2(Fused, _GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
-    def _norm_act(self, x):
+    def _norm_act(self, x, weight, bias):
         options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s2(x, self.weight, self.bias, **options)
+        return F.evonorm_s2(x, weight, bias, **options)

@@ -1,0 +1,266 @@
+"""Every option of a run, one flat set of keys: what a YAML file, an override and a checkpoint hold.
+
+The defaults are those of BigGAN-deep at 128x128 (Brock, Donahue, Simonyan, arXiv 1809.11096v2,
+Table 7 and Appendix C) with the norm of the first row of a config file.
+"""
+
+import dataclasses
+import difflib
+import itertools
+from pathlib import Path
+
+import yaml
+
+from biggan.architecture import CHANNEL_MULTIPLIERS
+from evonorm_plugins.registry import get_norm_act
+
+BASE_KEY = "_BASE_"  # a YAML file's: the file it starts from, relative to its own folder
+
+
+class ConfigError(ValueError):
+    """A config, an override or a combination of them that cannot be trained."""
+
+
+@dataclasses.dataclass
+class Config:
+    """Options of a run; see docs/biggan.md for what they mean."""
+
+    # ---- model ----
+    resolution: int = 128
+    channels: int = 128  # "ch" of the paper's tables
+    channel_multipliers: list | None = None  # None: those of biggan.architecture
+    depth: int = 2  # blocks of a stage
+    attention: list | None = None  # sizes; None: 64, or 32 at 64, none at 32
+    z_size: int = 128
+    embedding_size: int = 128
+    num_classes: int | None = None  # None: counted from the data
+    image_channels: int = 3
+    norm: str = "EvoNormS0"
+    norm_eps: float = 1e-4
+    spectral_eps: float = 1e-4
+    cross_replica: bool = True  # statistics of batches over all ranks
+
+    # ---- data ----
+    data: str = ""  # folder, .zip, .hdf5, .tar shards with wildcards, or "digits"
+    flip: bool = True
+    small_images: str = "error"  # or "enlarge"
+    max_corrupt: int = 100
+    workers: int = 4  # processes of a rank that read images
+    prefetch: int = 4  # batches that each of them reads ahead
+    shuffle_shards: int = 8  # tar: shards whose images are mixed with each other
+
+    # ---- training ----
+    seed: int = 0
+    steps: int = 150_000  # of the generator
+    batch_size: int = 2048  # images of one update, over all ranks and accumulations
+    accumulations: int = 1
+    d_steps: int = 2
+    g_lr: float = 5e-5
+    d_lr: float = 2e-4
+    beta1: float = 0.0
+    beta2: float = 0.999
+    adam_eps: float = 1e-6
+    ema_decay: float = 0.9999
+    ema_start: int = 20_000  # before this step the average is the generator itself
+    orthogonal: float = 0.0  # weight of orthogonal regularisation, 1e-4 in the paper where used
+
+    # ---- machine ----
+    device: str = "auto"
+    precision: str = "fp32"  # or "bf16", "fp16"
+    channels_last: bool = True
+    compile: bool = False
+    activation_checkpointing: bool = False
+    timeout_minutes: float = 10.0  # of a collective operation, before a rank is taken for dead
+
+    # ---- output ----
+    output_dir: str = "output/biggan"
+    log_every: int = 10
+    sample_every: int = 1000
+    sample_rows: int = 8
+    checkpoint_every: int = 1000
+    score_every: int = 5000  # where an extractor is given
+    extractor: str | None = None  # see docs/biggan.md
+    score_samples: int = 50_000
+    standing_statistics: int = 100  # forward passes for norms with batch statistics
+    keep_best: int = 3
+    collapse_factor: float = 3.0  # FID this many times the best, twice in a row, is a collapse
+
+
+CHOICES = {
+    "resolution": sorted(CHANNEL_MULTIPLIERS),
+    "precision": ["fp32", "bf16", "fp16"],
+    "small_images": ["error", "enlarge"],
+    "image_channels": [1, 3],
+}
+# Lowest value; the others are any number.
+MINIMUM = {
+    **dict.fromkeys(("channels", "depth", "z_size", "embedding_size", "batch_size"), 1),
+    **dict.fromkeys(("accumulations", "d_steps", "log_every", "sample_every", "sample_rows"), 1),
+    **dict.fromkeys(("checkpoint_every", "score_every", "keep_best", "prefetch"), 1),
+    **dict.fromkeys(("shuffle_shards", "score_samples", "steps"), 1),
+    **dict.fromkeys(("workers", "max_corrupt", "ema_start", "standing_statistics", "seed"), 0),
+    **dict.fromkeys(("orthogonal", "beta1", "beta2", "ema_decay"), 0),
+    **dict.fromkeys(("g_lr", "d_lr", "norm_eps", "spectral_eps", "adam_eps"), 1e-12),
+    **dict.fromkeys(("timeout_minutes", "collapse_factor"), 0.1),
+}
+# Keys that fix the weights' shapes or meaning: a run goes on only with the same.
+MODEL_KEYS = [
+    *("resolution", "channels", "channel_multipliers", "depth", "attention", "z_size"),
+    *("embedding_size", "num_classes", "image_channels", "norm", "norm_eps", "spectral_eps"),
+]
+_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
+
+
+def load_config(path, overrides=()):
+    """Read a YAML file and ``key=value`` strings, checked.
+
+    Raises:
+        ConfigError: names the key or value at fault and what would be right.
+        FileNotFoundError: there is no such file.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r} is not of the form key=value")
+        values[key] = _parse(override, text)
+    return from_dict(values)
+
+
+def from_dict(values):
+    """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
+    for key in values:
+        if key not in _FIELDS:
+            close = difflib.get_close_matches(str(key), _FIELDS, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_FIELDS)}"
+            raise ConfigError(f"there is no option {key!r}{hint}")
+    config = Config(**{key: _typed(key, value) for key, value in values.items()})
+    _check(config)
+    return config
+
+
+def to_dict(config):
+    """Plain values, for YAML and checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def batch_per_rank(config, ranks):
+    """Images of one forward pass of one rank. Raises :class:`ConfigError` if it is not whole."""
+    parts = ranks * config.accumulations
+    if config.batch_size % parts:
+        lower = config.batch_size // parts * parts
+        near = f"{lower} or {lower + parts}" if lower else str(parts)
+        raise ConfigError(
+            f"batch_size={config.batch_size} is not divisible by {ranks} ranks x "
+            f"accumulations={config.accumulations}; {near} would be"
+        )
+    return config.batch_size // parts
+
+
+def _read(path, seen=()):
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config file {path}")
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: {BASE_KEY} leads back to the file itself")
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no keys")
+    base = values.pop(BASE_KEY, None)
+    start = _read(path.parent / base, (*seen, path.resolve())) if base else {}
+    return {**start, **values}
+
+
+def _parse(override, text):
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise ConfigError(f"cannot read the value of {override!r}") from None
+
+
+def _typed(key, value):
+    """``value`` as the type of the field, so that ``1e-4``, a string to YAML, is a number."""
+    kind = getattr(_FIELDS[key].type, "__name__", str(_FIELDS[key].type))
+    if value is None and "None" in kind:
+        return None
+    try:
+        if kind.startswith("bool"):
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
+        if kind.startswith("int"):
+            if isinstance(value, bool) or int(value) != float(value):
+                raise ValueError
+            return int(value)
+        if kind.startswith("float"):
+            if isinstance(value, bool):
+                raise ValueError
+            return float(value)
+        if kind.startswith("list"):
+            return [int(v) for v in value]
+        return str(value)
+    except (TypeError, ValueError):
+        wanted = kind.replace("list", "list of integers")
+        raise ConfigError(f"{key}={value!r} is not {wanted}") from None
+
+
+def _check(config):
+    for key, allowed in CHOICES.items():
+        if getattr(config, key) not in allowed:
+            known = ", ".join(map(str, allowed))
+            raise ConfigError(f"{key}={getattr(config, key)!r} is not one of {known}")
+    for key, lowest in MINIMUM.items():
+        if not lowest <= getattr(config, key) < float("inf"):
+            raise ConfigError(f"{key}={getattr(config, key)} must be at least {lowest}")
+    if config.num_classes is not None and config.num_classes < 1:
+        raise ConfigError(f"num_classes={config.num_classes} must be at least 1")
+    for key in ("beta1", "beta2", "ema_decay"):
+        if getattr(config, key) >= 1:
+            raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
+    if config.precision == "fp16" and config.device == "cpu":
+        raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
+    _check_architecture(config)
+    try:
+        get_norm_act(config.norm, 8, eps=config.norm_eps, device="meta")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"norm={config.norm!r}: {error}") from None
+
+
+def _check_architecture(config):
+    sizes = [8 * 2**k for k in range(10) if 8 * 2**k <= config.resolution]
+    if config.attention is None:
+        default = {32: [], 64: [32]}
+        config.attention = default.get(config.resolution, [64])
+    for size in config.attention:
+        if size not in sizes:
+            known = ", ".join(map(str, sizes))
+            raise ConfigError(
+                f"attention={config.attention}: resolution {config.resolution} has feature maps "
+                f"of {known}, not of {size}"
+            )
+    multipliers = config.channel_multipliers or CHANNEL_MULTIPLIERS[config.resolution]
+    if len(multipliers) != len(sizes) + 1 or min(multipliers) < 1:
+        raise ConfigError(
+            f"channel_multipliers={list(multipliers)} must be {len(sizes) + 1} numbers of at least "
+            f"1 for resolution {config.resolution}, from 4x4 to {config.resolution}"
+        )
+    if any(later > earlier for earlier, later in itertools.pairwise(multipliers)):
+        raise ConfigError(
+            f"channel_multipliers={list(multipliers)} must not grow: a block's skip connection "
+            "keeps some of its channels"
+        )
+    narrowest = min(multipliers) * config.channels
+    if any((m * config.channels) % 4 for m in multipliers):
+        raise ConfigError(
+            f"channels={config.channels} gives a block of {narrowest} channels; blocks have inner "
+            "convolutions of a quarter, so every width must be a multiple of 4"
+        )
+    for size in config.attention:
+        width = multipliers[sizes.index(size) + 1] * config.channels
+        if width % 8:
+            raise ConfigError(
+                f"channels={config.channels} gives {width} channels to the attention at {size}x"
+                f"{size}, which needs a multiple of 8"
+            )

@@ -1,0 +1,36 @@
+"""The average of a generator's weights over the steps of training."""
+
+import copy
+
+import torch
+
+
+class EMA:
+    """Exponential moving average of a module, moving statistics of its norms included.
+
+    Averaging the weights without the statistics that belong to them is a well-known mistake: they
+    are those of another network. Singular vectors and counters are copied.
+
+    Args:
+        decay: how much of the average is kept at a step.
+        start: before this step the average is the module itself.
+    """
+
+    def __init__(self, module, decay, start):
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay, self.start = decay, start
+        ours, theirs = self.module.state_dict(), module.state_dict()
+        averaged = {k for k, _ in module.named_parameters()}
+        averaged |= {k for k in theirs if k.rsplit(".", 1)[-1] in ("running_mean", "running_var")}
+        # These tensors are the modules' own: both are changed in place, never replaced.
+        self.averaged = [(ours[k], theirs[k]) for k in theirs if k in averaged]
+        self.copied = [(ours[k], theirs[k]) for k in theirs if k not in averaged]
+
+    @torch.no_grad()
+    def update(self, step):
+        """Take in the weights after step number ``step``, counted from 1."""
+        decay = self.decay if step > self.start else 0.0
+        ours, theirs = zip(*self.averaged, strict=True)
+        torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
+        for mine, other in self.copied:
+            mine.copy_(other)

@@ -1,0 +1,93 @@
+"""Statistics over the batches of all ranks, for every layer that has batch statistics."""
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from evonorm_plugins.layers.baselines import RSRejLayer
+from evonorm_plugins.layers.batch import _CrossReplica, convert_sync_evonorm
+from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
+
+
+class SyncRSRejLayer(_CrossReplica, RSRejLayer):
+    """:class:`RSRejLayer` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
+
+
+class CrossReplicaBatchNorm2d(nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` with the mean and variance of all ranks' batches.
+
+    Unlike ``torch.nn.SyncBatchNorm`` it runs on CPUs too, merges by count, mean and M2, and keeps
+    the unbiased moving variance of the concatenated batch. ``process_group`` None is the default
+    group; without one, or with one rank, it is ``BatchNorm2d``.
+    """
+
+    process_group = None
+
+    def forward(self, x):
+        group = _CrossReplica._statistics_group(self)
+        uses_batch = self.training or self.running_mean is None
+        if group is None or not uses_batch:
+            return super().forward(x)
+        y, mean, var, count = _BatchNorm.apply(x, self.weight, self.bias, self.eps, group)
+        if self.training and self.track_running_stats:
+            self._update(mean, var, count)
+        return y
+
+    @torch.no_grad()
+    def _update(self, mean, var, count):
+        self.num_batches_tracked.add_(1)
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
+            new = running.lerp(new.to(running.dtype), share)
+            running.copy_(torch.where(torch.isfinite(new), new, running))
+
+
+class _BatchNorm(torch.autograd.Function):
+    """One collective in each direction; every rank enters both."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps, group):
+        count, mean, m2 = merge_moments(*gather_moments(*local_moments(x), group))
+        var = m2 / count.clamp(min=1)
+        affine = [None if p is None else p.to(mean.dtype) for p in (weight, bias)]
+        y = nn.functional.batch_norm(x.to(mean.dtype), mean, var, *affine, False, 0.0, eps)
+        rstd = (var + eps).rsqrt()
+        ctx.group = group
+        ctx.save_for_backward(x, weight, mean, rstd, count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y.to(x.dtype), mean, var, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *_):
+        x, weight, mean, rstd, count = ctx.saved_tensors
+        dy = dy.to(mean.dtype)
+        centred = x.to(mean.dtype) - mean[:, None, None]
+        dbias = dy.sum((0, 2, 3))
+        dweight = (dy * centred).sum((0, 2, 3)) * rstd
+        # Parameter gradients stay local: DistributedDataParallel averages those.
+        total = torch.stack([dbias, dweight])
+        torch.distributed.all_reduce(total, group=ctx.group)
+        total = total / count.clamp(min=1)
+        scale = rstd if weight is None else rstd * weight.to(mean.dtype)
+        dx = centred.mul_((-total[1] * rstd)[:, None, None]).add_(dy)
+        dx = dx.sub_(total[0][:, None, None]).mul_(scale[:, None, None]).to(x.dtype)
+        if weight is None:
+            return dx, None, None, None, None
+        return dx, dweight.to(weight.dtype), dbias.to(weight.dtype), None, None
+
+
+def convert_cross_replica(module, process_group=None):
+    """Give every layer of batch statistics in ``module`` those of all ranks, in place.
+
+    EvoNorm-B0, B1 and B2, "RS + rej", and every ``BatchNorm2d`` (those of BN-ReLU and its kin). The
+    layers stay the same objects with the same keys; only their class changes. Returns ``module``.
+    """
+    convert_sync_evonorm(module, process_group)
+    for layer in module.modules():
+        sync = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
+        if type(layer) in sync:
+            layer.__class__ = sync[type(layer)]
+            layer.process_group = process_group
+    return module

@@ -1,0 +1,135 @@
+"""What the BigGAN tests share: tiny configs, made images, processes of torchrun."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from biggan.config import from_dict
+
+ROOT = Path(__file__).resolve().parents[2]
+# A generator and a discriminator of a few thousand parameters, with attention.
+TINY = {
+    "resolution": 32,
+    "channels": 8,
+    "channel_multipliers": [2, 2, 1, 1],
+    "attention": [16],
+    "depth": 1,
+    "z_size": 8,
+    "embedding_size": 8,
+    "batch_size": 8,
+    "d_steps": 1,
+    "steps": 4,
+    "ema_start": 1,
+    "workers": 0,
+    "sample_rows": 2,
+    "log_every": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny():
+    """``tiny(norm="EvoNormB0")``: a checked config of three classes."""
+
+    def tiny(**options):
+        return from_dict({**TINY, "num_classes": 3, **options})
+
+    return tiny
+
+
+def picture(label, number, size=32):
+    """A PNG of a class: stripes whose width is that of the class, somewhere."""
+    random = np.random.default_rng(1000 * label + number)
+    x = np.arange(size) + random.integers(size)
+    stripes = ((x // (2 + 3 * label)) % 2 * 200).astype(np.uint8)
+    image = np.stack([np.tile(stripes, (size, 1))] * 3, 2)
+    image[..., label % 3] = random.integers(40, 80)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def image_zip(tmp_path_factory):
+    """A zip file of three classes of eight images, 32x32."""
+    path = tmp_path_factory.mktemp("images") / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for label in range(3):
+            for number in range(8):
+                archive.writestr(f"set/class{label}/{number}.png", picture(label, number))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments(image_zip):
+    """``tiny_arguments(folder, steps=8)``: a command line's options for a tiny run."""
+
+    def tiny_arguments(folder, **options):
+        values = {**TINY, "data": image_zip, "output_dir": folder, **options}
+        return [f"{k}={v}" for k, v in values.items()]
+
+    return tiny_arguments
+
+
+@pytest.fixture(scope="session")
+def any_config(tmp_path_factory):
+    """A config file with nothing but the norm."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text("norm: EvoNormS0\n")
+    return path
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def start_train(any_config):
+    """``start_train(options, ranks=2)``: a process of biggan.train, with torchrun for 2 or more."""
+
+    def start_train(options, *, ranks=1, resume=False):
+        launcher = [sys.executable, "-m"]
+        if ranks > 1:
+            launcher += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]
+        command = [*launcher, "biggan.train", "--config", str(any_config)]
+        return subprocess.Popen(
+            [*command, *(["--resume"] if resume else []), *map(str, options)],
+            env=environment(),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    return start_train
+
+
+@pytest.fixture(scope="session")
+def train(start_train):
+    """``train(options, ranks=2)``: exit status and output of a run that ends by itself."""
+
+    def train(options, *, timeout=150, **how):
+        process = start_train(options, **how)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            pytest.fail(f"still running after {timeout} s\n{output}")
+        return process.returncode, output
+
+    return train
