@@ -6,7 +6,9 @@ same functions. ``ops`` makes operators of them, with gradients.
 
 import importlib
 import importlib.util
+import re
 import warnings
+from pathlib import Path
 
 import torch
 
@@ -16,11 +18,22 @@ IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What "auto" means for a type of device.
 _FUSED = {"cpu": "cpu", "cuda": "triton"}
+
+
+def _missing_triton():
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        return "Triton is not installed"
+    # Read, not imported: that takes a second.
+    text = Path(spec.origin).read_text()
+    version = re.search(r"""^__version__ = ['"]((\d+)\.(\d+).*)['"]""", text, re.MULTILINE)
+    if version and (int(version[2]), int(version[3])) < (3, 4):
+        return f"Triton {version[1]} is older than 3.4"
+    return None
+
+
 # Why a backend can run on no tensor, or None. Looked up once: a compiler reads them as constants.
-_MISSING = {
-    "cpu": cpu.missing(),
-    "triton": None if importlib.util.find_spec("triton") else "Triton is not installed",
-}
+_MISSING = {"cpu": cpu.missing(), "triton": _missing_triton()}
 _warned = set()
 
 

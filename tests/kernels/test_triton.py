@@ -1,8 +1,10 @@
 """The Triton kernels: on a GPU where there is one, else in Triton's interpreter on the CPU."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ HAS_CUDA = torch.cuda.is_available()  # otherwise tests/conftest.py asks for the
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 kernels = pytest.importorskip("evonorm_plugins.kernels.triton")
+plans = pytest.importorskip("evonorm_plugins.kernels.triton.plan")
+tiles = pytest.importorskip("evonorm_plugins.kernels.triton.tiles")
 formulas = pytest.importorskip("evonorm_plugins.formulas")
 
 DEVICE = "cuda" if HAS_CUDA else "cpu"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-# Thresholds that lead small sizes through every regime: see the top of the kernels' file.
+# Thresholds that lead small sizes through every regime: see the top of plan.py.
 TINY = {"_HELD": 16, "_TILE": 64, "_UNIT": 4, "_CHUNK_TILES": 1, "_PROGRAMS": 8}
 REGIMES = {
     "held": {},
@@ -33,10 +37,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning"
 def regime(request, monkeypatch):
     """Every way to divide the work in turn, in use."""
     for name, value in REGIMES[request.param].items():
-        monkeypatch.setattr(kernels, name, value)
-    kernels._choose.cache_clear()
+        monkeypatch.setattr(plans, name, value)
+    plans._choose.cache_clear()
     yield request.param
-    kernels._choose.cache_clear()
+    plans._choose.cache_clear()
 
 
 def only(*regimes):
@@ -64,13 +68,13 @@ def draw_here(draw):
 
 def test_regimes_are_those_meant(regime, layout):
     x = torch.empty(SHAPE, device=DEVICE).to(memory_format=layout)
-    plan = kernels._plan(x, 3, 1)
+    plan = plans.make_plan(x, 3, 1)
     _, _, chunk, chunks = plan.place
     assert plan.fused == (regime in ("held", "fused"))
     assert (chunk == 1) == plan.tile.ONE == (regime == "held")
     assert (chunks > 1) == (chunks * plan.units > 2) == ("chunks" in regime)
-    assert (chunks > kernels._PARTS) == (regime == "many chunks")
-    units_of_a_group = kernels._plan(x, 6, 1).tile.SUBS
+    assert plan.merged == (regime == "many chunks")
+    units_of_a_group = plans.make_plan(x, 6, 1).tile.SUBS
     assert units_of_a_group == (1 if regime == "held" else 2)
 
 
@@ -228,8 +232,8 @@ def test_repeats_bit_by_bit(kind, regime, draw_here, differentiate):
 
 @triton.jit
 def _addresses(out_ptr, C, HW: tl.int64, chunk: tl.int64, chunks, T: tl.constexpr):
-    _row, _block, first, at = kernels._place(C, HW, chunk, chunks, False, T)
-    base, offsets, mask = kernels._pixels(first, at, T)
+    at = tiles.place(C, HW, chunk, chunks, False, T)
+    base, offsets, mask = tiles.pixels(at.first, at, T)
     lane = tl.arange(0, T.K)[None, :, None] * T.P + tl.arange(0, T.P)[None, None, :]
     out_ptr += tl.program_id(0) * (T.K * T.P)
     tl.store(out_ptr + lane, tl.where(mask, base + offsets, -1))
@@ -240,7 +244,8 @@ def test_offsets_beyond_32_bits(last):
     """Two chunks of two channel blocks, in an image of 2^40 pixels."""
     channels, pixels, chunk = 4, 2**40, 2**38
     constants = {"D": 1, "PAD": 1, "SUBS": 1, "U": 2, "Q": 1, "K": 2, "L": 4, "P": 4}
-    tile = kernels._Tile(**constants, ONE=False, LAST=last, VEC=1 if last else 16, WIDE=True)
+    constants.update(ONE=False, LAST=last, VEC=1 if last else 16, WIDE=True, FAST=False)
+    tile = tiles.Tile(**constants)
     out = torch.zeros(4, 2, 4, dtype=torch.int64, device=DEVICE)
     _addresses[(4,)](out, channels, pixels, chunk // 4, pixels // chunk, T=tile)
     for program, (start, block) in enumerate([(0, 0), (0, 1), (chunk, 0), (chunk, 1)]):
@@ -256,7 +261,7 @@ def test_offsets_are_wide_where_a_tile_is():
         (2**20, False, False),
         (2**40, True, False),
     ):
-        wide = kernels._choose(1, 64, pixels, last, 2, 2, 1, False).tile.WIDE
+        wide = plans._choose(1, 64, pixels, last, 2, 2, 1, False).tile.WIDE
         assert wide == expected
 
 
@@ -285,8 +290,24 @@ def test_aligned_results(draw_here):
 def test_unavailable():
     x = torch.empty(1, 1, 1, 1, device=DEVICE)
     assert kernels.unavailable(x) is None
-    assert kernels.unavailable(x.double()) == "float64 input"
     assert "x is on meta" in kernels.unavailable(x.to("meta"))
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("3.3.1", "Triton 3.3.1 is older than 3.4"),
+        ("3.4.0", None),
+        ("3.10.0+git", None),
+        (None, "Triton is not installed"),
+    ],
+)
+def test_old_versions_are_refused(version, expected, tmp_path, monkeypatch):
+    """They cannot compile the kernels; nor can a folder that happens to be named like Triton."""
+    (tmp_path / "__init__.py").write_text(f"__version__ = '{version}'\n")
+    spec = types.SimpleNamespace(origin=version and str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    assert importlib.import_module("evonorm_plugins.kernels")._missing_triton() == expected
 
 
 def test_few_kernels_for_many_sizes():
@@ -295,7 +316,7 @@ def test_few_kernels_for_many_sizes():
     for height in range(100, 200, 3):
         for width in range(120, 260, 7):
             for tensors in (1, 2):
-                plan = kernels._choose(2, 256, height * width, False, 2, 8, tensors, False)
+                plan = plans._choose(2, 256, height * width, False, 2, 8, tensors, False)
                 variants.add((tensors, plan.tile, plan.fused, str(plan.launch)))
     # 3 powers of two that divide H W; forward and backward.
     assert len(variants) == 6
@@ -303,6 +324,7 @@ def test_few_kernels_for_many_sizes():
 
 # A stub of a driver, with which launches end when the kernel has been compiled.
 COMPILE = """
+import importlib, pkgutil
 import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import KernelInterface
@@ -350,7 +372,9 @@ call(new(2, 64, 7, 7), 1, "b0")
 call(new(2, 64, 200, 200).to(memory_format=last), 1, "b1")
 call(new(2, 64, 9, 9, dtype=torch.float32), 1, "b2")
 call(new(2, 64, 9, 9), 1, "affine")
-expected = {name for name, value in vars(kernels).items() if name.endswith("_kernel")} - {"_kernel"}
+names = (f"{kernels.__name__}.{m.name}" for m in pkgutil.iter_modules(kernels.__path__))
+modules = [importlib.import_module(name) for name in names]
+expected = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
 assert compiled.keys() == expected, compiled.keys() ^ expected
 
 # Sizes alone do not compile anything again.

@@ -1,0 +1,58 @@
+"""Triton kernels of the six EvoNorm layers, forward and backward.
+
+The formulas are those of :mod:`evonorm_plugins.formulas`; fp32, fp16 or bf16 is read and written,
+everything between is float32. A program works on a tile of channels and pixels of one sample, which
+it moves over a *chunk* of the pixels; ``plan`` says how much that is. Which of the two axes is
+contiguous is a constant, so one kernel serves both memory formats. To the kernels the B series has
+groups too, of one channel. Of a group wider than 64 channels every 64 are a *unit*; other units are
+whole groups.
+
+No atomics: sums over programs go through buffers and are added in a fixed order, so results repeat
+bit by bit.
+
+The functions take an x of ``(N, C, H, W)`` that is not empty and dense in contiguous or
+channels_last format, and dy with its dtype and strides. Parameters and statistics are float32 and
+contiguous: weight, bias ``(C,)`` or ``(N, C)``, v, batch_var ``(C,)``. Results that are not like x
+are float32 too.
+"""
+
+import torch
+import triton
+
+from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
+from evonorm_plugins.kernels.triton.batch import (
+    batch_apply,
+    batch_backward,
+    batch_forward,
+    batch_input_gradient,
+    batch_moments,
+    batch_reduce,
+)
+from evonorm_plugins.kernels.triton.sample import sample_backward, sample_forward
+from evonorm_plugins.kernels.triton.tiles import place
+
+__all__ = [
+    "affine_backward",
+    "affine_forward",
+    "batch_apply",
+    "batch_backward",
+    "batch_forward",
+    "batch_input_gradient",
+    "batch_moments",
+    "batch_reduce",
+    "sample_backward",
+    "sample_forward",
+    "unavailable",
+]
+
+
+def unavailable(x):
+    """None if the kernels can run on the device of ``x``, else the reason in one line."""
+    interpreted = not isinstance(place, triton.JITFunction)
+    if x.device.type == "cpu" and interpreted:
+        return None
+    if x.device.type != "cuda":
+        return f"x is on {x.device.type}; Triton needs a CUDA tensor (or TRITON_INTERPRET=1)"
+    if torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return "Triton needs compute capability 8.0"
+    return None

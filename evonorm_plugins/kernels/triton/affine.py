@@ -1,0 +1,89 @@
+"""The affine transform: what the paper puts where no activation follows."""
+
+import torch
+import triton.language as tl
+
+from evonorm_plugins.kernels.triton.buffers import planes, totals
+from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.tiles import (
+    count_tiles,
+    kernel,
+    load,
+    pixels,
+    place,
+    store,
+    sums,
+    wide_parameter,
+)
+
+
+@kernel
+def _affine_forward_kernel(
+    x_ptr,  # (N, C, H, W)
+    y_ptr,  # out: as x
+    weight_ptr,  # gamma: (C,) or (N, C)
+    bias_ptr,  # beta: as gamma
+    weight_stride,  # of the samples of gamma and beta: 0 or C
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,  # tiles of a chunk of pixels
+    chunks,
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = wide_parameter(weight_ptr, weight_stride, at)
+    bias = wide_parameter(bias_ptr, weight_stride, at)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels(at.first + i * T.P, at, T)
+        store(y_ptr, load(x_ptr, tile, 0, False) * weight + bias, tile)
+
+
+@kernel
+def _affine_backward_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    dx_ptr,  # out: as x
+    weight_ptr,  # (C,) or (N, C)
+    sums_ptr,  # out: (2, N, chunks, C), for dweight and dbias
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = wide_parameter(weight_ptr, weight_stride, at)
+    scale = tl.full([T.Q, T.K, T.L], 0, tl.float32)
+    shift = tl.full([T.Q, T.K, T.L], 0, tl.float32)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels(at.first + i * T.P, at, T)
+        x = load(x_ptr, tile, 0, False)
+        dy = load(dy_ptr, tile, 0, False)
+        store(dx_ptr, dy * weight, tile)
+        scale += dy * x
+        shift += dy
+    sums_ptr += at.row * C + at.c
+    tl.store(sums_ptr, sums(scale, T.K, T), at.inside)
+    tl.store(sums_ptr + plane, sums(shift, T.K, T), at.inside)
+
+
+@on_device
+def affine_forward(x, weight, bias):
+    """``x weight + bias``."""
+    y = torch.empty_like(x)
+    plan = make_plan(x, 1, 1, chunked=True)
+    plan.run(_affine_forward_kernel, x, y, weight, bias, sample_stride(weight))
+    return y
+
+
+@on_device
+def affine_backward(dy, x, weight):
+    """Gradients ``dx, dweight, dbias`` of :func:`affine_forward`."""
+    n, channels = x.shape[:2]
+    plan = make_plan(x, 1, 2, chunked=True)
+    dx, parts = torch.empty_like(x), planes(x, 2, n * plan.chunks * channels)
+    pointers = (dy, x, dx, weight, parts)
+    plan.run(_affine_backward_kernel, *pointers, parts.stride(0), sample_stride(weight))
+    return dx, *totals(parts, n, channels, plan.chunks, weight)

@@ -1,0 +1,241 @@
+"""Mean and variance of groups, and how those of parts are merged.
+
+Moments are sums of ``x - pivot`` and its square, where the pivot is the mean of the first tile: a
+centred variance from one pass, however far the mean is from 0. Parts are merged by count, mean and
+variance (Chan, Golub, LeVeque 1979).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from evonorm_plugins.kernels.triton.buffers import planes, rows_at_once, views
+from evonorm_plugins.kernels.triton.tiles import (
+    group_indices,
+    kernel,
+    load,
+    maximum,
+    pixels,
+    place,
+    sums,
+    to_channels,
+    unit_indices,
+    wide,
+)
+
+
+@triton.jit
+def moments(x_ptr, at, CENTRED: tl.constexpr, T: tl.constexpr):
+    """Mean, what float32 lost of it, and variance of the units [U]; the first tile of x.
+
+    Not CENTRED: zeros and the mean of squares. A unit with an infinity and no NaN has an infinite
+    mean and no variance: its mean of squares is not NaN.
+    """
+    tile = pixels(at.first, at, T)
+    x = load(x_ptr, tile, 0, False)
+    z = x
+    if CENTRED:
+        count = at.depth * tl.minimum(at.end - at.first, T.P)
+        pivot = _finite(sums(x, T.U, T) / count.to(tl.float32))
+        center = wide(to_channels(pivot, T))
+        z = tl.where(tile[2], x - center, 0)
+    total = z
+    squares = z * z
+    if not T.ONE:
+        for start in range(at.first + T.P, at.end, T.P):
+            tile = pixels(start, at, T)
+            z = load(x_ptr, tile, 0, False)
+            if CENTRED:
+                z = tl.where(tile[2], z - center, 0)
+            total += z
+            squares += z * z
+    count = (at.depth * (at.end - at.first)).to(tl.float32)
+    square = sums(squares, T.U, T) / count
+    if CENTRED:
+        rest = sums(total, T.U, T) / count
+        mean = pivot + rest
+        mean = tl.where((square == float("inf")) & (rest != rest), float("inf"), mean)
+        lost = _lost(mean, pivot, rest)
+        var = maximum(square - rest * rest, 0.0)
+    else:
+        mean, lost, var = tl.zeros_like(square), tl.zeros_like(square), square
+    return mean, lost, var, x
+
+
+@triton.jit
+def _finite(pivot):
+    return tl.where(tl.abs(pivot) < float("inf"), pivot, 0)
+
+
+@triton.jit
+def _lost(mean, pivot, rest):
+    """What float32 lost of ``mean = pivot + rest``."""
+    return tl.where(tl.abs(mean) < float("inf"), (pivot - mean) + rest, 0)
+
+
+@triton.jit
+def _merge(
+    parts_ptr, plane, row, rows, group, C, HW, chunk, chunks, R: tl.constexpr, T: tl.constexpr
+):
+    """Mean, what float32 lost of it, and variance of groups [G], from the parts in so many rows.
+
+    ``row``, the first, is one of a first chunk.
+    """
+    units = C // T.D * T.SUBS
+    parts_ptr += row.to(tl.int64) * units + group[None, :] * T.SUBS
+    exists = (group < C // T.D)[None, :]
+    pivot = _finite(tl.load(parts_ptr, exists, 0))
+    total = tl.zeros_like(pivot)
+    rest = tl.zeros_like(pivot)
+    m2 = tl.zeros_like(pivot)
+    for centred in tl.static_range(2):
+        for start in range(0, rows * T.SUBS, R):
+            part = start + tl.arange(0, R)[:, None]
+            mask = exists & (part < rows * T.SUBS)
+            sub, r = part % T.SUBS, part // T.SUBS
+            count = tl.minimum(HW - r % chunks * (chunk * T.P), chunk * T.P)
+            count *= tl.minimum(T.D - sub * T.PAD, T.PAD)
+            count = tl.where(mask, count.to(tl.float32), 0)
+            address = parts_ptr + r.to(tl.int64) * units + sub
+            mean = tl.load(address, mask, 0) - pivot + tl.load(address + plane, mask, 0)
+            if centred:
+                var = tl.load(address + 2 * plane, mask, 0)
+                m2 += tl.sum(count * (var + (mean - rest) * (mean - rest)), 0)[None, :]
+            else:
+                total += tl.sum(count, 0)[None, :]
+                rest += tl.sum(count * mean, 0)[None, :]
+        if not centred:
+            total = tl.maximum(total, 1)
+            rest = rest / total
+    mean = pivot + rest
+    return tl.sum(mean, 0), tl.sum(_lost(mean, pivot, rest), 0), tl.sum(m2 / total, 0)
+
+
+@triton.jit
+def merge_chunks(parts_ptr, plane, at, T: tl.constexpr):
+    """Mean and variance of a program's own groups [U], from the parts of all chunks."""
+    group, _ = group_indices(at, T)
+    row = at.row // at.chunks * at.chunks
+    mean, _, var = _merge(
+        parts_ptr, plane, row, at.chunks, group, at.C, at.HW, at.chunk, at.chunks, 32, T
+    )
+    return mean, var
+
+
+@triton.jit
+def keep(mean_ptr, spread_ptr, mean, spread, at, T: tl.constexpr):
+    """Store statistics of groups [U], (N, groups) each, from one of the programs that have them."""
+    group, groups = group_indices(at, T)
+    if (at.row % at.chunks == 0) & (at.block % T.SUBS == 0):
+        tl.store(mean_ptr + at.n * groups + group, mean, group < groups)
+        tl.store(spread_ptr + at.n * groups + group, spread, group < groups)
+
+
+@kernel
+def _moments_kernel(
+    x_ptr,  # (N, C, H, W)
+    parts_ptr,  # out: (3, N, chunks, units) mean, what float32 lost of it, variance
+    plane: tl.int64,  # elements from one of the 3 to the next
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,  # tiles of a chunk of pixels
+    chunks,
+    CENTRED: tl.constexpr,
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, False, T)
+    mean, lost, var, _ = moments(x_ptr, at, CENTRED, T)
+    unit, units = unit_indices(at, T)
+    parts_ptr += at.row * units + unit
+    tl.store(parts_ptr, mean, unit < units)
+    tl.store(parts_ptr + plane, lost, unit < units)
+    tl.store(parts_ptr + 2 * plane, var, unit < units)
+
+
+@kernel
+def _merge_kernel(
+    parts_ptr,  # (3, outputs * rows, units)
+    out_ptr,  # out: (3, outputs, groups); RSTD: 1 / sqrt(variance + eps) in place of the variance
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    out_plane: tl.int64,
+    rows,
+    eps,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    RSTD: tl.constexpr,
+    G: tl.constexpr,  # groups of a program
+    R: tl.constexpr,  # parts it loads at once
+    T: tl.constexpr,
+):
+    group = tl.program_id(0) * G + tl.arange(0, G)
+    out = tl.program_id(1)
+    mean, lost, var = _merge(parts_ptr, plane, out * rows, rows, group, C, HW, chunk, chunks, R, T)
+    if RSTD:
+        var = 1 / tl.sqrt_rn(var + eps)
+    exists = group < C // T.D
+    out_ptr += out.to(tl.int64) * (C // T.D) + group
+    tl.store(out_ptr, mean, exists)
+    tl.store(out_ptr + out_plane, lost, exists)
+    tl.store(out_ptr + 2 * out_plane, var, exists)
+
+
+def statistics(plan, x, centred=True, rstd_eps=None):
+    """Where a forward kernel has the statistics of groups from: its SOURCE, parts, their plane.
+
+    And mean and spread ``(N, groups)``, which that kernel fills unless SOURCE is "given". The
+    spread is the variance; with an eps its rstd.
+    """
+    shape = x.shape[0], x.shape[1] // plan.tile.D
+    if plan.merged:
+        parts = _part_moments(plan, x, centred)
+        merged = _merged(plan, parts, plan.chunks, x.shape[0], plan.place, rstd_eps)
+        mean, _, spread = views(merged, shape)
+        return "given", None, 0, mean, spread
+    mean = x.new_empty(shape, dtype=torch.float32)
+    spread = torch.empty_like(mean)
+    if plan.fused:
+        return "x", None, 0, mean, spread
+    parts = _part_moments(plan, x, centred)
+    return "parts", parts, parts.stride(0), mean, spread
+
+
+def moments_of_samples(plan, x):
+    """Moments of every sample's channels, planes (3, N * C)."""
+    parts = _part_moments(plan, x)
+    if plan.chunks == 1:
+        return parts
+    return _merged(plan, parts, plan.chunks, x.shape[0], plan.place)
+
+
+def moments_of_batch(plan, samples, n):
+    """Moments of the batch, planes (3, C), from those of its samples."""
+    whole = (*plan.place[:2], plan.place[2] * plan.chunks, 1)  # an image is one chunk
+    return _merged(plan, samples, n, 1, whole)
+
+
+def _part_moments(plan, x, centred=True):
+    """Moments of every chunk and unit, planes (3, N * chunks * units)."""
+    parts = planes(x, 3, x.shape[0] * plan.chunks * plan.units)
+    plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred)
+    return parts
+
+
+def _merged(plan, parts, rows, outputs, sizes, rstd_eps=None):
+    """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance.
+
+    ``sizes``: C, H W, and chunk and chunks of what the rows are of.
+    """
+    groups = sizes[0] // plan.tile.D
+    out = planes(parts, 3, outputs * groups)
+    strides = (parts.stride(0), out.stride(0))
+    at_once = rows_at_once(rows)
+    _merge_kernel[(triton.cdiv(groups, at_once["G"]), outputs)](
+        *(parts, out, *strides, rows, rstd_eps or 0.0),
+        *sizes,
+        RSTD=rstd_eps is not None,
+        T=plan.tile,
+        **at_once,
+    )
+    return out

@@ -1,0 +1,233 @@
+"""The S series: statistics of groups of channels of a sample."""
+
+import torch
+import triton
+import triton.language as tl
+
+from evonorm_plugins.kernels.triton.buffers import planes, totals
+from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
+from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.tiles import (
+    count_tiles,
+    divide,
+    group_indices,
+    kernel,
+    load,
+    parameter,
+    pixels,
+    pixels_from_end,
+    place,
+    store,
+    sums,
+    to_channels,
+    unit_indices,
+    wide,
+    wide_parameter,
+)
+
+
+@triton.jit
+def _sigmoid(x, v, FAST: tl.constexpr):
+    """sigmoid(v x); v None stands for 1."""
+    rate = -1.4426950408889634  # -log2(e)
+    if v is not None:
+        rate = v * rate
+    return divide(1.0, 1 + tl.exp2(x * rate), FAST)
+
+
+# ---- forward ----
+
+
+@kernel
+def _sample_forward_kernel(
+    x_ptr,  # (N, C, H, W)
+    y_ptr,  # out: as x
+    weight_ptr,  # gamma: (C,) or (N, C)
+    bias_ptr,  # beta: as gamma
+    v_ptr,  # (C,) or None
+    parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    mean_ptr,  # (N, groups), out unless SOURCE is "given"
+    rstd_ptr,  # likewise
+    weight_stride,  # of the samples of gamma and beta: 0 or C
+    eps,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,  # tiles of a chunk of pixels
+    chunks,
+    CENTRED: tl.constexpr,
+    SOURCE: tl.constexpr,  # of the statistics: "x" (one chunk), "parts", or "given"
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, SOURCE != "x", T)
+    if SOURCE == "given":
+        rstd = parameter(rstd_ptr, C // T.D, at, T.D)
+    else:
+        if SOURCE == "x":
+            mean, _, var, x = moments(x_ptr, at, CENTRED, T)
+        else:
+            mean, var = merge_chunks(parts_ptr, plane, at, T)
+        rstd = 1 / tl.sqrt_rn(var + eps)
+        keep(mean_ptr, rstd_ptr, mean, rstd, at, T)
+        rstd = to_channels(rstd, T)
+    weight = wide(parameter(weight_ptr, weight_stride, at) * rstd)
+    bias = wide_parameter(bias_ptr, weight_stride, at)
+    v = wide_parameter(v_ptr, 0, at)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels_from_end(i, at, T)
+        if not (T.ONE and SOURCE == "x"):
+            x = load(x_ptr, tile, 0, True)
+        store(y_ptr, x * _sigmoid(x, v, T.FAST) * weight + bias, tile)
+
+
+@on_device
+def sample_forward(x, weight, bias, v, groups, eps, centred):
+    """EvoNorm-S0, S1 (v None) and S2 (v None, not ``centred``): y, mean and rstd ``(N, groups)``.
+
+    ``y = x sigmoid(v x) rstd weight + bias`` with ``rstd = 1 / sqrt(variance + eps)`` of the
+    groups; not ``centred``: the mean of squares in place of the variance, and 0 for the mean.
+    """
+    plan = make_plan(x, x.shape[1] // groups, 1)
+    source, *found = statistics(plan, x, centred, eps)
+    y = torch.empty_like(x)
+    pointers = (x, y, weight, bias, v, *found)
+    constants = {"CENTRED": centred, "SOURCE": source}
+    plan.run(_sample_forward_kernel, *pointers, sample_stride(weight), eps, **constants)
+    _, _, mean, rstd = found
+    return y, mean, rstd
+
+
+# ---- backward ----
+
+
+@triton.jit
+def _terms(dy_ptr, x_ptr, v, tile, FAST: tl.constexpr):
+    """dy, x and what a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
+    dy = load(dy_ptr, tile, 0, False)
+    x = load(x_ptr, tile, 1, False)  # not 0, for v may be infinite
+    s = _sigmoid(x, v, FAST)
+    f = x * s
+    return dy, x, dy * f, dy, dy * x * (f * (1 - s))
+
+
+@triton.jit
+def _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T: tl.constexpr):
+    """Store the sums of a chunk; sum of weight dy f of units [U], first tiles of dy and x."""
+    dy, x, scale, shift, slope = _terms(dy_ptr, x_ptr, v, pixels(at.first, at, T), T.FAST)
+    if not T.ONE:
+        for start in range(at.first + T.P, at.end, T.P):
+            terms = _terms(dy_ptr, x_ptr, v, pixels(start, at, T), T.FAST)
+            scale += terms[2]
+            shift += terms[3]
+            slope += terms[4]
+    scale = sums(scale, T.K, T)
+    sums_ptr += at.row * at.C + at.c
+    tl.store(sums_ptr, scale * rstd, at.inside)
+    tl.store(sums_ptr + plane, sums(shift, T.K, T), at.inside)
+    if v is not None:
+        tl.store(sums_ptr + 2 * plane, sums(slope, T.K, T) * weight * rstd, at.inside)
+    return tl.sum(tl.reshape(scale * weight, [T.U, T.PAD]), 1), dy, x
+
+
+@triton.jit
+def _add_chunks(parts_ptr, at, T: tl.constexpr):
+    """Sums of a program's groups [U] over the parts of all chunks."""
+    group, groups = group_indices(at, T)
+    total = tl.full([T.U], 0, tl.float32)
+    for start in range(0, at.chunks * T.SUBS, 32):
+        part = start + tl.arange(0, 32)[:, None]
+        row = at.n * at.chunks + part // T.SUBS
+        address = (row * groups + group[None, :]) * T.SUBS + part % T.SUBS
+        mask = (part < at.chunks * T.SUBS) & (group < groups)[None, :]
+        total += tl.sum(tl.load(parts_ptr + address, mask, 0), 0)
+    return total
+
+
+@kernel
+def _sample_sums_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    weight_ptr,  # (C,) or (N, C)
+    v_ptr,  # (C,) or None
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
+    parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = parameter(weight_ptr, weight_stride, at)
+    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
+    v = wide_parameter(v_ptr, 0, at)
+    part, _, _ = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
+    unit, units = unit_indices(at, T)
+    tl.store(parts_ptr + at.row * units + unit, part, unit < units)
+
+
+@kernel
+def _sample_backward_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    dx_ptr,  # out: as x
+    weight_ptr,  # (C,) or (N, C)
+    v_ptr,  # (C,) or None
+    mean_ptr,  # (N, groups)
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # out where parts_ptr is None: (2 or 3, N, C), for dweight, dbias, dv
+    parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x), or None: one chunk
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    CENTRED: tl.constexpr,
+    T: tl.constexpr,
+):
+    at = place(C, HW, chunk, chunks, parts_ptr is not None, T)
+    weight = parameter(weight_ptr, weight_stride, at)
+    mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
+    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
+    v = wide_parameter(v_ptr, 0, at)
+    if parts_ptr is None:
+        total, dy, x = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
+    else:
+        total = _add_chunks(parts_ptr, at, T)
+    pull = rstd * rstd * rstd * to_channels(total, T) / (HW * T.D).to(tl.float32)
+    scale, pull = wide(weight * rstd), wide(pull)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels_from_end(i, at, T)
+        if not (T.ONE and parts_ptr is None):
+            dy = load(dy_ptr, tile, 0, True)
+            x = load(x_ptr, tile, 0, True)
+        s = _sigmoid(x, v, T.FAST)
+        slope = x * s * (1 - s)
+        if v is not None:
+            slope *= v
+        z = x
+        if CENTRED:
+            z -= mean
+        store(dx_ptr, dy * scale * (s + slope) - pull * z, tile)
+
+
+@on_device
+def sample_backward(dy, x, weight, v, mean, rstd, centred):
+    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
+    n, channels = x.shape[:2]
+    plan = make_plan(x, channels // mean.shape[1], 2)
+    dx = torch.empty_like(x)
+    gradients = planes(x, 2 if v is None else 3, n * plan.chunks * channels)
+    common = (gradients.stride(0), sample_stride(weight))
+    parts = None
+    if not plan.fused:
+        parts = x.new_empty(n * plan.chunks * plan.units, dtype=torch.float32)
+        plan.run(_sample_sums_kernel, dy, x, weight, v, rstd, gradients, parts, *common)
+    pointers = (dy, x, dx, weight, v, mean, rstd, gradients, parts)
+    plan.run(_sample_backward_kernel, *pointers, *common, CENTRED=centred)
+    dweight, dbias, *dv = totals(gradients, n, channels, plan.chunks, weight)
+    return dx, dweight, dbias, dv[0] if dv else None
