@@ -1,4 +1,4 @@
-"""``evonorm-eval``: the scores of the paper's Tables 4 and 5, with the protocol beside them.
+"""The scores of the paper's Tables 4 and 5, with the protocol beside them.
 
 Results go to stdout as a table (``--json``: as JSON) and with ``--out`` to a file; progress and
 warnings go to stderr.
