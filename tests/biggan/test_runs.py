@@ -47,7 +47,7 @@ def test_killed_anywhere_and_resumed(norm, tmp_path, train, start_train, tiny_ar
     assert code == 0, output
     arguments = tiny_arguments(tmp_path / "killed", **options)
     path, kills, draw = tmp_path / "killed/checkpoint.pt", 0, random.Random(norm)
-    for _ in range(3):
+    for _ in range(2):
         process = start_train(arguments, resume=True)
         before = path.stat().st_mtime_ns if path.exists() else 0
         # Once it has saved something new: at any moment of a step, of a write, of a rename.
@@ -59,7 +59,7 @@ def test_killed_anywhere_and_resumed(norm, tmp_path, train, start_train, tiny_ar
                 break
             time.sleep(0.001)
         process.communicate()
-    assert kills >= 2
+    assert kills == 2
     assert state(tmp_path / "killed")["step"] < 30
     code, output = train(arguments, resume=True)
     assert code == 0, output
@@ -200,21 +200,26 @@ def test_what_is_there_is_not_overwritten(tmp_path, train, tiny_arguments):
 
 def test_not_finite_keeps_the_last_checkpoint(tmp_path, train, tiny_arguments):
     folder = tmp_path / "run"
-    options = {"steps": 6, "checkpoint_every": 2}
-    assert train(tiny_arguments(folder, **{**options, "steps": 2}))[0] == 0
+    assert train(tiny_arguments(folder, steps=2))[0] == 0
+    broken = state(folder)
+    broken["discriminator"]["blocks.1.conv2.weight"][0] = float("inf")
+    checkpoint.save(broken, folder / "checkpoint.pt")
     whole = (folder / "checkpoint.pt").read_bytes()
-    code, output = train(tiny_arguments(folder, **options, g_lr=1e38), resume=True)
+    code, output = train(tiny_arguments(folder, steps=6, checkpoint_every=1), resume=True)
     assert code == 1, output
-    assert "loss is nan" in output or "loss is inf" in output
-    assert "first tensor that is not finite: generator" in output
+    assert "step 3: the discriminator's loss is nan" in output
+    assert "first tensor that is not finite: discriminator blocks.1.conv2.weight" in output
     assert f"The last checkpoint, {folder}/checkpoint.pt, is from before" in output
     assert (folder / "checkpoint.pt").read_bytes() == whole
 
 
 def test_seeds_after_each_other(tmp_path, train, tiny_arguments):
     options = tiny_arguments(tmp_path, steps=1)
-    code, output = train(["--seeds", 0, 1, *options])
+    code, output = train(["--seeds", "0,1", *options])
     assert code == 0, output
     a, b = state(tmp_path / "seed0"), state(tmp_path / "seed1")
     assert (a["config"]["seed"], b["config"]["seed"]) == (0, 1)
     assert not torch.equal(a["ema"]["conv.weight"], b["ema"]["conv.weight"])
+    code, output = train(["--seeds", "0,0", *options])
+    assert code == 2
+    assert "'0,0' is not a list of different seeds like 0,1,2" in output
