@@ -21,7 +21,16 @@ EXTRAS = {
         "setuptools<81",  # Detectron2's model zoo imports pkg_resources
         "torchvision",
     ],
-    "metrics": ["pytorch-fid", "torch-fidelity", "torchvision"],
+    "metrics": [
+        "faster-coco-eval>=1.8",  # before, it counted a match of annotation id 0
+        "numpy",
+        "pillow",
+        "pycocotools>=2.0.2",
+        "pytorch-fid",
+        "torch-fidelity",
+        "torchvision",
+        "tqdm",
+    ],
     "gan": ["pytorch-fid", "pyyaml", "torch-fidelity", "torchvision"],
     "test": ["numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "ruff", "timm"],
 }
@@ -54,6 +63,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["evonorm-eval = evonorm_plugins.metrics.cli:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),

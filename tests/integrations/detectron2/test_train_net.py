@@ -13,6 +13,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from evonorm_plugins.integrations.detectron2.run_setup import setup
+
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
 FAST = (
@@ -215,10 +217,10 @@ def test_bad_options(shapes, tmp_path, capsys, options, said):
 
 def test_freezing_what_was_never_trained_is_said(shapes):
     options = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
-    _, notes = train_net.setup(train_net.parse_args(arguments(shapes, *options)))
+    _, notes = setup(train_net.parse_args(arguments(shapes, *options)))
     assert any("MODEL.RESNETS.NORM is FrozenBN" in note for note in notes)
     assert any("MODEL.BACKBONE.FREEZE_AT is 2" in note for note in notes)
-    _, notes = train_net.setup(train_net.parse_args(arguments(shapes)))
+    _, notes = setup(train_net.parse_args(arguments(shapes)))
     assert not any("never trained" in note for note in notes)
 
 

@@ -1,0 +1,109 @@
+"""A feature extractor of the user's: TorchScript or ``torch.export``, uint8 images to features."""
+
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+
+from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.metrics.weights import file_sha256
+
+
+class CustomExtractor:
+    """uint8 images to features (B, D) and, if the module gives a second output, logits (B, C).
+
+    The module gets (B, 3, H, W) and returns features, or a tuple of features and logits. Images of
+    other sizes come in other batches: it does its own resizing.
+
+    Args:
+        path: of ``torch.jit.save`` or ``torch.export.save``; the latter with a dynamic batch.
+        device: where it runs.
+
+    Raises:
+        InputError: it cannot be loaded, or what it returns are no features.
+    """
+
+    precision = "float32"
+    is_reference = False
+
+    def __init__(self, path, device="cpu"):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"--feature-extractor: there is no file {path}")
+        self.sha256 = file_sha256(path)
+        self.device = torch.device(device)
+        self.module = _load(self.path, self.device)
+        self.has_logits = None  # known after the first batch
+
+    @property
+    def label(self):
+        return f"{self.path.name}@{self.sha256[:8]}"
+
+    def describe(self):
+        return {
+            "extractor": self.path.name,
+            "extractor_sha256": self.sha256,
+            "extractor_is_reference": False,
+            "backend": None,
+            "resize": "by the extractor",
+            "precision": "the extractor's",
+        }
+
+    @torch.no_grad()
+    def __call__(self, images):
+        if isinstance(images, torch.Tensor):
+            return self._run(images)
+        order, outputs = [], []
+        for shape in dict.fromkeys(tuple(image.shape) for image in images):
+            places = [k for k, image in enumerate(images) if tuple(image.shape) == shape]
+            order += places
+            outputs.append(self._run(torch.stack([images[k] for k in places])))
+        back = torch.tensor(order).argsort().to(self.device)
+        features, logits = zip(*outputs, strict=True)
+        features = torch.cat(features)[back]
+        return features, torch.cat(logits)[back] if self.has_logits else None
+
+    def _run(self, images):
+        try:
+            output = self.module(images.to(self.device))
+        except Exception as error:  # whatever a stranger's module raises
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{self.path} fails on uint8 images {tuple(images.shape)}: {reason} (a module of "
+                "torch.export needs a dynamic batch dimension, and one for each size of images)"
+            ) from None
+        outputs = output if isinstance(output, tuple | list) else (output,)
+        names = "features", "logits"
+        if not 1 <= len(outputs) <= 2:
+            raise InputError(
+                f"{self.path} returns {len(outputs)} values, not {' and '.join(names)}"
+            )
+        for name, value in zip(names, outputs, strict=False):
+            if not isinstance(value, torch.Tensor) or value.dim() != 2:
+                shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
+                raise InputError(f"{self.path}: its {name} are {shape}, not (images, numbers)")
+            if len(value) != len(images) or not torch.isfinite(value).all():
+                raise InputError(
+                    f"{self.path}: its {name} for {len(images)} images are {tuple(value.shape)}, "
+                    f"{'' if torch.isfinite(value).all() else 'not '}all finite"
+                )
+        if self.has_logits is None:
+            self.has_logits = len(outputs) == 2
+        return outputs[0].float(), outputs[1].float() if len(outputs) == 2 else None
+
+
+def _load(path, device):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2] for name in archive.namelist()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is announced to go
+            if "archive_format" in names:
+                return torch.export.load(path).module().to(device)
+            return torch.jit.load(path, map_location=device).eval()
+    except Exception as error:  # both loaders raise many kinds for files of other kinds
+        raise InputError(
+            f"--feature-extractor: {path} is no module of torch.jit.save or torch.export.save: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from None

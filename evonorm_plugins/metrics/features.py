@@ -1,0 +1,223 @@
+"""One pass over images: features to statistics, and to a file where single ones are needed."""
+
+import contextlib
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from evonorm_plugins.metrics import processes
+from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.metrics.inception import full_float32
+from evonorm_plugins.metrics.inception_score import InceptionScore
+from evonorm_plugins.metrics.moments import Moments
+
+_ROWS = 4096  # features that travel between processes at a time
+
+
+@dataclass
+class Wanted:
+    """What a pass has to give.
+
+    Attributes:
+        moments: mean and covariance of features.
+        splits: (N,) split of each image for the Inception score, or None.
+        features: the features themselves.
+        pictures: indices of images to keep.
+        size: numbers in a feature vector of the statistics to compare with, or None.
+    """
+
+    moments: bool = True
+    splits: np.ndarray | None = None
+    features: bool = False
+    pictures: list = field(default_factory=list)
+    size: int | None = None
+
+
+@dataclass
+class Pass:
+    """What a pass gave; the same in every process but for ``features``, the main one's."""
+
+    n: int
+    moments: Moments | None = None
+    score: InceptionScore | None = None
+    features: np.ndarray | None = None
+    pictures: dict = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def progress_bar(quiet):
+    """tqdm on stderr, in the main process and unless ``quiet``: ``bar(label, total, unit)``."""
+
+    def bar(label, total, unit=" images"):
+        hidden = quiet or not processes.is_main()
+        return tqdm(desc=label, total=total, disable=hidden, unit=unit, mininterval=0.5)
+
+    return bar
+
+
+def stepped(iterator, bar):
+    """Advance a bar by one for each item."""
+    with bar:
+        for item in iterator:
+            yield item
+            bar.update()
+
+
+def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu", bar=None):
+    """Extract features of every image once.
+
+    Args:
+        source: of :mod:`~evonorm_plugins.metrics.images` or a sampled checkpoint.
+        extractor: images to features and logits.
+        wanted: :class:`Wanted`.
+        bar: a progress bar whose ``update(n)`` counts the images of this process, or None.
+
+    Returns:
+        Pass
+
+    Raises:
+        InputError: an image cannot be read, or the extractor gives no logits where they are needed.
+    """
+    start = time.perf_counter()
+    result = Pass(n=len(source))
+    spool = _Spool(len(source)) if wanted.features else None
+    rank, count = processes.rank(), processes.count()
+    batches = source.batches(
+        batch_size,
+        process=rank,
+        processes=count,
+        workers=workers,
+        pin=torch.device(device).type == "cuda",
+    )
+    pictures = set(wanted.pictures)
+    with full_float32(), bar or contextlib.nullcontext():
+        for indices, images in batches:
+            features, logits = extractor(images)
+            if wanted.size not in (None, features.shape[1]):
+                raise InputError(
+                    f"the statistics of real images are of {wanted.size} features, the extractor "
+                    f"gives {features.shape[1]}"
+                )
+            if wanted.moments:
+                if result.moments is None:
+                    result.moments = Moments(features.shape[1], device)
+                result.moments.update(features)
+            if wanted.splits is not None:
+                _check_logits(logits)
+                if result.score is None:
+                    result.score = InceptionScore(wanted.splits, logits.shape[1], device)
+                result.score.update(torch.tensor(indices), logits)
+            if spool:
+                spool.add(indices, features)
+            for k in pictures.intersection(indices):
+                result.pictures[k] = images[indices.index(k)].clone().cpu()
+            if bar:
+                # The others' are as far: batches are dealt out in turn.
+                bar.update(min(len(indices) * count, len(source) - bar.n))
+    _join(result, wanted, extractor, source, device)
+    if spool:
+        result.features = spool.collect()
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _check_logits(logits):
+    if logits is None:
+        raise InputError(
+            "an Inception score needs logits, and the feature extractor returns features alone; "
+            "return (features, logits), or ask for --fid, --kid or --prc"
+        )
+
+
+def _join(result, wanted, extractor, source, device):
+    """Merge what the processes have counted; one that had no batch has nothing but zeros."""
+    if processes.count() == 1:
+        return
+    sizes = processes.gather(
+        (
+            result.moments.mean.shape[0] if result.moments else 0,
+            result.score.probabilities.shape[1] if result.score else 0,
+        )
+    )
+    if wanted.moments:
+        result.moments = _joined_moments(result.moments or Moments(max(sizes)[0], device))
+    if wanted.splits is not None:
+        classes = max(size[1] for size in sizes)
+        result.score = result.score or InceptionScore(wanted.splits, classes, device)
+        for tensor in result.score.sums():
+            processes.add_up(tensor)
+    for pictures in processes.gather(result.pictures):
+        result.pictures.update(pictures)
+
+
+def _joined_moments(own):
+    """Every process's deviations from the mean of all (Chan et al.), added up."""
+    joined = Moments(len(own.mean), own.mean.device)
+    n = processes.add_up(torch.tensor(own.n, dtype=torch.float64, device=own.mean.device))
+    joined.n = int(n)
+    joined.mean = processes.add_up(own.mean * (own.n / n))
+    delta = own.mean - joined.mean
+    joined.deviations = own.deviations.addr_(delta, delta, alpha=own.n)
+    processes.add_up(joined.deviations)
+    return joined
+
+
+class _Spool:
+    """Features on disk, so that memory does not grow with the number of images."""
+
+    def __init__(self, n):
+        self.n = n
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the features
+        self.size = None
+        self.own = []
+
+    def add(self, indices, features):
+        features = features.float().cpu().numpy()
+        self.size = features.shape[1]
+        self.own += indices
+        row = self.size * 4
+        # Batches are consecutive images.
+        self.file.seek(indices[0] * row)
+        self.file.write(features.tobytes())
+
+    def collect(self):
+        """(N, D) float32 memory map in the main process, None in others."""
+        self.size = max(s or 0 for s in processes.gather(self.size))
+        self.file.flush()
+        if processes.count() > 1:
+            self._receive()
+        if not processes.is_main():
+            return None
+        os.ftruncate(self.file.fileno(), self.n * self.size * 4)
+        return np.memmap(self.file, np.float32, "r", shape=(self.n, self.size))
+
+    def _receive(self):
+        own = processes.gather(self.own)
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        for sender in range(1, processes.count()):
+            for start in range(0, len(own[sender]), _ROWS):
+                places = own[sender][start : start + _ROWS]
+                rows = torch.empty(len(places), self.size, device=device)
+                if processes.rank() == sender:
+                    rows.copy_(torch.from_numpy(self._read(places)))
+                torch.distributed.broadcast(rows, sender)
+                if processes.is_main():
+                    self._write(places, rows.cpu().numpy())
+
+    def _read(self, places):
+        rows = np.empty((len(places), self.size), np.float32)
+        for k, place in enumerate(places):
+            self.file.seek(place * self.size * 4)
+            rows[k] = np.frombuffer(self.file.read(self.size * 4), np.float32)
+        return rows
+
+    def _write(self, places, rows):
+        for place, row in zip(places, rows, strict=True):
+            self.file.seek(place * self.size * 4)
+            self.file.write(row.tobytes())
+        self.file.flush()

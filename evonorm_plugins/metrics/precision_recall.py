@@ -1,0 +1,62 @@
+"""Precision and recall of generated images (Kynkäänniemi et al., arXiv 1904.06991)."""
+
+import numpy as np
+import torch
+
+
+def precision_recall(fake, real, *, neighbours=3, rows=2500, columns=10000):
+    """Shares of images that lie among the other set's.
+
+    An image lies among a set if it is no farther from one of its images than that image from its
+    k-th nearest neighbour. Precision is the share of fake images among the real ones, recall the
+    share of real ones among the fake. Distances are float32 as in torch-fidelity; they are computed
+    in blocks, so that memory does not grow with the number of images.
+
+    Args:
+        fake, real: features, (N, D) float32 arrays or memory maps.
+        neighbours: k.
+
+    Returns:
+        dict with ``precision_fraction``, ``recall_fraction``, ``f_score_fraction``.
+
+    Raises:
+        ValueError: no more images than neighbours.
+    """
+    if min(len(fake), len(real)) <= neighbours or neighbours < 1:
+        raise ValueError(
+            f"precision and recall with {neighbours} neighbours need more images than that, "
+            f"got {len(fake)} and {len(real)}"
+        )
+    precision = _share_among(fake, real, neighbours, rows, columns)
+    recall = _share_among(real, fake, neighbours, rows, columns)
+    return {
+        "precision_fraction": precision,
+        "recall_fraction": recall,
+        "f_score_fraction": 2 * precision * recall / max(1e-5, precision + recall),
+    }
+
+
+def _share_among(queries, others, neighbours, rows, columns):
+    radii = torch.cat([_radii(block, others, neighbours, columns) for block in _cut(others, rows)])
+    inside = 0
+    for block in _cut(queries, rows):
+        hit = torch.zeros(len(block), dtype=torch.bool)
+        for k, other in enumerate(_cut(others, columns)):
+            limits = radii[k * columns : k * columns + len(other)]
+            hit |= (torch.cdist(block, other) <= limits).any(1)
+        inside += int(hit.sum())
+    return inside / len(queries)
+
+
+def _radii(block, others, neighbours, columns):
+    """Distance to the k-th nearest of ``others``, the image itself not counted."""
+    nearest = torch.empty(len(block), 0)
+    for other in _cut(others, columns):
+        distances = torch.cat([nearest, torch.cdist(block, other)], 1)
+        nearest = distances.topk(min(neighbours + 1, distances.shape[1]), largest=False).values
+    return nearest.max(1).values
+
+
+def _cut(features, rows):
+    for start in range(0, len(features), rows):
+        yield torch.from_numpy(np.array(features[start : start + rows]))  # a map is read-only

@@ -1,0 +1,132 @@
+"""What a number was measured with: recorded beside it, and compared before numbers are."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+from evonorm_plugins.metrics.errors import InputError, ProtocolError
+
+# Below it, the covariance of 2048 features has no full rank and FID is far too high.
+ENOUGH_IMAGES = 2048
+_PACKAGES = ("torch", "numpy", "pillow")
+_GAN_PACKAGES = ("torch-fidelity", "pytorch-fid")
+_AP_PACKAGES = ("pycocotools", "faster-coco-eval", "detectron2")
+NO_STATISTICS = "no batch statistics"
+
+
+def versions(kind):
+    """``{package: version}`` of what took part, None for one that is not installed."""
+    import evonorm_plugins
+
+    found = {"evonorm_plugins": evonorm_plugins.__version__, "python": platform.python_version()}
+    for package in (*_PACKAGES, *(_AP_PACKAGES if kind == "ap" else _GAN_PACKAGES)):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def labelled(key, label):
+    """The key of a score: ``fid``, or ``fid[label]`` where another extractor gave it."""
+    return f"{key}[{label}]" if label else key
+
+
+def differences(a, b):
+    """Keys of two protocols whose values differ, ``{key: (value, value)}``.
+
+    A generator without batch statistics goes with any mode of those that have them, and two
+    fingerprints of a set of images are equal if no number differs by more than 1e-4 of its size:
+    GPUs and CPUs round differently.
+    """
+    wrong = {}
+    for key in dict.fromkeys((*a, *b)):
+        left, right = a.get(key), b.get(key)
+        if key == "mode" and NO_STATISTICS in (left, right):
+            continue
+        if key == "real_fingerprint" and left and right:
+            same = all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(left, right, strict=True))
+        else:
+            same = left == right
+        if not same:
+            wrong[key] = left, right
+    return wrong
+
+
+def check_same(records, paths):
+    """Raise ProtocolError, with what differs, unless all records are comparable."""
+    for record, path in zip(records[1:], paths[1:], strict=True):
+        if record["kind"] != records[0]["kind"]:
+            raise ProtocolError(
+                f"{paths[0]} holds {records[0]['kind']} scores, {path} {record['kind']} scores; "
+                "they go into two tables"
+            )
+        wrong = differences(records[0]["protocol"], record["protocol"])
+        if wrong:
+            listed = "; ".join(f"{k} {a!r} and {b!r}" for k, (a, b) in wrong.items())
+            raise ProtocolError(f"{paths[0]} and {path} were measured in different ways: {listed}")
+
+
+def check_counts(counts, strict):
+    """Warnings about sets of images that are too small, ``{name: N or None}``.
+
+    Raises:
+        InputError: there are some, and ``strict`` is set.
+    """
+    warnings = []
+    for name, n in counts.items():
+        if n is None:
+            warnings.append(f"the number of {name} images is not known")
+        elif n < ENOUGH_IMAGES:
+            warnings.append(
+                f"{n} {name} images are fewer than {ENOUGH_IMAGES}: the scores are strongly biased "
+                "and go with no others"
+            )
+    if warnings and strict:
+        raise InputError(f"--strict: {'; '.join(warnings)}")
+    return warnings
+
+
+def check_writable(path):
+    """Find out before the work is done that its result cannot be written.
+
+    Raises:
+        InputError: names the path and the reason.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    if path.is_dir():
+        raise InputError(f"{path} cannot be written: it is a folder")
+
+
+def write_json(path, record):
+    """Write to a temporary name, then rename."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(as_json(record) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def as_json(record):
+    """JSON text; numbers that are not finite are null, which JSON has no others for."""
+    return json.dumps(_finite(record), indent=2, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,156 @@
+"""Statistics of real images, kept: our own files, pytorch-fid's npz, torch-fidelity's cache.
+
+Ours is an npz that pytorch-fid reads too: ``mu`` (D,) and ``sigma`` (D, D) in float64, ``n``, the
+protocol as JSON and, if asked for, the features (N, D) in float32 that KID and precision need.
+"""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evonorm_plugins.metrics.errors import InputError, ProtocolError
+
+_CACHE_SUFFIXES = (".pt", ".pth")
+
+
+@dataclass
+class Statistics:
+    """Mean (D,) and covariance (D, D) of features of ``n`` images, None if the file says nothing.
+
+    ``protocol`` is how they were measured, None if unknown; ``features`` (N, D) or None.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    n: int | None
+    protocol: dict | None
+    features: np.ndarray | None = None
+
+    def fingerprint(self):
+        """Two numbers that tell sets of images apart: mean feature and mean variance."""
+        return [float(self.mean.mean()), float(np.trace(self.covariance) / len(self.mean))]
+
+
+def is_statistics(path):
+    """Whether a file holds statistics rather than images."""
+    path = Path(path)
+    if not path.is_file():
+        return False
+    if path.suffix.lower() in _CACHE_SUFFIXES:
+        return True
+    if path.suffix.lower() != ".npz":
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return "mu" in content and "sigma" in content
+    except Exception:  # no zip file at all; what is said about it then is said of images
+        return False
+
+
+def save_statistics(path, statistics):
+    """Write to a temporary name, then rename.
+
+    Raises:
+        InputError: the folder is not there or cannot be written to.
+    """
+    arrays = {"mu": statistics.mean, "sigma": statistics.covariance, "n": np.int64(statistics.n)}
+    arrays["protocol"] = np.array(json.dumps(statistics.protocol))
+    if statistics.features is not None:
+        arrays["features"] = statistics.features
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def load_statistics(path):
+    """Statistics from a file of ours, of pytorch-fid, or of torch-fidelity's cache.
+
+    Raises:
+        InputError: it cannot be read, or holds other things.
+    """
+    path = Path(path)
+    read = _read_cache if path.suffix.lower() in _CACHE_SUFFIXES else _read_npz
+    try:
+        statistics = read(path)
+    except InputError:
+        raise
+    except Exception as error:  # a file of another kind can fail anywhere in these readers
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} holds no statistics that can be read: {reason}") from None
+    mean, covariance = statistics.mean, statistics.covariance
+    if mean.ndim != 1 or covariance.shape != mean.shape * 2:
+        raise InputError(
+            f"{path}: mu must be (D,) and sigma (D, D), they are {mean.shape} and "
+            f"{covariance.shape}"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise InputError(f"{path} holds values that are not finite")
+    return statistics
+
+
+def _read_npz(path):
+    with np.load(path, allow_pickle=False) as content:
+        return Statistics(
+            np.asarray(content["mu"], np.float64),
+            np.asarray(content["sigma"], np.float64),
+            int(content["n"]) if "n" in content else None,
+            json.loads(str(content["protocol"])) if "protocol" in content else None,
+            content.get("features"),
+        )
+
+
+def _read_cache(path):
+    """``NAME-...-stat-fid-2048.pt`` (arrays mu, sigma) or ``NAME-...-features-2048.pt``."""
+    allowed = [np.ndarray, np.dtype, np._core.multiarray._reconstruct]
+    allowed += [type(np.dtype(t)) for t in (np.float32, np.float64)]
+    with torch.serialization.safe_globals(allowed):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    if isinstance(content, torch.Tensor) and content.dim() == 2:
+        features = content.double()
+        return Statistics(
+            features.mean(0).numpy(),
+            np.cov(features.numpy(), rowvar=False),
+            len(features),
+            None,
+            content.float().numpy(),
+        )
+    if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
+        mean, covariance = (np.asarray(content[k], np.float64) for k in ("mu", "sigma"))
+        return Statistics(mean, covariance, None, None)
+    raise InputError(
+        f"{path} is no cache of torch-fidelity: a dict of mu and sigma, or features (N, D)"
+    )
+
+
+def check_same_extractor(statistics, described, path):
+    """Refuse statistics that were measured in another way.
+
+    Args:
+        described: what the extractor in use says of itself.
+
+    Raises:
+        ProtocolError: names what differs.
+    """
+    if statistics.protocol is None:
+        return
+    keys = ("extractor", "extractor_sha256", "backend", "resize", "precision")
+    wrong = [k for k in keys if statistics.protocol.get(k) != described.get(k)]
+    if wrong:
+        raise ProtocolError(
+            f"{path} was measured in another way: "
+            + "; ".join(f"{k} {statistics.protocol.get(k)!r}, here {described[k]!r}" for k in wrong)
+        )

@@ -1,0 +1,116 @@
+"""Rows of the paper's tables from the records of several runs."""
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+
+from evonorm_plugins.metrics.coco_files import read_json
+from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.metrics.protocol import check_same
+
+_GAN_COLUMNS = {
+    "inception_score_mean": ("IS", "{:.2f}", max),
+    "fid": ("FID", "{:.2f}", min),
+    "kid_mean": ("KID x 1000", "{:.3f}", min),
+    "precision_fraction": ("precision", "{:.3f}", max),
+    "recall_fraction": ("recall", "{:.3f}", max),
+}
+_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_TASKS = {"bbox": "box", "segm": "mask"}
+
+
+def read_records(paths):
+    """Records of ``evonorm-eval gan`` and ``ap``.
+
+    Raises:
+        InputError: a file is none.
+        ProtocolError: they were measured in different ways; says how.
+    """
+    records = []
+    for path in paths:
+        record = read_json(path)
+        if not isinstance(record, dict) or record.get("kind") not in ("gan", "ap"):
+            raise InputError(f"{path} was not written by evonorm-eval gan or ap with --out")
+        missing = [k for k in ("name", "protocol", "runs") if k not in record]
+        if missing or not isinstance(record["protocol"], dict) or not _has_runs(record["runs"]):
+            raise InputError(f"{path} is a record without {', '.join(missing) or 'scores'}")
+        records.append(record)
+    check_same(records, paths)
+    return records
+
+
+def _has_runs(runs):
+    return (
+        isinstance(runs, list)
+        and runs != []
+        and all(isinstance(run, dict) and isinstance(run.get("scores"), dict) for run in runs)
+    )
+
+
+def rows_of(records):
+    """``[{"name", "runs", "columns": {column: {"median", "best"}}}]``, one row for each name.
+
+    Every run of every record with the name counts. Values None (no ground truth) are left out.
+    """
+    columns = _columns(records)
+    groups = defaultdict(list)
+    for record in records:
+        groups[record["name"]] += [_flat(run["scores"]) for run in record["runs"]]
+    rows = []
+    for name, runs in groups.items():
+        row = {"name": Path(name).name, "runs": len(runs), "columns": {}}
+        for key, (column, _, best) in columns.items():
+            values = [run[key] for run in runs if run.get(key) is not None]
+            row["columns"][column] = (
+                {"median": statistics.median(values), "best": best(values)} if values else None
+            )
+        rows.append(row)
+    return rows
+
+
+def text_rows(records):
+    """The same as cells of text: median/best, or one number where there is one run."""
+    columns = {column: form for column, form, _ in _columns(records).values()}
+    rows = rows_of(records)
+    several = any(row["runs"] > 1 for row in rows)
+    suffix = " (median/best)" if several else ""
+    table = [["layer", "runs", *(f"{column}{suffix}" for column in columns)]]
+    for row in rows:
+        cells = []
+        for column, form in columns.items():
+            value = row["columns"][column]
+            if value is None:
+                cells.append("-")
+            elif several:
+                cells.append(f"{form.format(value['median'])}/{form.format(value['best'])}")
+            else:
+                cells.append(form.format(value["median"]))
+        table.append([row["name"], str(row["runs"]), *cells])
+    return table
+
+
+def _columns(records):
+    """``{key: (column, format, best of several)}`` of the scores that there are."""
+    keys = dict.fromkeys(k for record in records for run in record["runs"] for k in
+                         _flat(run["scores"]))  # fmt: skip
+    columns = {}
+    for key in keys:
+        name, bracket, label = key.partition("[")
+        if name in _GAN_COLUMNS:
+            column, form, best = _GAN_COLUMNS[name]
+            columns[key] = f"{column}{' [' + label if bracket else ''}", form, best
+        task, _, number = key.partition(".")
+        if task in _TASKS and number in _AP_COLUMNS:
+            columns[key] = f"{_TASKS[task]} {number}", "{:.1f}", max
+    return columns
+
+
+def _flat(scores):
+    """``{"bbox": {"AP": 1}}`` -> ``{"bbox.AP": 1}``; KID as it is printed, times 1000."""
+    flat = {}
+    for key, value in scores.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": number for name, number in value.items()}
+        else:
+            flat[key] = value * 1000 if key.startswith("kid_mean") and value else value
+    return flat
