@@ -202,13 +202,13 @@ def test_not_finite_keeps_the_last_checkpoint(tmp_path, train, tiny_arguments):
     folder = tmp_path / "run"
     assert train(tiny_arguments(folder, steps=2))[0] == 0
     broken = state(folder)
-    broken["discriminator"]["blocks.1.conv2.weight"][0] = float("inf")
+    broken["discriminator"]["blocks.0.conv2.weight"][0] = float("inf")
     checkpoint.save(broken, folder / "checkpoint.pt")
     whole = (folder / "checkpoint.pt").read_bytes()
     code, output = train(tiny_arguments(folder, steps=6, checkpoint_every=1), resume=True)
     assert code == 1, output
     assert "step 3: the discriminator's loss is nan" in output
-    assert "first tensor that is not finite: discriminator blocks.1.conv2.weight" in output
+    assert "first tensor that is not finite: discriminator blocks.0.conv2.weight" in output
     assert f"The last checkpoint, {folder}/checkpoint.pt, is from before" in output
     assert (folder / "checkpoint.pt").read_bytes() == whole
 
