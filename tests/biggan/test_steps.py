@@ -159,3 +159,17 @@ def test_average(tiny):
     torch.testing.assert_close(averaged[f"{name}.running_var"], first[f"{name}.running_var"] + 1.25)
     assert averaged[f"{name}.num_batches_tracked"] == 2
     assert (averaged["conv.u"] == 2).all()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        *("EvoNormB0", "EvoNormB1", "EvoNormB2", "EvoNormS0", "EvoNormS1", "EvoNormS2"),
+        *("BN-ReLU", "GN-ReLU(groups=8)", "GN-ReLU(groups=16)", "GN-ReLU(groups=32)"),
+        *("LN-ReLU", "PixelNorm-ReLU"),
+    ],
+)
+def test_every_norm_of_table_5_trains(norm, tiny):
+    trainer, numbers = train(tiny(norm=norm, channels=16, g_lr=1e-3, d_lr=1e-3), steps=20)
+    assert trainer.step == 20
+    assert all(torch.isfinite(v) for v in numbers.values())
