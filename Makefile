@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: help demo test bench lint install venv detectron2 clean
 
 help:
-	@echo "make demo        train a small detector with EvoNormS0, show its predictions"
+	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
 	@echo "make test        run the tests; ARGS=... goes to pytest"
 	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
 	@echo "make lint        ruff, lint and format"

@@ -31,7 +31,18 @@ EXTRAS = {
         "torchvision",
         "tqdm",
     ],
-    "gan": ["pytorch-fid", "pyyaml", "torch-fidelity", "torchvision"],
+    "gan": [
+        "h5py",  # data in HDF5
+        "numpy",
+        "pillow",
+        "pytorch-fid",
+        "pyyaml",
+        "scikit-learn",  # the digits of the demo
+        "tensorboard",
+        "torch-fidelity",
+        "torchvision",
+        "tqdm",
+    ],
     "test": ["numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "ruff", "timm"],
 }
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -59,6 +70,7 @@ setup(
     version=VERSION,
     description="EvoNorm layers for PyTorch, for Detectron2 and for BigGAN",
     packages=find_packages(include=["evonorm_plugins*", "biggan*"]),
+    package_data={"biggan": ["configs/*.yaml"]},
     ext_modules=[KERNELS],
     python_requires=">=3.10",
     install_requires=["torch>=2.6"],

@@ -90,7 +90,12 @@ class Attention(nn.Module):
 
         query = rows(self.query(x))
         key, value = (rows(F.max_pool2d(conv(x), 2)) for conv in (self.key, self.value))
-        # Not scaled by the square root of the channels: the queries and keys of the paper are not.
-        h = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        # Channels of zeros change no product, and the kernels that keep no matrix of attention want
+        # queries, keys and values of one length, and heads, here one.
+        missing = value.shape[2] - query.shape[2]
+        query, key = F.pad(query, (0, missing)), F.pad(key, (0, missing))
+        heads = (t[:, None] for t in (query, key, value))
+        # Not scaled by the square root of the channels: those of the paper are not.
+        h = F.scaled_dot_product_attention(*heads, scale=1.0)[:, 0]
         h = self.out(h.transpose(1, 2).unflatten(2, x.shape[2:]))
         return x + self.gain * h

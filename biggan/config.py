@@ -234,11 +234,12 @@ def _check_architecture(config):
         default = {32: [], 64: [32]}
         config.attention = default.get(config.resolution, [64])
     for size in config.attention:
-        if size not in sizes:
-            known = ", ".join(map(str, sizes))
+        # The discriminator's first stage ends at half the resolution.
+        if size not in sizes[:-1]:
+            known = ", ".join(map(str, sizes[:-1]))
             raise ConfigError(
-                f"attention={config.attention}: resolution {config.resolution} has feature maps "
-                f"of {known}, not of {size}"
+                f"attention={config.attention}: at resolution {config.resolution} both networks "
+                f"have feature maps of {known}, not of {size}"
             )
     multipliers = config.channel_multipliers or CHANNEL_MULTIPLIERS[config.resolution]
     if len(multipliers) != len(sizes) + 1 or min(multipliers) < 1:

@@ -61,7 +61,7 @@ class Ranks:
         """Whether ``flag`` is true on any rank; every rank calls this."""
         if self.size == 1:
             return bool(flag)
-        flags = torch.tensor([float(flag)])
+        flags = torch.tensor([float(bool(flag))])
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
         return bool(flags.item())
 

@@ -51,7 +51,7 @@ def decode(data, resolution, channels, *, enlarge):
         image = image.resize((resolution, resolution), method, box=box)
     array = np.asarray(image)
     array = array[None] if channels == 1 else array.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.array(array, order="C"))
 
 
 def _eight_bits(image):

@@ -160,6 +160,8 @@ class TrainingData:
             collate_fn=_collate,
             worker_init_fn=_start_worker,
             pin_memory=pin_memory,
+            # Its own: a loader seeds its workers with a number that it would draw from torch's.
+            generator=torch.Generator(),
             **several,
         )
         self.damaged = set()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 
@@ -39,9 +40,21 @@ class Records:
             partial.write_text("".join(json.dumps(r) + "\n" for r in kept))
         self.lines = open(path, "a")  # noqa: SIM115
         self.board = _board(self.folder / "tensorboard", step)
-        self.bar = tqdm(
-            total=config.steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.05
-        )
+        self.bar = None
+
+    def start(self):
+        """Show the progress bar; rates are counted from here."""
+        self.started = time.perf_counter()
+        if self.is_main:
+            self.bar = tqdm(
+                total=self.config.steps,
+                initial=self.first,
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.05,
+                # Not a line every tenth of a second where nobody looks on.
+                mininterval=0.2 if sys.stderr.isatty() else 10,
+            )
 
     def add(self, names, values):
         """Take in the numbers of a step, without waiting for the device."""
@@ -70,6 +83,8 @@ class Records:
         values["images_per_second"] = rate * trainer.images_per_step
         values["seconds"] = seconds
         self.line(step, values)
+        if not self.bar:
+            return
         shown = ("d_loss", "g_loss", "d_accuracy_real", "d_accuracy_fake")
         self.bar.set_postfix(
             {k.replace("accuracy", "acc"): f"{values[k]:.3f}" for k in shown}
@@ -96,13 +111,14 @@ class Records:
                 self.board.add_image("samples", sheet, step)
 
     def say(self, text):
-        """A line above the progress bar."""
+        """A line on stderr, above the progress bar."""
         if self.is_main:
-            self.bar.write(text, file=self.bar.fp)
+            tqdm.write(text, file=sys.stderr)
 
     def close(self):
         if self.is_main:
-            self.bar.close()
+            if self.bar:
+                self.bar.close()
             self.lines.close()
             if self.board:
                 self.board.close()

@@ -76,6 +76,7 @@ class Run:
                 records.say(note)
             self._describe(records)
             batches = iter(data)
+            records.start()
             with Stop() as stop:
                 while trainer.step < config.steps:
                     records.add(*trainer.train_step(batches))

@@ -81,6 +81,7 @@ class Scorer:
             batch_size=_BATCH,
             num_workers=self.config.workers,
             collate_fn=list,
+            generator=torch.Generator(),
         )
         for samples in loader:
             error = next((s[3] for s in samples if s[3]), None)

@@ -22,7 +22,7 @@ examples:
   go on after an interruption (or start, if there is nothing yet):
     torchrun --nproc_per_node=8 -m biggan.train --resume --config ... data=...
   three seeds after each other, in OUTPUT_DIR/seed0 ...:
-    torchrun --nproc_per_node=8 -m biggan.train --seeds 0 1 2 --config ... data=...
+    torchrun --nproc_per_node=8 -m biggan.train --seeds 0,1,2 --config ... data=...
   two machines with 8 GPUs each, on both:
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
         -m biggan.train --config ... data=...
@@ -42,12 +42,21 @@ def parse_args(argv=None):
     )
     parser.add_argument("--config", required=True, help="YAML file of biggan/configs, or your own")
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
-    parser.add_argument("--seeds", nargs="+", type=int, help="runs after each other, a folder each")
+    parser.add_argument(
+        "--seeds", type=_seeds, metavar="0,1,2", help="runs after each other, a folder each"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
-    args = parser.parse_intermixed_args(argv)
-    if args.seeds and len(set(args.seeds)) < len(args.seeds):
-        parser.error(f"--seeds {' '.join(map(str, args.seeds))}: one is given twice")
-    return args
+    return parser.parse_intermixed_args(argv)
+
+
+def _seeds(text):
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds like 0,1,2")
+    return seeds
 
 
 def main(argv=None):

@@ -1,18 +1,16 @@
 """What the BigGAN tests share: tiny configs, made images, processes of torchrun."""
 
-import io
 import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from biggan.config import from_dict
+from tests.biggan.pictures import picture
 
 ROOT = Path(__file__).resolve().parents[2]
 # A generator and a discriminator of a few thousand parameters, with attention.
@@ -48,18 +46,6 @@ def tiny():
         return from_dict({**TINY, "num_classes": 3, **options})
 
     return tiny
-
-
-def picture(label, number, size=32):
-    """A PNG of a class: stripes whose width is that of the class, somewhere."""
-    random = np.random.default_rng(1000 * label + number)
-    x = np.arange(size) + random.integers(size)
-    stripes = ((x // (2 + 3 * label)) % 2 * 200).astype(np.uint8)
-    image = np.stack([np.tile(stripes, (size, 1))] * 3, 2)
-    image[..., label % 3] = random.integers(40, 80)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")
-    return file.getvalue()
 
 
 @pytest.fixture(scope="session")

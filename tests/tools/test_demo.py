@@ -11,7 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.detectron2
 def test_demo(tmp_path):
-    command = [sys.executable, str(ROOT / "tools/demo.py"), "--iterations", "20"]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/demo.py"),
+        "--iterations",
+        "20",
+        "--only",
+        "detection",
+    ]
     out = subprocess.run(
         [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
     )
@@ -20,6 +27,18 @@ def test_demo(tmp_path):
     assert "bbox " in out.stdout
     assert "segm " in out.stdout
     assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_digits(tmp_path):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(ROOT / "tools/demo.py"), "--only", "biggan", "--gan-steps", "2"]
+    out = subprocess.run(
+        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
+    )
+    assert out.returncode == 0, out.stderr
+    assert "classified as asked for" in out.stdout
+    assert (tmp_path / "digits/digits.png").read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "digits/best.pt").exists()
 
 
 def test_bad_options():

@@ -1,0 +1,94 @@
+"""Scores of the averaged generator during training, with an extractor of one's own."""
+
+import numpy as np
+import pytest
+import torch
+
+from biggan.config import ConfigError
+from biggan.distributed import Ranks
+from biggan.generator import Generator
+from biggan.run import CollapseError, Run
+from biggan.sampling import sample_uint8
+from biggan.scores import Scorer
+from biggan.sources import open_source
+from evonorm_plugins.metrics.fid import frechet_distance
+from evonorm_plugins.metrics.inception_score import inception_score
+from tests.biggan.test_runs import state
+
+
+class Colours(torch.nn.Module):
+    """Mean and spread of every channel; logits are six of their sums."""
+
+    def forward(self, images):
+        x = images.float() / 255
+        features = torch.cat([x.mean((2, 3)), x.var((2, 3), correction=0)], 1)
+        return features, 20 * torch.cat([features[:, :2], features[:, :4] * 0.5], 1)
+
+
+@pytest.fixture
+def extractor(tmp_path):
+    path = tmp_path / "colours.pt"
+    torch.jit.script(Colours()).save(path)
+    return str(path)
+
+
+def test_scores_are_those_of_the_metrics(extractor, tiny, image_zip):
+    config = tiny(extractor=extractor, score_samples=30, data=str(image_zip))
+    source = open_source(config.data, 32)
+    generator = Generator(config)
+    score = Scorer(source, config, Ranks("cpu"))(generator)
+    fake = torch.cat(list(sample_uint8(generator, 30)))
+    real = torch.stack(
+        [torch.from_numpy(np.asarray(decoded(source.read(i)))).permute(2, 0, 1) for i in range(24)]
+    )
+    features = [Colours()(images) for images in (real, fake)]
+    moments = [(f.double().mean(0), torch.cov(f.double().T)) for f, _ in features]
+    expected = frechet_distance(*moments[0], *moments[1])
+    assert score["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    assert score["class_score"] == pytest.approx(inception_score(features[1][1])[0], rel=1e-4)
+    assert "fid" not in score
+    assert (score["n_fake"], score["n_real"], score["seed"]) == (30, 24, 0)
+    assert score["weights"] == "averaged (EMA)"
+
+
+def decoded(data):
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def test_best_checkpoints_and_collapse(extractor, tiny, image_zip, tmp_path, monkeypatch):
+    options = {"extractor": extractor, "data": str(image_zip), "steps": 6, "score_every": 1}
+    folder = tmp_path / "run"
+    config = tiny(**options, output_dir=str(folder), keep_best=2, checkpoint_every=1)
+    distances = iter([5.0, 3.0, 4.0, 2.5, 9.0, 9.5])
+    monkeypatch.setattr(Scorer, "__init__", lambda self, *_: setattr(self, "distance", "fd"))
+    monkeypatch.setattr(Scorer, "__call__", lambda self, generator: {"fd": next(distances)})
+    with pytest.raises(CollapseError, match=r"collapsed at step 6; the last good .*good\.pt"):
+        Run(config, Ranks("cpu")).train()
+    kept = sorted(p.name for p in folder.glob("best*"))
+    assert kept == ["best-2.pt", "best-4.pt", "best.pt"]
+    best = state(folder, "best.pt")
+    assert (best["step"], best["score"]["fd"]) == (4, 2.5)
+    assert set(best) == {"format", "version", "config", "classes", "step", "score", "ema"}
+    # The score of step 5 was three times the best one: good.pt is from before.
+    assert state(folder, "good.pt")["step"] == 4
+    assert state(folder)["step"] == 5
+
+
+def test_samples_that_are_all_the_same_are_a_collapse(tiny, image_zip, tmp_path, monkeypatch):
+    config = tiny(data=str(image_zip), output_dir=str(tmp_path), steps=3, sample_every=1)
+    spreads = iter([50.0, 40.0, 2.0])
+    monkeypatch.setattr("biggan.run.diversity", lambda images: next(spreads))
+    with pytest.raises(CollapseError, match="collapsed at step 3"):
+        Run(config, Ranks("cpu")).train()
+
+
+def test_bad_extractors(tiny, image_zip, tmp_path):
+    source = open_source(str(image_zip), 32)
+    with pytest.raises(ConfigError, match=r"extractor=none\.pt: .*there is no file none\.pt"):
+        Scorer(source, tiny(extractor="none.pt"), Ranks("cpu"))
+    with pytest.raises(ConfigError, match="score_samples=5 must be at least 10"):
+        Scorer(source, tiny(extractor="none.pt", score_samples=5), Ranks("cpu"))
