@@ -5,6 +5,7 @@ import math
 from evonorm_plugins.metrics.errors import InputError
 
 _NUMBER = (int, float)
+_NUMBERS = frozenset(_NUMBER)
 _FARTHEST = 1e6  # pixels
 
 
@@ -55,7 +56,17 @@ def looks_like_mask(mask):
         and mask != []
         and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
         # Drawing far outside of the image would take for ever.
-        and all(is_number(v) and abs(v) < _FARTHEST for p in mask for v in p)
+        and all(map(_lies_near, mask))
+    )
+
+
+def _lies_near(polygon):
+    # Not one number after the other: there are millions. NaN is the one that is not itself.
+    return (
+        _NUMBERS.issuperset(map(type, polygon))
+        and not any(v != v for v in polygon)
+        and min(polygon) > -_FARTHEST
+        and max(polygon) < _FARTHEST
     )
 
 
