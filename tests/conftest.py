@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,15 @@ def missing_detectron2():
             f'{sys.executable} -m pip install --no-build-isolation "{requirement}"'
         )
     return None
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_of_closed_streams():
+    """Detectron2 leaves handlers behind that write to what pytest had captured and has closed."""
+    for logger in list(logging.root.manager.loggerDict.values()):
+        for handler in list(getattr(logger, "handlers", ())):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 class SkippedModule(pytest.Module):
