@@ -171,8 +171,12 @@ def convert_sync_evonorm(module, process_group=None):
     The layers stay the same objects, parameters, hooks and training mode included; only their class
     changes. Returns ``module``.
     """
+    return _change_classes(module, _SYNC, process_group)
+
+
+def _change_classes(module, counterparts, process_group):
     for layer in module.modules():
-        if type(layer) in _SYNC:
-            layer.__class__ = _SYNC[type(layer)]
+        if type(layer) in counterparts:
+            layer.__class__ = counterparts[type(layer)]
             layer.process_group = process_group
     return module

@@ -5,7 +5,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from evonorm_plugins.layers.baselines import RSRejLayer
-from evonorm_plugins.layers.batch import _CrossReplica, convert_sync_evonorm
+from evonorm_plugins.layers.batch import _change_classes, _CrossReplica, convert_sync_evonorm
 from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 
 
@@ -84,10 +84,6 @@ def convert_cross_replica(module, process_group=None):
     EvoNorm-B0, B1 and B2, "RS + rej", and every ``BatchNorm2d`` (those of BN-ReLU and its kin). The
     layers stay the same objects with the same keys; only their class changes. Returns ``module``.
     """
+    others = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
     convert_sync_evonorm(module, process_group)
-    for layer in module.modules():
-        sync = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
-        if type(layer) in sync:
-            layer.__class__ = sync[type(layer)]
-            layer.process_group = process_group
-    return module
+    return _change_classes(module, others, process_group)

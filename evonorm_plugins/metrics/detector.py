@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
-import os
 import sys
 import tempfile
 from pathlib import Path
 
+from evonorm_plugins.files import replacing
 from evonorm_plugins.metrics.coco_files import read_json
 from evonorm_plugins.metrics.errors import InputError
 from evonorm_plugins.metrics.features import progress_bar
@@ -115,10 +115,8 @@ def _collector(dataset, folder, bar):
 def _save(detections, path):
     import json
 
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(detections, file)
-    os.replace(partial, path)
 
 
 def _description(cfg, args):

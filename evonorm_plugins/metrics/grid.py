@@ -1,9 +1,9 @@
 """A picture of what was scored: some generated images beside some real ones."""
 
 import math
-import os
 from pathlib import Path
 
+from evonorm_plugins.files import replacing
 from evonorm_plugins.metrics.errors import InputError
 
 _SIDE = 96  # pixels of a cell
@@ -45,13 +45,8 @@ def write_grid(path, panels):
         draw.text(at, title, "black", ImageFont.load_default(size), anchor="mm")
         picture.paste(sheet, (x, _TITLE))
         x += sheet.width + _MARGIN
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         picture.save(partial, "PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _sheet(images):

@@ -3,11 +3,11 @@
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import tempfile
 from pathlib import Path
 
+from evonorm_plugins.files import replacing
 from evonorm_plugins.metrics.errors import InputError, ProtocolError
 
 # Below it, the covariance of 2048 features has no full rank and FID is far too high.
@@ -116,13 +116,8 @@ def check_writable(path):
 
 def write_json(path, record):
     """Write to a temporary name, then rename."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         partial.write_text(as_json(record) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def as_json(record):

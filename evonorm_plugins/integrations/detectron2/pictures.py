@@ -5,13 +5,14 @@ size, where labels on an image of 128 pixels cannot be read.
 """
 
 import colorsys
-import os
 from pathlib import Path
 
 import numpy as np
 from detectron2.structures import BoxMode
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pycocotools import mask as coco_mask
+
+from evonorm_plugins.files import replacing
 
 _SIDE = 384  # pixels of the longer side of an image as drawn
 _GAP = 8
@@ -229,9 +230,5 @@ def _fitting(draw, text, width):
 
 def _save(picture, path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        picture.save(temporary, "PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as partial:
+        picture.save(partial, "PNG")

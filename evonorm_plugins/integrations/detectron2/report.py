@@ -1,7 +1,6 @@
 """What a run leaves behind: a table, results.json and a picture."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data.transforms import ResizeShortestEdge
 
 import evonorm_plugins
+from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.detectron2.census import logger, norms_of
 from evonorm_plugins.integrations.detectron2.pictures import draw_predictions
 
@@ -46,9 +46,8 @@ def write_report(cfg, model, results, cost, command, images=6):
         "versions": {"evonorm_plugins": evonorm_plugins.__version__, "torch": torch.__version__},
     }
     path = Path(cfg.OUTPUT_DIR, "results.json")
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=2) + "\n")
     if results:
         logger.info("AP in percent on %s:\n%s", ", ".join(cfg.DATASETS.TEST), ap_table(results))
     if cost and cost["seconds_per_iteration"]:

@@ -206,7 +206,7 @@ static int64_t enough_columns(const problem *p, int64_t others)
 static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
 {
     if (p->channels_last && VECTOR % unit == 0) unit = at_most(VECTOR, p->channels);
-    int64_t bytes = at_least(unit * samples * p->pixels * (p->dtype == FLOAT32 ? 4 : 2), 1);
+    int64_t bytes = at_least(bytes_of(p, unit * samples * p->pixels), 1);
     int64_t units, others = p->samples / samples, all = parts_of(p->channels, unit);
     if (p->channels_last) {
         int64_t few = at_most(FEW_CHANNELS, p->channels);
@@ -295,7 +295,7 @@ static void prefer_large_pages(const problem *p)
 {
 #if defined(__linux__)
     const uintptr_t page = 4096;
-    int64_t bytes = p->samples * p->channels * p->pixels * (p->dtype == FLOAT32 ? 4 : 2);
+    int64_t bytes = bytes_of(p, p->samples * p->channels * p->pixels);
     if (!p->out || bytes < LARGE_RESULT) return;
     uintptr_t from = ((uintptr_t)p->out + page - 1) / page * page;
     uintptr_t to = ((uintptr_t)p->out + (uintptr_t)bytes) / page * page;

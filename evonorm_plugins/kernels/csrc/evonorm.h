@@ -44,6 +44,11 @@ typedef struct {
     float *v_grad;          /* (C) or null */
 } problem;
 
+static inline int64_t bytes_of(const problem *p, int64_t elements)
+{
+    return elements * (p->dtype == FLOAT32 ? 4 : 2);
+}
+
 static inline int64_t group_of(const problem *p, int64_t n, int64_t c)
 {
     return n * p->groups + c / (p->channels / p->groups);

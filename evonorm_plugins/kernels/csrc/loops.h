@@ -327,7 +327,7 @@ INLINE void sample_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, i
     float slopes[WIDTH] = {0}, means[WIDTH] = {0};
     const int direct = dtype == FLOAT32 && p->direct;
     PARTS(c, width) {
-        set_sample_parameters(p, n, c, width, &a);
+        if (!direct) set_sample_parameters(p, n, c, width, &a);
         for (int64_t k = 0; k < width; k++) {
             slopes[k] = p->group_grad[group_of(p, n, c + k)];
             means[k] = p->mean[group_of(p, n, c + k)];
