@@ -5,10 +5,13 @@ A step is one update of the discriminator and one of the generator, with Adam, s
 average of the generator, on the same drawn images. Times: the rivals take turns in one process, the
 ratio is that of medians. Memory: each rival in a process of its own, the highest resident size of
 the step less that before it (on a GPU: the highest allocated).
+
+Under torchrun every rank takes its part of the batch and rank 0 reports; this is for times of ours.
 """
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import os
@@ -30,6 +33,9 @@ examples:
       --precision bf16 --device cuda
   ours alone, other norms:
     tools/benchmark_biggan.py --norms EvoNormS0 EvoNormB0 BN-ReLU GN-ReLU
+  one process and two, the same images for each:
+    tools/benchmark_biggan.py --threads 1 --batch 8
+    torchrun --nproc_per_node=2 tools/benchmark_biggan.py --threads 1 --batch 16
 
 exit status: 0 done, 1 failed, 2 bad input
 """
@@ -48,6 +54,8 @@ def parse_args(argv=None):
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="of a process (default: torch's choice)")
+    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
     parser.add_argument("--memory", action="store_true", help="memory instead of time")
     parser.add_argument("--csv", type=Path, help="append the results to a file")
     parser.add_argument("--json", action="store_true")
@@ -55,29 +63,43 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.reference and not (args.reference / "BigGANdeep.py").is_file():
         parser.error(f"--reference {args.reference} has no BigGANdeep.py")
-    for name in ("batch", "rounds", "channels"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} {getattr(args, name)} must be at least 1")
+    for name in ("batch", "rounds", "channels", "threads"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} {value} must be at least 1")
+    args.ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if args.ranks > 1 and (args.reference or args.memory):
+        parser.error("--reference and --memory are for one process, not for torchrun")
+    if args.batch % args.ranks:
+        parser.error(f"--batch {args.batch} is not divisible by {args.ranks} ranks")
     return args
 
 
 def images_of(args):
     random = torch.Generator().manual_seed(0)
-    shape = (args.batch, 3, args.resolution, args.resolution)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
-    return images, torch.randint(1000, (args.batch,), generator=random)
+    images = args.batch // args.ranks
+    shape = (images, 3, args.resolution, args.resolution)
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+    return pixels, torch.randint(1000, (images,), generator=random)
+
+
+@functools.cache
+def ranks_of(device):
+    """The processes; a process joins them once."""
+    from biggan.distributed import Ranks
+
+    return Ranks(device)
 
 
 def our_step(args, norm):
     """A function that takes one training step."""
     from biggan.config import from_dict
-    from biggan.distributed import Ranks
     from biggan.trainer import Trainer
 
     options = {"resolution": args.resolution, "channels": args.channels, "num_classes": 1000}
     options |= {"norm": norm, "batch_size": args.batch, "d_steps": 1}
-    options |= {"precision": args.precision, "device": args.device}
-    trainer = Trainer(from_dict(options), Ranks(args.device))
+    options |= {"precision": args.precision, "device": args.device, "compile": args.compile}
+    trainer = Trainer(from_dict(options), ranks_of(args.device))
     batches = itertools.repeat(images_of(args))
     return lambda: trainer.train_step(batches)
 
@@ -127,6 +149,10 @@ def step_of(args, name):
     return their_step(args) if name == THEIRS else our_step(args, name)
 
 
+def is_main():
+    return os.environ.get("RANK", "0") == "0"
+
+
 def synchronize(args):
     if args.device == "cuda":
         torch.cuda.synchronize()
@@ -143,8 +169,10 @@ def times(args, names):
             synchronize(args)
             if k >= 2:  # the first ones allocate and choose algorithms
                 found[name].append((time.perf_counter() - start) * 1000)
-        print(f"\rround {k + 1}/{args.rounds + 2}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        if is_main():
+            print(f"\rround {k + 1}/{args.rounds + 2}", end="", file=sys.stderr, flush=True)
+    if is_main():
+        print(file=sys.stderr)
     return found
 
 
@@ -174,6 +202,8 @@ def memory_apart(args, name, argv):
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
     if args.one:
         print(memory(args, args.one))
         return 0
@@ -190,11 +220,16 @@ def main(argv=None):
             rows.append({"model": name, **speed, "speed, first = 1": found[names[0]] / ms})
     record = {
         **{k: getattr(args, k) for k in ("resolution", "channels", "batch", "precision")},
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
+        "processes": args.ranks,
         "threads": torch.get_num_threads(),
+        "compiled": args.compile,
         "torch": torch.__version__,
     }
-    report(args, rows, record)
+    if args.ranks > 1:
+        ranks_of(args.device).close()
+    if is_main():
+        report(args, rows, record)
     return 0
 
 
