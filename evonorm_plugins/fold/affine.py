@@ -1,0 +1,103 @@
+"""What a norm or norm-activation layer is made of in inference: affine transforms, and the rest."""
+
+from torch import nn
+
+from evonorm_plugins import layers
+from evonorm_plugins.fold.absorb import exact
+from evonorm_plugins.layers.baselines import _BatchNormAct
+
+_TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_BATCH_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    layers.CrossReplicaBatchNorm2d,
+)
+# f(x) * gamma + beta; f is the identity where no activation is applied.
+_AFFINE_LAST = (
+    layers.EvoNormB0,
+    layers.EvoNormB1,
+    layers.EvoNormB2,
+    layers.EvoNormS0,
+    layers.EvoNormS1,
+    layers.EvoNormS2,
+    layers.SyncEvoNormB0,
+    layers.SyncEvoNormB1,
+    layers.SyncEvoNormB2,
+    layers.RandomLayer,
+    layers.RandomRejLayer,
+    layers.RSRejLayer,
+    layers.SyncRSRejLayer,
+)
+_AFFINE_LAST_WITHOUT_ACTIVATION = (layers.FRN, layers.PixelNormReLU)
+_ACTIVATIONS = {layers.BNReLU: nn.ReLU, layers.BNSwish1: nn.SiLU}
+
+
+def is_norm(module):
+    """Whether ``module`` is a norm or norm-activation layer, one that can be folded or not."""
+    return isinstance(module, (layers.NormAct, *_TORCH_NORMS)) or is_frozen_batch_norm(module)
+
+
+def is_frozen_batch_norm(module):
+    """Torchvision and Detectron2 each have such a class, with the same name and buffers."""
+    return type(module).__name__ == "FrozenBatchNorm2d"
+
+
+def first_affine(module):
+    """Scale and shift ``(C,)`` that ``module`` begins with, or None."""
+    norm = _batch_norm(module)
+    if norm is not None:
+        scale = (exact(norm.running_var) + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * exact(norm.weight)
+        shift = -exact(norm.running_mean) * scale
+        return scale, shift if norm.bias is None else shift + exact(norm.bias)
+    if type(module) in _AFFINE_LAST and module.affine and not module.apply_act:
+        return exact(module.weight), exact(module.bias)
+    return None
+
+
+def last_affine(module):
+    """Scale and shift ``(C,)`` that ``module`` ends with on ``(N, C, H, W)``, or None."""
+    if is_affine(module):
+        four = isinstance(module, nn.BatchNorm2d | layers.NormAct) or is_frozen_batch_norm(module)
+        return first_affine(module) if four else None
+    without_activation = not getattr(module, "apply_act", True)
+    kinds = _AFFINE_LAST_WITHOUT_ACTIVATION if without_activation else _AFFINE_LAST
+    if type(module) in kinds and module.affine and not module.affine_is_folded:
+        return exact(module.weight), exact(module.bias)
+    return None
+
+
+def is_affine(module):
+    """Whether ``module`` is an affine transform and nothing else."""
+    activates = isinstance(module, layers.NormAct) and module.apply_act
+    return first_affine(module) is not None and not activates
+
+
+def without_first_affine(module):
+    """What is left of ``module`` once another layer does what it begins with."""
+    if is_affine(module):
+        return nn.Identity()
+    if type(module) in _ACTIVATIONS:
+        # In place: nothing else reads what the convolution writes.
+        return _ACTIVATIONS[type(module)](inplace=True)
+    module.norm = nn.Identity()
+    return module
+
+
+def why_not_affine(module):
+    """Why ``module`` does not begin with an affine transform."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        no_statistics = module.running_var is None
+        return "it has no moving statistics" if no_statistics else "its class is not known"
+    return "its gamma and beta follow statistics of the input and precede an activation"
+
+
+def _batch_norm(module):
+    """The batch normalization with moving statistics that ``module`` is or begins with, or None."""
+    if isinstance(module, _BatchNormAct) and module.affine:
+        module = module.norm
+    is_known = type(module) in _BATCH_NORMS and module.running_var is not None
+    return module if is_known or is_frozen_batch_norm(module) else None
