@@ -2,9 +2,8 @@
 
 A fused multiply-add counts as one, whatever matrix it belongs to. An element-wise operation is one
 for each element that it writes (an affine transform is one multiply-add), a reduction one for each
-that it reads; moving data costs nothing. Batch normalization is 2 an element with moving
-statistics and 5 with those of the batch, group and layer normalization 5: fvcore's numbers, with
-which the tables of detection papers are made.
+that it reads; moving data costs nothing. Batch normalization is 2 an element, group and layer
+normalization 5: fvcore's numbers, with which the tables of detection papers are made.
 """
 
 import copy
@@ -37,13 +36,12 @@ _OTHER_FREE = (
     "full", "full_like", "index_select", "native_dropout", "new_zeros", "ones", "scalar_tensor",
     "zeros", "zeros_like",
 )  # fmt: skip
-# Operations for each element of a norm, in inference and in training.
-_NORMS = {"native_batch_norm": (2, 5), "native_group_norm": (5, 5), "native_layer_norm": (5, 5)}
+_NORMS = {"native_batch_norm": 2, "native_group_norm": 5, "native_layer_norm": 5}
 _WINDOWS = ("avg_pool2d", "max_pool2d_with_indices")
 
 
 class FlopCount(NamedTuple):
-    """Operations of one forward pass.
+    """Operations of one forward pass in inference.
 
     Fields:
         matrix: multiply-adds of convolutions, linear layers and other matrix products.
@@ -61,7 +59,7 @@ class FlopCount(NamedTuple):
 
 
 def count_flops(model, *inputs):
-    """The :class:`FlopCount` of ``model(*inputs)`` in the mode the model is in.
+    """The :class:`FlopCount` of ``model(*inputs)`` in eval mode.
 
     Nothing is computed: shapes pass through a copy without values. A gamma of 1 with a beta of 0
     that :func:`evonorm_plugins.fold_for_inference` left behind costs nothing.
@@ -72,7 +70,7 @@ def count_flops(model, *inputs):
     Raises:
         NotImplementedError: what the model does depends on the values it computes.
     """
-    model = copy.deepcopy(model).to("meta")
+    model = copy.deepcopy(model).eval().to("meta")
     for module in model.modules():
         if isinstance(module, Fused):
             module.impl = "torch"  # The operations of the formula, not a kernel.
@@ -112,15 +110,10 @@ class _Elementwise(TorchDispatchMode):
         elif name in REDUCTIONS or name in _OTHER_REDUCTIONS:
             self.count += args[0].numel()
         elif name in _NORMS:
-            self.count += _NORMS[name][_is_training(name, args)] * args[0].numel()
+            self.count += _NORMS[name] * args[0].numel()
         elif name in _WINDOWS:
             written = result[0] if isinstance(result, tuple) else result
             window = args[1] if len(args[1]) == 2 else args[1] * 2
             self.count += written.numel() * math.prod(window)
         elif name not in FREE and name not in _OTHER_FREE:
             self.unknown.add(name)
-
-
-def _is_training(name, args):
-    # aten::native_batch_norm(input, weight, bias, running_mean, running_var, training, ...)
-    return name == "native_batch_norm" and bool(args[5])

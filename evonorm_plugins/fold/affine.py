@@ -36,12 +36,18 @@ _ACTIVATIONS = {layers.BNReLU: nn.ReLU, layers.BNSwish1: nn.SiLU}
 
 def is_norm(module):
     """Whether ``module`` is a norm or norm-activation layer, one that can be folded or not."""
-    return isinstance(module, (layers.NormAct, *_TORCH_NORMS)) or is_frozen_batch_norm(module)
+    own = (layers.NormAct, layers.ConditionalNormAct)
+    return isinstance(module, (*own, *_TORCH_NORMS)) or is_frozen_batch_norm(module)
 
 
 def is_frozen_batch_norm(module):
     """Torchvision and Detectron2 each have such a class, with the same name and buffers."""
     return type(module).__name__ == "FrozenBatchNorm2d"
+
+
+def _is_timms(module):
+    """Whether ``module`` is timm's batch normalization with dropout and activation after it."""
+    return type(module).__name__ == "BatchNormAct2d"
 
 
 def first_affine(module):
@@ -72,7 +78,7 @@ def last_affine(module):
 
 def is_affine(module):
     """Whether ``module`` is an affine transform and nothing else."""
-    activates = isinstance(module, layers.NormAct) and module.apply_act
+    activates = _is_timms(module) or (isinstance(module, layers.NormAct) and module.apply_act)
     return first_affine(module) is not None and not activates
 
 
@@ -80,6 +86,8 @@ def without_first_affine(module):
     """What is left of ``module`` once another layer does what it begins with."""
     if is_affine(module):
         return nn.Identity()
+    if _is_timms(module):
+        return nn.Sequential(module.drop, module.act)
     if type(module) in _ACTIVATIONS:
         # In place: nothing else reads what the convolution writes.
         return _ACTIVATIONS[type(module)](inplace=True)
@@ -88,16 +96,23 @@ def without_first_affine(module):
 
 
 def why_not_affine(module):
-    """Why ``module`` does not begin with an affine transform."""
+    """Why ``module`` neither begins nor ends with an affine transform that could be folded."""
     if isinstance(module, nn.modules.batchnorm._BatchNorm):
         no_statistics = module.running_var is None
         return "it has no moving statistics" if no_statistics else "its class is not known"
-    return "its gamma and beta follow statistics of the input and precede an activation"
+    if not isinstance(module, layers.NormAct | layers.ConditionalNormAct):
+        return "it takes statistics of its input"
+    if not getattr(module, "affine", False):
+        return "gamma and beta come with each call"
+    if module.affine_is_folded:
+        return "gamma and beta are folded already"
+    return "gamma and beta come between statistics of the input and an activation"
 
 
 def _batch_norm(module):
     """The batch normalization with moving statistics that ``module`` is or begins with, or None."""
     if isinstance(module, _BatchNormAct) and module.affine:
         module = module.norm
-    is_known = type(module) in _BATCH_NORMS and module.running_var is not None
-    return module if is_known or is_frozen_batch_norm(module) else None
+    is_known = type(module) in _BATCH_NORMS or _is_timms(module)
+    has_statistics = is_known and module.running_var is not None
+    return module if has_statistics or is_frozen_batch_norm(module) else None

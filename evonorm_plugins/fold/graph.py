@@ -1,5 +1,7 @@
 """The data flow of a model: which layer reads what another one writes."""
 
+import operator
+import sys
 from collections import Counter
 
 from torch import fx, nn
@@ -44,6 +46,11 @@ class MatrixOnly(nn.Module):
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self):
+        # timm names functions that must not be traced.
+        timm = getattr(sys.modules.get("timm.layers"), "get_notrace_functions", list)
+        super().__init__(autowrap_functions=tuple(timm()))
+
     def is_leaf_module(self, module, name):
         own = (layers.NormAct, layers.ConditionalNormAct, nn.modules.batchnorm._BatchNorm)
         if isinstance(module, own) or is_frozen_batch_norm(module):
@@ -71,8 +78,9 @@ class ModelGraph:
             ) from error
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._calls = Counter(id(self.module(n)) for n in self.nodes if n.op == "call_module")
-        # Modules whose parameters something reads by their path.
-        self._read = {n.target.rpartition(".")[0] for n in self.nodes if n.op == "get_attr"}
+        # Parameters and buffers that are read past the module they belong to.
+        read = [n.target for n in self.nodes if n.op == "get_attr"]
+        self._read = {id(operator.attrgetter(path)(model)) for path in read}
 
     def module(self, node):
         """The module that ``node`` calls, or None."""
@@ -91,7 +99,7 @@ class ModelGraph:
         calls = self._calls[id(module)]
         if calls > 1:
             raise CannotFoldError(f"{node.target} is called {calls} times")
-        if not self._read.isdisjoint(self._names(module)):
+        if not self._read.isdisjoint(map(id, (*module.parameters(), *module.buffers()))):
             raise CannotFoldError(f"a parameter of {node.target} is used elsewhere too")
         if (
             module._forward_hooks
