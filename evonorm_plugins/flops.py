@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from evonorm_plugins.layers import NormAct
 from evonorm_plugins.layers.base import Fused
@@ -70,22 +69,27 @@ def count_flops(model, *inputs):
     Raises:
         NotImplementedError: what the model does depends on the values it computes.
     """
+    # Imported late, for it imports Triton.
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
     model = copy.deepcopy(model).eval().to("meta")
     for module in model.modules():
         if isinstance(module, Fused):
             module.impl = "torch"  # The operations of the formula, not a kernel.
     inputs = [x.to("meta") for x in inputs]
-    with torch.no_grad(), FlopCounterMode(display=False) as matrix, _Elementwise(model) as other:
+    matrix, other = FlopCounterMode(display=False), _Elementwise(model, flop_registry)
+    with torch.no_grad(), matrix, other:
         model(*inputs)
     # torch counts 2 for a multiply-add.
     return FlopCount(matrix.get_total_flops() // 2, other.count, tuple(sorted(other.unknown)))
 
 
 class _Elementwise(TorchDispatchMode):
-    """Counts what is no matrix product while it is active."""
+    """Counts what is not ``counted_elsewhere`` while it is active."""
 
-    def __init__(self, model):
+    def __init__(self, model, counted_elsewhere):
         super().__init__()
+        self.counted_elsewhere = counted_elsewhere
         self.count, self.unknown = 0, set()
         self.inside_folded = False
         for layer in model.modules():
@@ -98,7 +102,7 @@ class _Elementwise(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        is_counted = function.overloadpacket in flop_registry  # by torch's own counter
+        is_counted = function.overloadpacket in self.counted_elsewhere
         is_folded = self.inside_folded and function.overloadpacket is torch.ops.aten.addcmul
         if not (is_counted or is_folded or function.is_view):
             self._add(function.overloadpacket.__name__.rstrip("_"), args, result)

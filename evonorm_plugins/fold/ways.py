@@ -95,9 +95,13 @@ def _through_function(user, node):
         return _mean(*rest, **user.kwargs)
     if user.target is torch.flatten:
         return _flatten(*rest, **user.kwargs)
-    if user.target is F.dropout and user.kwargs.get("training") is False:
-        return _SAME
+    if user.target is F.dropout:
+        return _dropout(*rest, **user.kwargs)
     return None
+
+
+def _dropout(p=0.5, training=True, inplace=False):
+    return None if training else _SAME
 
 
 def _functional_average(

@@ -114,6 +114,7 @@ WAYS = {
         lambda m, n: m.fc(F.dropout(torch.flatten(F.adaptive_avg_pool2d(n, 1), 1), training=False)),
         GAMMA_AND_BETA,
     ),
+    "dropout": (lambda m, n: m.conv(F.dropout(n, 0.2, m.training)), GAMMA_AND_BETA),
     "functional average": (lambda m, n: m.conv(F.avg_pool2d(n, 3, 2)), GAMMA_AND_BETA),
     "functional average with zeros": (lambda m, n: m.conv(F.avg_pool2d(n, 3, padding=1)), GAMMA),
     "squeeze-excitation": (
