@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evonorm_plugins.fold import absorb, affine
-from evonorm_plugins.fold.graph import CannotFoldError, MatrixOnly, ModelGraph
+from evonorm_plugins.fold.graph import CannotFoldError, ModelGraph
 from evonorm_plugins.fold.report import FoldedNorm, FoldReport
 
 __all__ = ["FoldReport", "FoldedNorm", "fold_for_inference"]
@@ -94,7 +94,7 @@ def _fold_back(graph, node):
     if absorb.out_channels(layer) != first[0].numel() or (is_linear and not of_matrices):
         raise CannotFoldError(f"its channels are not those of {path}")
     absorb.absorb_output(layer, *first)
-    graph.replace(node, MatrixOnly() if is_linear else affine.without_first_affine(module))
+    affine.drop_first_affine(module, of_matrices=is_linear)
     return "norm", (path,)
 
 
@@ -112,7 +112,7 @@ def _fold_ahead(graph, node):
     for layer in readers.layers.values():
         absorb.absorb_input(layer, scale, None if stays else shift)
     if affine.is_affine(module):
-        graph.replace(node, nn.Identity())
+        affine.drop_first_affine(module)
         return "norm", tuple(readers.layers)
     module.fold_affine(rest)
     return "gamma" if stays else "gamma and beta", tuple(readers.layers), stays or ""

@@ -34,6 +34,21 @@ _AFFINE_LAST_WITHOUT_ACTIVATION = (layers.FRN, layers.PixelNormReLU)
 _ACTIVATIONS = {layers.BNReLU: nn.ReLU, layers.BNSwish1: nn.SiLU}
 
 
+class MatrixOnly(nn.Module):
+    """In place of a batch normalization of ``(N, C)`` that a linear layer has taken over.
+
+    In ``(N, C, L)`` channels lie where a linear layer has none: it is refused.
+    """
+
+    def forward(self, x):
+        if x.dim() != 2:
+            raise ValueError(
+                "a BatchNorm1d was folded into the linear layer before it, for (N, C); "
+                f"got {tuple(x.shape)}"
+            )
+        return x
+
+
 def is_norm(module):
     """Whether ``module`` is a norm or norm-activation layer, one that can be folded or not."""
     own = (layers.NormAct, layers.ConditionalNormAct)
@@ -82,17 +97,26 @@ def is_affine(module):
     return first_affine(module) is not None and not activates
 
 
-def without_first_affine(module):
-    """What is left of ``module`` once another layer does what it begins with."""
-    if is_affine(module):
-        return nn.Identity()
-    if _is_timms(module):
-        return nn.Sequential(module.drop, module.act)
-    if type(module) in _ACTIVATIONS:
+def drop_first_affine(module, *, of_matrices=False):
+    """Make ``module`` what is left of it once another layer does what it begins with.
+
+    It stays the same object, for a model may hold it under several names, or in a list.
+
+    Args:
+        of_matrices: whether it was right for ``(N, C)`` alone.
+    """
+    if of_matrices:
+        left = MatrixOnly()
+    elif is_affine(module):
+        left = nn.Identity()
+    elif _is_timms(module):
+        left = nn.Sequential(module.drop, module.act)
+    elif type(module) in _ACTIVATIONS:
         # In place: nothing else reads what the convolution writes.
-        return _ACTIVATIONS[type(module)](inplace=True)
-    module.norm = nn.Identity()
-    return module
+        left = _ACTIVATIONS[type(module)](inplace=True)
+    else:
+        module, left = module.norm, nn.Identity()
+    module.__class__, module.__dict__ = type(left), left.eval().__dict__
 
 
 def why_not_affine(module):

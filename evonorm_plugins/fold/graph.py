@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from evonorm_plugins import layers
 from evonorm_plugins.fold import absorb
-from evonorm_plugins.fold.affine import is_frozen_batch_norm
+from evonorm_plugins.fold.affine import MatrixOnly, is_frozen_batch_norm
 from evonorm_plugins.fold.ways import IDENTITIES, is_shape_query, way_through
 
 
@@ -28,21 +28,6 @@ class Readers:
 
     def __init__(self):
         self.layers, self.no_shift, self.signed = {}, None, True
-
-
-class MatrixOnly(nn.Module):
-    """In place of a batch normalization of ``(N, C)`` that a linear layer has taken over.
-
-    In ``(N, C, L)`` channels lie where a linear layer has none: it is refused.
-    """
-
-    def forward(self, x):
-        if x.dim() != 2:
-            raise ValueError(
-                "a BatchNorm1d was folded into the linear layer before it, for (N, C); "
-                f"got {tuple(x.shape)}"
-            )
-        return x
 
 
 class _Tracer(fx.Tracer):
@@ -68,7 +53,8 @@ class ModelGraph:
     def __init__(self, model):
         tracer = _Tracer()
         try:
-            self.nodes = tracer.trace(model).nodes
+            # A layer by itself has nothing around it.
+            self.nodes = [] if tracer.is_leaf_module(model, "") else tracer.trace(model).nodes
         except Exception as error:
             inside = next(reversed(tracer.module_stack), "") if tracer.module_stack else ""
             where = f"{type(model).__name__}{inside and f' in {inside!r}'}"
@@ -76,7 +62,7 @@ class ModelGraph:
                 f"torch.fx cannot trace {where}: {error}; fold the parts of the model that it can "
                 "trace, such as a backbone"
             ) from error
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._modules = dict(model.named_modules())
         self._calls = Counter(id(self.module(n)) for n in self.nodes if n.op == "call_module")
         # Parameters and buffers that are read past the module they belong to.
         read = [n.target for n in self.nodes if n.op == "get_attr"]
@@ -86,13 +72,6 @@ class ModelGraph:
         """The module that ``node`` calls, or None."""
         return self._modules[node.target] if node.op == "call_module" else None
 
-    def replace(self, node, module):
-        """Put ``module`` in place of the one that ``node`` calls, under all of its names."""
-        for name in self._names(self.module(node)):
-            parent, _, attribute = name.rpartition(".")
-            setattr(self._modules[parent], attribute, module.eval())
-            self._modules[name] = module
-
     def check_alone(self, node):
         """Raise CannotFoldError where more than ``node`` depends on the module it calls."""
         module = self.module(node)
@@ -101,11 +80,8 @@ class ModelGraph:
             raise CannotFoldError(f"{node.target} is called {calls} times")
         if not self._read.isdisjoint(map(id, (*module.parameters(), *module.buffers()))):
             raise CannotFoldError(f"a parameter of {node.target} is used elsewhere too")
-        if (
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or parametrize.is_parametrized(module)
-        ):
+        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
+        if hooks or parametrize.is_parametrized(module):
             raise CannotFoldError(f"{node.target} has hooks or parametrizations")
 
     def producer(self, node):
@@ -160,9 +136,6 @@ class ModelGraph:
             raise CannotFoldError(f"{_name(node)} is no convolution or linear layer")
         self.check_alone(node)
         return layer
-
-    def _names(self, module):
-        return [name for name, m in self._modules.items() if m is module]
 
 
 def _readers_of(node):

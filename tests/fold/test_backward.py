@@ -108,6 +108,24 @@ def test_module_under_two_names(check, flow):
     assert type(folded.a) is type(folded.b) is nn.Identity
 
 
+def test_module_in_a_list(check):
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), layers.BNSwish(4)
+            self.other, self.last = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+            self.order = [self.conv, self.norm, self.other, self.last]
+
+        def forward(self, x):
+            for module in self.order:
+                x = module(x)
+            return x
+
+    folded, fell = check(Listed(), 2, 3, 7, 5)
+    assert fell == 16
+    assert folded.order[3] is folded.last
+
+
 def twice(m, x):
     return m.norm(m.conv(x)) + m.norm(m.other(x))
 

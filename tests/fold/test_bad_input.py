@@ -48,6 +48,14 @@ def test_model_without_norms():
     assert folded.fold_report.norms == ()
 
 
+def test_layer_by_itself():
+    x = torch.randn(2, 4, 7, 5)
+    for layer in (layers.EvoNormS0(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)):
+        folded = fold_for_inference(layer.eval())
+        assert type(folded) is type(layer)
+        assert torch.equal(folded(x), layer(x))
+
+
 def test_conditional_layer_is_left(flow):
     model = flow(
         lambda m, x: m.norm(m.conv(x), x.mean((2, 3))),
