@@ -1,5 +1,7 @@
 """EvoNorm layers for PyTorch (Liu et al., arXiv 2004.02967) and their integrations."""
 
+from evonorm_plugins.flops import FlopCount, count_flops
+from evonorm_plugins.fold import fold_for_inference
 from evonorm_plugins.kernels import show_config
 from evonorm_plugins.layers import (
     ConditionalNormAct,
@@ -28,12 +30,15 @@ __all__ = [
     "EvoNormS0",
     "EvoNormS1",
     "EvoNormS2",
+    "FlopCount",
     "NormAct",
     "SyncEvoNormB0",
     "SyncEvoNormB1",
     "SyncEvoNormB2",
     "convert_cross_replica",
     "convert_sync_evonorm",
+    "count_flops",
+    "fold_for_inference",
     "get_norm_act",
     "list_norm_acts",
     "register_norm_act",

@@ -73,6 +73,26 @@ class NormAct(nn.Module):
         self.register_parameter("bias", None)
         return self
 
+    def fold_affine(self, bias=None):
+        """Make gamma the constant 1 and beta 0, or ``bias``: other layers have taken them over.
+
+        Constants are neither parameters nor part of the ``state_dict``. Returns the layer.
+        """
+        ones = torch.ones_like(self.weight, requires_grad=False)
+        del self.weight
+        self.register_buffer("weight", ones, persistent=False)
+        if bias is None:
+            del self.bias
+            self.register_buffer("bias", torch.zeros_like(ones), persistent=False)
+        else:
+            self.bias = nn.Parameter(bias.to(self.bias), self.bias.requires_grad)
+        return self
+
+    @property
+    def affine_is_folded(self):
+        """Whether both gamma and beta are constants; see :meth:`fold_affine`."""
+        return {"weight", "bias"} <= self._buffers.keys()
+
     def _own_affine(self):
         return self.weight, self.bias
 

@@ -1,9 +1,8 @@
 """Floating point operations of norm-activation layers in Detectron2's ``FlopCountAnalysis``.
 
 fvcore counts by the operations of a traced graph, one for a multiply-add, and Detectron2 leaves
-element-wise ones out. The handles here count them where they lie inside a norm-activation layer:
-one for each element that an operation writes (an affine transform is one multiply-add) or, for a
-reduction, reads; moving data costs nothing. Outside of these layers such operations count nothing.
+element-wise ones out. The handles here count them, as :mod:`evonorm_plugins.flops` does, where they
+lie inside a norm-activation layer. Outside of these layers such operations count nothing.
 """
 
 import math
@@ -11,15 +10,9 @@ import math
 from detectron2.utils import analysis
 from fvcore.nn.jit_handles import get_shape
 
+from evonorm_plugins.flops import ELEMENTWISE, FREE, REDUCTIONS
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
 from evonorm_plugins.layers import NormAct
-
-_ELEMENTWISE = (
-    "add", "addcmul", "div", "lerp", "maximum", "mul", "relu", "rsqrt", "sigmoid", "silu", "sqrt",
-    "square", "sub", "tanh",
-)  # fmt: skip
-_REDUCTIONS = ("mean", "sum", "var", "var_mean")
-_FREE = ("clone", "isfinite", "ones_like", "unflatten", "where")
 
 
 def norm_act_flop_handles(model):
@@ -32,9 +25,9 @@ def norm_act_flop_handles(model):
     def of_input(inputs, outputs):
         return _elements(inputs[0]) if _scope(outputs[0]) in paths else 0
 
-    handles = dict.fromkeys(_ELEMENTWISE, of_output)
-    handles |= dict.fromkeys(_REDUCTIONS, of_input)
-    handles |= dict.fromkeys(_FREE, None)
+    handles = dict.fromkeys(ELEMENTWISE, of_output)
+    handles |= dict.fromkeys(REDUCTIONS, of_input)
+    handles |= dict.fromkeys(FREE, None)
     return {f"aten::{operation}": handle for operation, handle in handles.items()}
 
 
