@@ -113,16 +113,21 @@ class _Tracer(fx.Tracer):
 class FlowTracer(_Tracer):
     """Traces into everything but norms, activations and torch's own modules.
 
+    Args:
+        activations: modules that are activations though :mod:`kinds` does not know their class.
+
     A module whose forward cannot be traced becomes one operation; ``opaque`` has its path and why.
     """
 
-    def __init__(self):
+    def __init__(self, activations=frozenset()):
         super().__init__()
+        self.activations = activations
         self.opaque = {}
 
     def is_leaf_module(self, m, module_qualified_name):
         known = kinds.is_norm(m) or kinds.is_norm_act(m) or kinds.is_activation(m)
-        return known or kinds.passes(m) or super().is_leaf_module(m, module_qualified_name)
+        known = known or kinds.passes(m) or m in self.activations
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
         path = self.path_of_module(m)
