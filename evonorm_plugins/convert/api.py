@@ -128,7 +128,7 @@ def _new_forwards(model, plan, rewrites):
         for mode in sorted(plan.modes[path]):
             sites = set(plan.removed[mode]) & rewrites[path]
             module.training = mode == "train"
-            codes[path][mode] = forward_without(module, path, sites)
+            codes[path][mode] = forward_without(module, path, sites, plan.modes[path][mode])
         module.training = was
     return codes
 

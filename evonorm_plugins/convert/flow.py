@@ -35,7 +35,7 @@ class Flows:
     ``norms``: path -> mode -> what follows each of its calls. ``sources``: path of a norm ->
     modules that its input comes from. ``activations``: site -> mode -> what the input of each of
     its calls comes from. ``opaque``: path of a module whose forward cannot be traced -> why.
-    ``modes``: path of a module -> modes in which its forward runs.
+    ``modes``: path of a module -> mode in which its forward runs -> the arguments of its calls.
     """
 
     norms: dict = field(default_factory=dict)
@@ -92,19 +92,23 @@ class _Reader:
     def __init__(self, root, path, mode, tracer, flows):
         self.path, self.mode, self.flows = path, mode, flows
         self.activations, self.opaque = tracer.activations, tracer.opaque
+        self.arguments = tracer.arguments
         self.modules = dict(root.named_modules())
 
     def read(self, graph):
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         for node in graph.nodes:
             owner = join(self.path, node.meta["call"].owner)
-            self.flows.modes.setdefault(owner, set()).add(self.mode)
+            self.flows.modes.setdefault(owner, {}).setdefault(self.mode, [])
             module = self._module(node)
             if module is not None and kinds.is_norm(module):
                 self._read_norm(node)
             elif self._is_activation(node):
                 by_mode = self.flows.activations.setdefault(self._site(node), {})
                 by_mode.setdefault(self.mode, []).append(self._origin(node))
+        for name, calls in self.arguments.items():
+            by_mode = self.flows.modes.setdefault(join(self.path, name), {})
+            by_mode.setdefault(self.mode, []).extend(calls)
 
     def _read_norm(self, node):
         path = join(self.path, node.target)

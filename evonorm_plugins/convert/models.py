@@ -23,11 +23,12 @@ def build_model(name, **options):
     library, _, bare = name.rpartition(":")
     if library and library not in LIBRARIES:
         raise ConvertError(f"{name!r}: models come from {' and '.join(LIBRARIES)}, not {library}")
-    known = {each: _names(each) for each in ((library,) if library else LIBRARIES)}
-    if library and known[library] is None:
-        raise ConvertError(f"{name!r} needs {library}: pip install {library}")
-    found = next((each for each, names in known.items() if names and bare in names), None)
-    if found is None:
+    known = {}
+    for found in (library,) if library else LIBRARIES:
+        known[found] = _names(found)
+        if bare in (known[found] or ()):
+            break
+    else:
         raise ConvertError(_unknown(name, bare, known))
     if found == "timm":
         return importlib.import_module("timm").create_model(bare, **options)

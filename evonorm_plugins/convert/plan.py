@@ -22,7 +22,7 @@ class Plan:
     ``pairs``: norm -> the activation that goes with it (its name). ``affine``: norm -> what follows
     it. ``left``: norm -> why it is left. ``removed``: mode -> sites of activations that go, one for
     each call. ``sites``: site of an activation -> mode -> what precedes each call. ``modes``:
-    module -> modes in which its forward runs. ``by_order``: activation modules that go because of
+    see :class:`Flows`. ``by_order``: activation modules that go because of
     where they stand. ``inner``: activations that norms hold.
     """
 

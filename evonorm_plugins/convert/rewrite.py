@@ -16,17 +16,18 @@ from evonorm_plugins.convert.tracing import ShallowTracer, trace
 _CLASSES = {}  # (class, sources) -> subclass
 
 
-def forward_without(module, path, sites):
+def forward_without(module, path, sites, calls):
     """Source and globals of ``module.forward`` without the activations at ``sites``.
 
     Args:
         path: of the module, for messages.
         sites: calls of activations within the forward, each replaced by its input.
+        calls: arguments that forward is called with, see :class:`ShallowTracer`.
 
     Raises:
         ConvertError: the forward cannot be traced by itself.
     """
-    graph, reason = trace(ShallowTracer(), module)
+    graph, reason = trace(ShallowTracer(calls), module)
     modules = dict(module.named_modules())
     wanted = {(site.op, site.target, site.index) for site in sites}
     found = []
