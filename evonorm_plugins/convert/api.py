@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
@@ -90,6 +91,10 @@ def _check_model(model):
             raise ConvertError(f"{where} is scripted: convert the model it was made from")
         if kind.__module__.startswith(_QUANTIZED):
             raise ConvertError(f"{where} is quantized ({kind.__name__}): convert before quantizing")
+        if any(map(is_lazy, (*module.parameters(False), *module.buffers(False)))):
+            raise ConvertError(
+                f"{where} has no parameters yet ({kind.__name__}): run the model once"
+            )
         if kind.__name__ in _WRAPPERS:
             raise ConvertError(
                 f"{where} is a {kind.__name__}: convert the model before wrapping it"

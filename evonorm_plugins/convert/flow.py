@@ -145,10 +145,12 @@ class _Reader:
         found = []
         for user in node.users:
             found.extend(self._users(user) if self._passes(user) else [user])
-        products = [u for u in found if gates.gated_input(u, self.modules) is not None]
-        gated = {n for product in products for n in product.all_input_nodes}
+        factors = {u: gates.factor(u, self.modules) for u in found}
+        products = {u: x for u, x in factors.items() if x is not None}
+        gated = {n for u, x in products.items() for n in u.all_input_nodes if n is not x}
         if gated:
             found = [u for u in found if not self._leads_to(u, gated)]
+            found = [gates.scaled(u, self.modules) if u in products else u for u in found]
         written = [self.order[u] for u in found if self._is_activation(u) and self._inplace(u)]
         # Who reads after an activation in place reads its result.
         return [

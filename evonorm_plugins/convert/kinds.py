@@ -76,8 +76,6 @@ def is_norm(module):
 def reason_to_leave(norm):
     """Why a norm cannot be replaced, whatever the model; None if it can."""
     name = type(norm).__name__
-    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
-        return f"{name} has no parameters yet: run the model once"
     if name in _NORM_NAMES:
         return None
     if isinstance(norm, nn.LocalResponseNorm):
