@@ -60,12 +60,12 @@ def convert(model, name, *, keep=(), **options):
     shown = check_layer(name, options)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     model = copy.deepcopy(model)
-    activations = gates.find_activations(model)
-    _give_each_place_its_own(activations, model)
-    plan = plan_conversion(model, gates.find_activations(model), keep)
+    names = _activations(model)
+    _give_each_place_its_own(names, model)
+    sketch = _sketch(model)
+    plan = plan_conversion(sketch, {sketch.get_submodule(name) for name in names}, keep)
     identities, rewrites = _how_to_remove(plan)
-    codes = _new_forwards(model, plan, rewrites)
-    # Nothing is changed before everything is known to work.
+    codes = _new_forwards(sketch, plan, rewrites)
     layers = _new_layers(model, plan, name, options)
     layers.update({id(model.get_submodule(path)): nn.Identity() for path in identities})
     for path, code in codes.items():
@@ -101,15 +101,28 @@ def _check_model(model):
             )
 
 
-def _give_each_place_its_own(activations, model):
+def _sketch(model):
+    """A copy to trace, with the same parameters: a forward may keep what it is called with."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _activations(model):
+    """Names of all activation modules, every name of one that has several."""
+    sketch = _sketch(model)
+    found = gates.find_activations(sketch)
+    return [name for name, m in sketch.named_modules(remove_duplicate=False) if m in found]
+
+
+def _give_each_place_its_own(names, model):
     """One ReLU object in several places would be removed from all of them or none."""
     seen = set()
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child in activations and not any(True for _ in child.parameters()):
-                if child in seen:
-                    parent._modules[key] = copy.deepcopy(child)
-                seen.add(child)
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        parent, activation = model.get_submodule(parent), model.get_submodule(name)
+        if name and (parent, key) not in seen and not any(True for _ in activation.parameters()):
+            if activation in seen:
+                parent._modules[key] = copy.deepcopy(activation)
+            seen |= {activation, (parent, key)}
 
 
 def _how_to_remove(plan):

@@ -27,7 +27,14 @@ def forward_without(module, path, sites, calls):
     Raises:
         ConvertError: the forward cannot be traced by itself.
     """
+    before = dict(vars(module))
     graph, reason = trace(ShallowTracer(calls), module)
+    changed = sorted(n for n, v in vars(module).items() if n not in before or v is not before[n])
+    if graph is not None and changed:
+        # Neither is in the graph.
+        made = changed[0].startswith("_tensor_constant")
+        reason = "it makes tensors of its own" if made else f"it changes its own {changed[0]}"
+        graph = None
     modules = dict(module.named_modules())
     wanted = {(site.op, site.target, site.index) for site in sites}
     found = []

@@ -149,6 +149,36 @@ def test_defaults_of_the_model_itself():
         converted(x, x)
 
 
+class Caching(Functional):
+    def forward(self, x):
+        if not self.training and not hasattr(self, "mean"):
+            self.mean = x.mean()
+        y = self.bn(self.conv(x))
+        return self.relu(y) if hasattr(self, "relu") else F.relu(y)
+
+
+def test_forward_that_keeps_what_it_is_called_with():
+    model = Caching()
+    model.relu = nn.ReLU()
+    converted = convert(model, "EvoNormS0").model.eval()
+    assert not hasattr(converted, "mean")
+    assert isinstance(pickle.loads(pickle.dumps(converted)), Caching)
+    x = torch.rand(1, 3, 4, 4)
+    converted(x)
+    assert converted.mean == x.mean()
+    with pytest.raises(ConvertError, match=r"forward of 0 \(Caching\): it changes its own mean"):
+        convert(nn.Sequential(Caching()), "EvoNormS0")
+
+
+def test_forward_that_makes_tensors():
+    class Adding(Functional):
+        def forward(self, x):
+            return F.relu(self.bn(self.conv(x))) + torch.ones(1)
+
+    with pytest.raises(ConvertError, match="it makes tensors of its own"):
+        convert(Adding(), "EvoNormS0")
+
+
 def test_called_in_several_ways():
     class Twice(nn.Module):
         def __init__(self):
