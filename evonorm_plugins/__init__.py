@@ -1,5 +1,6 @@
 """EvoNorm layers for PyTorch (Liu et al., arXiv 2004.02967) and their integrations."""
 
+from evonorm_plugins.convert import Conversion, ConvertError, convert
 from evonorm_plugins.flops import FlopCount, count_flops
 from evonorm_plugins.fold import fold_for_inference
 from evonorm_plugins.kernels import show_config
@@ -24,6 +25,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConditionalNormAct",
+    "Conversion",
+    "ConvertError",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",
@@ -35,6 +38,7 @@ __all__ = [
     "SyncEvoNormB0",
     "SyncEvoNormB1",
     "SyncEvoNormB2",
+    "convert",
     "convert_cross_replica",
     "convert_sync_evonorm",
     "count_flops",
