@@ -1,0 +1,288 @@
+#!/usr/bin/env python
+"""Tables and pictures of sweeps that compare norms.
+
+Reads what tools/train_classifier.py --sweep leaves in its folder: accuracies, parameters, settings.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+EXAMPLES = """
+examples:
+  accuracy of every norm (rows) for every value of a searched key (columns):
+    tools/evidence.py table output/evidence_norms --columns model
+  the same as a picture, the key on the horizontal axis:
+    tools/evidence.py plot output/evidence_batch --x images_per_worker --out batch.png
+  accuracy against parameters and inference FLOPs, norms folded into convolutions:
+    tools/evidence.py cost output/evidence_widths --out widths.png
+  time of a training step, the norms of the sweep taking turns, and peak memory:
+    tools/evidence.py time output/evidence_norms --rounds 5
+
+exit status: 0 done, 1 failed, 2 bad input
+"""
+COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+class EvidenceError(ValueError):
+    """A folder or a key that there is nothing to show of."""
+
+
+def read_sweep(folder):
+    """``(search, trials)`` of a sweep: its lists of values; records with ``config`` and ``result``.
+
+    Raises:
+        EvidenceError: there is no sweep, or no trial of it has ended.
+    """
+    path = Path(folder, "sweep.json")
+    if not path.is_file():
+        raise EvidenceError(f"there is no {path}; tools/train_classifier.py --sweep writes it")
+    sweep = json.loads(path.read_text())
+    trials = []
+    for record in sweep["trials"]:
+        result = Path(folder, "trials", f"{record['trial']:03d}", "result.json")
+        if result.is_file():
+            trials.append({**record, "result": json.loads(result.read_text())})
+    if not trials:
+        raise EvidenceError(f"no trial of {folder} has ended")
+    return sweep["search"], trials
+
+
+def labels(search, key):
+    """The values of a searched key, in the order of the sweep's file.
+
+    Raises:
+        EvidenceError: the sweep does not search over it.
+    """
+    if key not in search:
+        raise EvidenceError(f"the sweep has no {key!r}; it searches over {', '.join(search)}")
+    return list(search[key])
+
+
+def of(trials, **values):
+    return [t for t in trials if all(t["values"][k] == v for k, v in values.items())]
+
+
+def accuracy(trials):
+    """Mean accuracy in percent of finished trials as text; how many did not finish."""
+    finished = [t["val_accuracy"] * 100 for t in trials if t["status"] == "finished"]
+    lost = len(trials) - len(finished)
+    if not finished:
+        return trials[0]["status"] if trials else ""
+    text = f"{statistics.fmean(finished):.1f}"
+    return f"{text} ({lost} of {len(trials)} {trials[-1]['status']})" if lost else text
+
+
+def markdown(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def table(args):
+    """Accuracy in percent, a row for each norm."""
+    search, trials = read_sweep(args.folder)
+    columns = labels(search, args.columns)
+    rows = [
+        [row, *(accuracy(of(trials, **{args.rows: row, args.columns: c})) for c in columns)]
+        for row in labels(search, args.rows)
+    ]
+    print(markdown([args.rows, *columns], rows))
+
+
+def plot(args):
+    """Accuracy against a key, a line for each norm."""
+    search, trials = read_sweep(args.folder)
+    x = labels(search, args.x)
+    figure, axes = _figure(1)
+    for style, norm in zip(_styles(), labels(search, "norm"), strict=False):
+        points = [(k, of(trials, norm=norm, **{args.x: v})) for k, v in enumerate(x)]
+        points = [
+            (k, [t["val_accuracy"] for t in ts if t["status"] == "finished"]) for k, ts in points
+        ]
+        points = [(k, 100 * statistics.fmean(found)) for k, found in points if found]
+        axes[0].plot(*zip(*points, strict=True), label=norm, **style)
+    axes[0].set_xticks(range(len(x)), x)
+    axes[0].set(xlabel=args.x.replace("_", " "), ylabel="accuracy, %")
+    axes[0].legend(frameon=False)
+    _save(figure, args.out)
+
+
+def cost(args):
+    """Accuracy against parameters and multiply-adds of folded models."""
+    search, trials = read_sweep(args.folder)
+    figure, axes = _figure(2)
+    rows = []
+    for style, norm in zip(_styles(), labels(search, "norm"), strict=False):
+        points = []
+        for trial in of(trials, norm=norm):
+            if trial["status"] != "finished":
+                continue
+            before, after = folded_cost(trial["result"]["config"])
+            percent = 100 * trial["val_accuracy"]
+            points.append((after[0] / 1e6, after[1] / 1e6, percent))
+            values = [trial["values"][k] for k in search if k != "norm"]
+            numbers = [f"{n:,}" for n in (before[0], after[0])]
+            rows.append(
+                [
+                    norm,
+                    *values,
+                    *numbers,
+                    *(f"{n[1] / 1e6:.2f}" for n in (before, after)),
+                    f"{percent:.1f}",
+                ]
+            )
+        points.sort()
+        for panel, column in zip(axes, (0, 1), strict=True):
+            panel.plot([p[column] for p in points], [p[2] for p in points], label=norm, **style)
+    others = [k for k in search if k != "norm"]
+    print(
+        markdown(
+            ["norm", *others, "parameters", "folded", "M operations", "folded", "accuracy"], rows
+        )
+    )
+    axes[0].set(xlabel="parameters, millions", ylabel="accuracy, %")
+    axes[1].set(xlabel="operations of an image in inference, millions")
+    axes[0].legend(frameon=False)
+    _save(figure, args.out)
+
+
+def folded_cost(config):
+    """Parameters and operations of a config's model, as trained and folded for inference."""
+    import torch
+
+    from evonorm_plugins import count_flops, fold_for_inference
+    from evonorm_plugins.classification.config import from_dict
+    from evonorm_plugins.classification.models import build_model
+
+    config = from_dict(config)
+    width = {} if config.width is None else {"width": config.width}
+    model = build_model(config.model, 10, config.norm, **config.model_options, **width).eval()
+    image = torch.zeros(1, 3, 32, 32)
+    return [
+        (sum(p.numel() for p in m.parameters()), count_flops(m, image).total)
+        for m in (model, fold_for_inference(model))
+    ]
+
+
+def time_steps(args):
+    """Milliseconds of a training step, norms taking turns, and the peak memory of their trials."""
+    import torch
+
+    from evonorm_plugins.classification.config import from_dict
+    from evonorm_plugins.training.distributed import Ranks
+
+    search, trials = read_sweep(args.folder)
+    torch.set_num_threads(args.threads)
+    columns = labels(search, args.columns)
+    rows = {norm: [norm] for norm in labels(search, "norm")}
+    for value in columns:
+        found = {t["values"]["norm"]: t for t in of(trials, **{args.columns: value})}
+        configs = {norm: from_dict(trial["result"]["config"]) for norm, trial in found.items()}
+        seconds = step_seconds(configs, Ranks(), args.rounds)
+        first = next(iter(seconds.values()), None)
+        for norm, row in rows.items():
+            if norm in seconds:
+                memory = found[norm]["result"]["peak_memory_mib"]
+                ratio = seconds[norm] / first
+                row.append(f"{seconds[norm] * 1000:.0f} ({ratio:.2f}), {memory:.0f} MiB")
+            else:
+                row.append("")
+    print(markdown(["norm", *(f"{c}: ms (ratio), memory" for c in columns)], rows.values()))
+
+
+def step_seconds(configs, ranks, rounds):
+    """Median seconds of a training step of each config, after two steps that are not counted."""
+    import torch
+
+    from evonorm_plugins.classification.trainer import Trainer
+
+    data = SimpleNamespace(classes=list(range(10)), mean=[0.5] * 3, std=[0.25] * 3)
+    steps = {norm: Trainer(config, ranks, data) for norm, config in configs.items()}
+    times = {norm: [] for norm in configs}
+    for k in range(rounds + 2):
+        for norm, trainer in steps.items():
+            config = trainer.config
+            size = config.resolution or 32
+            images = torch.randint(0, 256, (config.batch_size, 3, size, size), dtype=torch.uint8)
+            batches = itertools.repeat((images, torch.arange(config.batch_size) % 10))
+            start = time.perf_counter()
+            trainer.train_step(batches, 10**6, 10**6)
+            if k >= 2:
+                times[norm].append(time.perf_counter() - start)
+    return {norm: statistics.median(values) for norm, values in times.items()}
+
+
+def _figure(panels):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    size = (5.6 * panels + 0.4, 4)
+    figure, axes = plt.subplots(
+        1, panels, figsize=size, squeeze=False, layout="constrained", sharey=True
+    )
+    for panel in axes[0]:
+        panel.grid(alpha=0.3)
+    return figure, axes[0]
+
+
+def _styles():
+    return [{"color": c, "marker": m} for c, m in zip(COLOURS, MARKERS, strict=True)]
+
+
+def _save(figure, out):
+    from evonorm_plugins.files import replacing
+
+    with replacing(out) as partial:
+        figure.savefig(partial, dpi=130, format="png")
+    print(out)
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in (("table", table), ("plot", plot), ("cost", cost), ("time", time_steps)):
+        command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
+        command.add_argument("folder", type=Path, help="of a sweep")
+        command.set_defaults(function=function)
+        if name == "table":
+            command.add_argument("--rows", default="norm", metavar="KEY")
+        if name in ("table", "time"):
+            command.add_argument("--columns", required=True, metavar="KEY")
+        if name == "plot":
+            command.add_argument("--x", required=True, metavar="KEY")
+        if name in ("plot", "cost"):
+            command.add_argument("--out", required=True, metavar="FILE.png")
+        if name == "time":
+            command.add_argument("--rounds", type=_positive, default=5)
+            command.add_argument("--threads", type=_positive, default=1)
+    return parser.parse_args(argv)
+
+
+def _positive(text):
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
+    return int(text)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        args.function(args)
+    except EvidenceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
