@@ -5,20 +5,17 @@ Table 7 and Appendix C) with the norm of the first row of a config file.
 """
 
 import dataclasses
-import difflib
 import itertools
-from pathlib import Path
-
-import yaml
 
 from biggan.architecture import CHANNEL_MULTIPLIERS
 from evonorm_plugins.registry import get_norm_act
-
-BASE_KEY = "_BASE_"  # a YAML file's: the file it starts from, relative to its own folder
-
-
-class ConfigError(ValueError):
-    """A config, an override or a combination of them that cannot be trained."""
+from evonorm_plugins.training.config import (
+    ConfigError,
+    build,
+    check_choices,
+    check_minimum,
+    read_values,
+)
 
 
 @dataclasses.dataclass
@@ -108,7 +105,6 @@ MODEL_KEYS = [
     *("resolution", "channels", "channel_multipliers", "depth", "attention", "z_size"),
     *("embedding_size", "num_classes", "image_channels", "norm", "norm_eps", "spectral_eps"),
 ]
-_FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 
 
 def load_config(path, overrides=()):
@@ -118,23 +114,12 @@ def load_config(path, overrides=()):
         ConfigError: names the key or value at fault and what would be right.
         FileNotFoundError: there is no such file.
     """
-    values = _read(Path(path))
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"{override!r} is not of the form key=value")
-        values[key] = _parse(override, text)
-    return from_dict(values)
+    return from_dict(read_values(path, overrides))
 
 
 def from_dict(values):
     """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
-    for key in values:
-        if key not in _FIELDS:
-            close = difflib.get_close_matches(str(key), _FIELDS, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(_FIELDS)}"
-            raise ConfigError(f"there is no option {key!r}{hint}")
-    config = Config(**{key: _typed(key, value) for key, value in values.items()})
+    config = build(Config, values)
     _check(config)
     return config
 
@@ -157,63 +142,9 @@ def batch_per_rank(config, ranks):
     return config.batch_size // parts
 
 
-def _read(path, seen=()):
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no config file {path}")
-    if path.resolve() in seen:
-        raise ConfigError(f"{path}: {BASE_KEY} leads back to the file itself")
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds no keys")
-    base = values.pop(BASE_KEY, None)
-    start = _read(path.parent / base, (*seen, path.resolve())) if base else {}
-    return {**start, **values}
-
-
-def _parse(override, text):
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise ConfigError(f"cannot read the value of {override!r}") from None
-
-
-def _typed(key, value):
-    """``value`` as the type of the field, so that ``1e-4``, a string to YAML, is a number."""
-    kind = getattr(_FIELDS[key].type, "__name__", str(_FIELDS[key].type))
-    if value is None and "None" in kind:
-        return None
-    try:
-        if kind.startswith("bool"):
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
-        if kind.startswith("int"):
-            if isinstance(value, bool) or int(value) != float(value):
-                raise ValueError
-            return int(value)
-        if kind.startswith("float"):
-            if isinstance(value, bool):
-                raise ValueError
-            return float(value)
-        if kind.startswith("list"):
-            return [int(v) for v in value]
-        return str(value)
-    except (TypeError, ValueError):
-        wanted = kind.replace("list", "list of integers")
-        raise ConfigError(f"{key}={value!r} is not {wanted}") from None
-
-
 def _check(config):
-    for key, allowed in CHOICES.items():
-        if getattr(config, key) not in allowed:
-            known = ", ".join(map(str, allowed))
-            raise ConfigError(f"{key}={getattr(config, key)!r} is not one of {known}")
-    for key, lowest in MINIMUM.items():
-        if not lowest <= getattr(config, key) < float("inf"):
-            raise ConfigError(f"{key}={getattr(config, key)} must be at least {lowest}")
+    check_choices(config, CHOICES)
+    check_minimum(config, MINIMUM)
     if config.num_classes is not None and config.num_classes < 1:
         raise ConfigError(f"num_classes={config.num_classes} must be at least 1")
     for key in ("beta1", "beta2", "ema_decay"):

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import torch
 
-from biggan.checkpoint import CheckpointError
 from biggan.generator import running_statistics_layers
 from biggan.sampling import classes_of, load_generator, sample_uint8
+from evonorm_plugins.training.checkpoint import CheckpointError
 
 
 def train_classifier(fraction=0.8):

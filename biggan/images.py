@@ -4,21 +4,13 @@ import io
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# What Pillow raises for a damaged file.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, UnidentifiedImageError, IndexError)
+from evonorm_plugins.data.images import eight_bits
 
 
 class TooSmallError(Exception):
     """An image with fewer pixels along its short edge than the resolution."""
-
-
-def is_image(name):
-    """Whether a file is named like an image and is not hidden."""
-    base = name.rsplit("/", 1)[-1]
-    return base.lower().endswith(EXTENSIONS) and not base.startswith(".")
 
 
 def decode(data, resolution, channels, *, enlarge):
@@ -37,7 +29,7 @@ def decode(data, resolution, channels, *, enlarge):
         # A JPEG can be decoded at a half, a quarter or an eighth; twice the resolution is kept, so
         # that the resampling by area decides what the result looks like.
         image.draft(None, (2 * resolution, 2 * resolution))
-        image = _eight_bits(image).convert("L" if channels == 1 else "RGB")
+        image = eight_bits(image).convert("L" if channels == 1 else "RGB")
     else:
         image = Image.fromarray(data).convert("L" if channels == 1 else "RGB")
     width, height = image.size
@@ -52,11 +44,3 @@ def decode(data, resolution, channels, *, enlarge):
     array = np.asarray(image)
     array = array[None] if channels == 1 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.array(array, order="C"))
-
-
-def _eight_bits(image):
-    """16-bit grey images scaled; Pillow's own conversion would cut them off at 255."""
-    if image.mode.startswith("I"):
-        array = np.asarray(image).astype(np.int64)
-        return Image.fromarray((array >> 8 if array.max(initial=0) > 255 else array).astype("u1"))
-    return image

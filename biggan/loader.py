@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from biggan.images import DAMAGED, TooSmallError, decode
-from biggan.latents import mixed_seed
-from biggan.sources import DataError
+from biggan.images import TooSmallError, decode
+from evonorm_plugins.data.images import DAMAGED
+from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.training.seeds import mixed_seed
 
 # In a row, within one sample: more than chance.
 _MAX_IN_A_ROW = 20

@@ -3,16 +3,16 @@
 import os
 import time
 
-import torch
-
 from biggan import checkpoint
-from biggan.config import MODEL_KEYS, ConfigError, to_dict
-from biggan.distributed import Stop
+from biggan.config import MODEL_KEYS, to_dict
 from biggan.loader import TrainingData, check_source
 from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
 from biggan.sources import open_source
 from biggan.trainer import Trainer
+from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.distributed import Stop
+from evonorm_plugins.training.random_state import random_state, set_random_state
 
 # Of what it has been: samples that differ by less than this share of it are all the same.
 _COLLAPSED = 0.05
@@ -30,7 +30,7 @@ class Run:
 
     Args:
         config: :class:`biggan.config.Config`.
-        ranks: :class:`biggan.distributed.Ranks`.
+        ranks: :class:`evonorm_plugins.training.distributed.Ranks`.
         resume: go on with what is in ``config.output_dir``, if anything is.
 
     Raises:
@@ -180,7 +180,7 @@ class Run:
         checkpoint.save(state, os.path.join(self.config.output_dir, name))
 
     def _save(self):
-        random_states = self.ranks.gather(_random_state(self.ranks.device))
+        random_states = self.ranks.gather(random_state(self.ranks.device))
         if not self.ranks.is_main:
             return
         state = {
@@ -238,22 +238,7 @@ class Run:
         self.best = [tuple(entry) for entry in state["best"]]
         self.most_diverse, self.worse = state["most_diverse"], state["worse"]
         if self.ranks.rank < len(state["random"]):
-            _set_random_state(state["random"][self.ranks.rank], self.ranks.device)
-
-
-def _random_state(device):
-    """torch's random states as one tensor of bytes: the CPU's, then the GPU's."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return torch.cat(states)
-
-
-def _set_random_state(state, device):
-    size = len(torch.get_rng_state())
-    torch.set_rng_state(state[:size])
-    if device.type == "cuda" and len(state) > size:
-        torch.cuda.set_rng_state(state[size:], device)
+            set_random_state(state["random"][self.ranks.rank], self.ranks.device)
 
 
 def _link(source, target):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from biggan.checkpoint import NoSpaceError, replacing
 from biggan.generator import running_statistics_layers
 from biggan.sampling import (
     classes_of,
@@ -22,6 +21,7 @@ from biggan.sampling import (
     with_standing_statistics,
     write_png,
 )
+from evonorm_plugins.training.checkpoint import NoSpaceError, replacing
 
 __all__ = ["load_generator", "main", "sample_uint8"]
 

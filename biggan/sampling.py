@@ -5,10 +5,12 @@ import copy
 import torch
 
 from biggan import checkpoint
-from biggan.config import ConfigError, from_dict
+from biggan.config import from_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
 from biggan.spectral import power_iteration
+from evonorm_plugins.training.checkpoint import CheckpointError, replacing
+from evonorm_plugins.training.config import ConfigError
 
 # The averaged weights are no step of training, so their singular vectors are found anew.
 SPECTRAL_STEPS = 20
@@ -27,12 +29,12 @@ def load_generator(path, *, ema=True, device="cpu"):
         ``generator.step`` the step of training.
 
     Raises:
-        biggan.checkpoint.CheckpointError: the file cannot be read or does not hold it.
+        CheckpointError: the file cannot be read or does not hold it.
     """
     state = checkpoint.load(path)
     key = "ema" if ema else "generator"
     if key not in state:
-        raise checkpoint.CheckpointError(
+        raise CheckpointError(
             f"{path} holds the averaged generator alone (ema=True); the weights as they were "
             "trained are in checkpoint.pt"
         )
@@ -42,7 +44,7 @@ def load_generator(path, *, ema=True, device="cpu"):
         generator.load_state_dict(state[key])
     except (ConfigError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise checkpoint.CheckpointError(f"{path} does not fit this package: {reason}") from None
+        raise CheckpointError(f"{path} does not fit this package: {reason}") from None
     if ema:
         power_iteration(generator, SPECTRAL_STEPS)
     generator.classes, generator.step = state["classes"], state["step"]
@@ -186,7 +188,7 @@ def write_png(image, path):
     """Write uint8 ``(3, H, W)``."""
     from PIL import Image
 
-    with checkpoint.replacing(path) as partial:
+    with replacing(path) as partial:
         Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(partial)
 
 

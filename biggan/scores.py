@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from biggan.config import ConfigError
 from biggan.generator import running_statistics_layers
 from biggan.loader import Images
 from biggan.sampling import sample_uint8, with_standing_statistics
-from biggan.sources import DataError
+from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.training.config import ConfigError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64

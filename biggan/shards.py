@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from biggan.checkpoint import replacing
-from biggan.images import is_image
-from biggan.sources import DataError, Names, ReadFile, _numbered_classes
+from biggan.sources import _numbered_classes
+from evonorm_plugins.data.images import is_image
+from evonorm_plugins.data.sources import DataError, Names, ReadFile
+from evonorm_plugins.training.checkpoint import replacing
 
 
 class TarSource:

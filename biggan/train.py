@@ -7,12 +7,13 @@ import sys
 
 import torch
 
-from biggan.checkpoint import CheckpointError, NoSpaceError
-from biggan.config import ConfigError, load_config
-from biggan.distributed import Ranks
+from biggan.config import load_config
 from biggan.run import CollapseError, Run
-from biggan.sources import DataError
 from biggan.trainer import NotFiniteError
+from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.training.checkpoint import CheckpointError, NoSpaceError
+from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.distributed import Ranks
 
 EXAMPLES = """
 examples:
@@ -77,7 +78,7 @@ def main(argv=None):
         _say(ranks, f"error: {error}", everywhere=True)
         return 1
     except RuntimeError as error:
-        if ranks is None or ranks.size == 1 or not _is_lost_rank(error):
+        if ranks is None or ranks.size == 1 or not ranks.is_lost(error):
             raise
         _say(ranks, f"error: another rank is gone: {_short(error)}", everywhere=True)
         # The process group cannot be taken down with a rank missing.
@@ -112,13 +113,6 @@ def _last_checkpoint(run):
     if not os.path.exists(run.path):
         return "There is no checkpoint yet"
     return f"The last checkpoint, {run.path}, is from before"
-
-
-def _is_lost_rank(error):
-    text = str(error).lower()
-    return isinstance(error, torch.distributed.DistError) or any(
-        word in text for word in ("gloo", "nccl", "connection", "timed out", "peer")
-    )
 
 
 def _short(error):

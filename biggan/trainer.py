@@ -7,11 +7,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from biggan.config import batch_per_rank
 from biggan.discriminator import Discriminator
-from biggan.ema import EMA
 from biggan.generator import Generator
-from biggan.latents import generator_of, mixed_seed
 from biggan.losses import accuracies, discriminator_loss, generator_loss, orthogonal_penalty
 from biggan.spectral import power_iteration
+from evonorm_plugins.training.ema import EMA
+from evonorm_plugins.training.seeds import generator_of, mixed_seed
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +29,7 @@ class Trainer:
 
     Args:
         config: checked, with ``num_classes``.
-        ranks: :class:`biggan.distributed.Ranks`.
+        ranks: :class:`evonorm_plugins.training.distributed.Ranks`.
     """
 
     def __init__(self, config, ranks):

@@ -71,8 +71,8 @@ def images_of(args):
 def our_step(args, norm):
     """A function that takes one training step."""
     from biggan.config import from_dict
-    from biggan.distributed import Ranks
     from biggan.trainer import Trainer
+    from evonorm_plugins.training.distributed import Ranks
 
     options = {"resolution": args.resolution, "channels": args.channels, "num_classes": 1000}
     options |= {"norm": norm, "batch_size": args.batch, "d_steps": 1}

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import biggan
-from biggan.config import ConfigError, batch_per_rank, from_dict, load_config, to_dict
+from biggan.config import batch_per_rank, from_dict, load_config, to_dict
+from evonorm_plugins.training.config import ConfigError
 
 CONFIGS = sorted(Path(biggan.__file__).parent.glob("configs/*.yaml"))
 

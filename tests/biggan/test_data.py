@@ -12,7 +12,8 @@ from PIL import Image
 from biggan.config import from_dict
 from biggan.images import TooSmallError, decode
 from biggan.loader import RankBatches, Sequence, TrainingData, check_source
-from biggan.sources import DataError, open_source
+from biggan.sources import open_source
+from evonorm_plugins.data.sources import DataError
 from tests.biggan.pictures import picture
 
 

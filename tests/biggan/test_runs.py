@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from biggan import checkpoint
-from biggan.records import read_records
 from biggan.sampling import load_generator
+from evonorm_plugins.training.records import read_records
 
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
 two_ranks = pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")

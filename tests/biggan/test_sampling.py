@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from biggan import checkpoint, sample
-from biggan.checkpoint import CheckpointError, NoSpaceError
 from biggan.config import to_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
@@ -20,6 +19,7 @@ from biggan.sampling import (
     sample_uint8,
     with_standing_statistics,
 )
+from evonorm_plugins.training.checkpoint import CheckpointError, NoSpaceError
 
 
 @pytest.fixture
@@ -198,7 +198,7 @@ def test_bad_checkpoints(saved, tmp_path):
     torch.save({"weights": 1}, path)
     with pytest.raises(CheckpointError, match="is not a checkpoint of biggan"):
         load_generator(path)
-    torch.save({"format": checkpoint.FORMAT, "version": 99}, path)
+    torch.save({"format": "evonorm-plugins biggan", "version": 99}, path)
     with pytest.raises(CheckpointError, match="has version 99"):
         load_generator(path)
     with zipfile.ZipFile(tmp_path / "code.pt", "w") as archive:

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from biggan.config import ConfigError
-from biggan.distributed import Ranks
 from biggan.generator import Generator
 from biggan.run import CollapseError, Run
 from biggan.sampling import sample_uint8
@@ -13,6 +11,8 @@ from biggan.scores import Scorer
 from biggan.sources import open_source
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
+from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.distributed import Ranks
 from tests.biggan.test_runs import state
 
 

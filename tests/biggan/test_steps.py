@@ -6,12 +6,12 @@ import itertools
 import pytest
 import torch
 
-from biggan.distributed import Ranks
-from biggan.ema import EMA
 from biggan.generator import Generator
 from biggan.losses import accuracies, discriminator_loss, generator_loss, orthogonal_penalty
 from biggan.spectral import spectral_layers
 from biggan.trainer import NotFiniteError, Trainer
+from evonorm_plugins.training.distributed import Ranks
+from evonorm_plugins.training.ema import EMA
 
 
 def batches(config, size):

@@ -1,4 +1,4 @@
-"""The average of a generator's weights over the steps of training."""
+"""The average of a module's weights over the steps of training."""
 
 import copy
 
@@ -14,11 +14,13 @@ class EMA:
     Args:
         decay: how much of the average is kept at a step.
         start: before this step the average is the module itself.
+        warmup: whether the first steps count less, as TensorFlow's ``num_updates`` makes them:
+            the decay of step t is at most ``(1 + t) / (10 + t)``.
     """
 
-    def __init__(self, module, decay, start):
+    def __init__(self, module, decay, start=0, *, warmup=False):
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self.decay, self.start = decay, start
+        self.decay, self.start, self.warmup = decay, start, warmup
         ours, theirs = self.module.state_dict(), module.state_dict()
         averaged = {k for k, _ in module.named_parameters()}
         averaged |= {k for k in theirs if k.rsplit(".", 1)[-1] in ("running_mean", "running_var")}
@@ -30,6 +32,8 @@ class EMA:
     def update(self, step):
         """Take in the weights after step number ``step``, counted from 1."""
         decay = self.decay if step > self.start else 0.0
+        if self.warmup:
+            decay = min(decay, (1 + step) / (10 + step))
         ours, theirs = zip(*self.averaged, strict=True)
         torch._foreach_lerp_(list(ours), list(theirs), 1 - decay)
         for mine, other in self.copied:

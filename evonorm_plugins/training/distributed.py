@@ -3,11 +3,12 @@
 import datetime
 import os
 import signal
+import threading
 
 import torch
 import torch.distributed as dist
 
-from biggan.config import ConfigError
+from evonorm_plugins.training.config import ConfigError
 
 
 class Ranks:
@@ -65,13 +66,22 @@ class Ranks:
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control)
         return bool(flags.item())
 
-    def mean(self, values):
-        """The mean over ranks of a tensor on the device."""
+    def sum(self, values):
+        """The sum over ranks of a tensor on the device."""
         if self.size > 1:
             values = values.clone()
             dist.all_reduce(values)
-            values /= self.size
         return values
+
+    def mean(self, values):
+        """The mean over ranks of a tensor on the device."""
+        return self.sum(values) / self.size if self.size > 1 else values
+
+    def broadcast(self, tensors):
+        """Give every rank the main rank's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
     def gather(self, values):
         """Every rank's tensor on the CPU, of one shape, in a list; every rank calls this."""
@@ -81,6 +91,14 @@ class Ranks:
         dist.all_gather(gathered, values, group=self.control)
         return gathered
 
+    @staticmethod
+    def is_lost(error):
+        """Whether a RuntimeError says that another rank is gone."""
+        text = str(error).lower()
+        return isinstance(error, dist.DistError) or any(
+            word in text for word in ("gloo", "nccl", "connection", "timed out", "peer")
+        )
+
     def close(self):
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
@@ -89,7 +107,8 @@ class Ranks:
 class Stop:
     """Remembers that SIGTERM or Ctrl-C came, for the loop to end at the next step's end.
 
-    A second Ctrl-C ends the process at once.
+    A second Ctrl-C ends the process at once. In another thread than the main one, which signals do
+    not reach, it does nothing.
     """
 
     def __init__(self):
@@ -97,6 +116,8 @@ class Stop:
         self.before = {}
 
     def __enter__(self):
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, self._remember)
         return self

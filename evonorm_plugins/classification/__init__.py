@@ -1,0 +1,1 @@
+"""Training of image classifiers with any norm-activation layer; see docs/classification.md."""

@@ -1,0 +1,151 @@
+"""Every option of a classifier's training: what a YAML file, an override and a checkpoint hold."""
+
+import dataclasses
+
+from evonorm_plugins.registry import get_norm_act
+from evonorm_plugins.training.config import (
+    ConfigError,
+    build,
+    check_choices,
+    check_minimum,
+    read_values,
+)
+
+__all__ = ["Config", "ConfigError", "from_dict", "load_config", "to_dict"]
+
+
+@dataclasses.dataclass
+class Config:
+    """Options of a run; see docs/classification.md for what they mean."""
+
+    # ---- data ----
+    data: str = ""  # folder or .zip of class folders, or torchvision's folder of CIFAR-10
+    val_data: str = ""
+    reader: str = "auto"  # "memory": decoded once; "files": read in every epoch
+    resolution: int | None = None  # of what the model is trained on; None: see the docs
+    augment: str = "standard"  # or "none", "randaugment"
+    padding: int = 4  # memory: on each side, before cropping
+    flip: bool = True
+    crop_scale: float = 0.08  # files: smallest share of an image's area that is cropped
+    val_resolution: int | None = None  # of what is validated on
+    val_resize: int | None = None  # files: short edge before the crop in the middle
+    max_train_images: int | None = None  # a fixed random choice
+    max_val_images: int | None = None
+    workers: int = 4  # files: processes of a rank that read images
+    prefetch: int = 4  # files: batches that each of them reads ahead
+    max_corrupt: int = 0  # files: images that cannot be read and are left out
+
+    # ---- model ----
+    model: str = "resnet50_cifar"
+    width: float | None = None  # factor of all channels; None: the architecture's own
+    model_options: dict = dataclasses.field(default_factory=dict)
+    norm: str | None = "BN-ReLU"  # None leaves the norms of a torchvision or timm model
+    cross_replica: bool = False  # statistics of batches over all ranks
+
+    # ---- training ----
+    seed: int = 0
+    epochs: int = 90
+    steps: int | None = None  # instead of epochs
+    batch_size: int = 128  # images of one forward pass: those that batch statistics are taken of
+    accumulations: int = 1  # forward passes of an update
+    val_batch_size: int = 256
+    optimizer: str = "sgd"  # or "adam", "adamw", "rmsprop"
+    lr: float = 0.1
+    base_batch: int | None = None  # lr is for so many images of an update, and scales with them
+    momentum: float = 0.9
+    nesterov: bool = True
+    beta2: float = 0.999  # Adam
+    alpha: float = 0.9  # RMSProp
+    optimizer_eps: float | None = None  # None: torch's
+    weight_decay: float = 1e-4
+    decay_all: bool = False  # also gamma, beta, v and the biases
+    clip_grad: float | None = None  # largest norm of the gradients
+    schedule: str = "cosine"  # or "constant", "multistep", "polynomial", "exponential"
+    warmup: float = 0.0  # epochs
+    milestones: list = dataclasses.field(default_factory=list)  # multistep: epochs
+    decay: float = 0.1  # multistep, exponential: factor
+    decay_epochs: float = 2.4  # exponential
+    power: float = 1.0  # polynomial
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0  # 0: no average
+
+    # ---- machine ----
+    device: str = "auto"
+    precision: str = "fp32"  # or "bf16", "fp16"
+    channels_last: bool = True
+    compile: bool = False
+    timeout_minutes: float = 10.0  # of a collective operation, before a rank is taken for dead
+
+    # ---- output ----
+    output_dir: str = "output/classifier"
+    log_every: int = 20  # steps
+    eval_every: int = 1  # epochs; 0: at the end alone
+    checkpoint_every: int = 1  # epochs; 0: none
+    progress: bool = True
+
+
+CHOICES = {
+    "reader": ["auto", "memory", "files"],
+    "augment": ["standard", "none", "randaugment"],
+    "optimizer": ["sgd", "adam", "adamw", "rmsprop"],
+    "schedule": ["constant", "multistep", "cosine", "polynomial", "exponential"],
+    "precision": ["fp32", "bf16", "fp16"],
+}
+# Lowest value; the others are any number.
+MINIMUM = {
+    **dict.fromkeys(("batch_size", "accumulations", "val_batch_size", "prefetch", "log_every"), 1),
+    **dict.fromkeys(("val_resolution", "val_resize", "max_train_images", "max_val_images"), 1),
+    **dict.fromkeys(("steps", "base_batch", "resolution"), 1),
+    **dict.fromkeys(("padding", "workers", "seed", "warmup", "eval_every", "max_corrupt"), 0),
+    **dict.fromkeys(("momentum", "beta2", "alpha", "weight_decay", "label_smoothing"), 0),
+    **dict.fromkeys(("ema_decay", "checkpoint_every", "epochs", "power"), 0),
+    **dict.fromkeys(("lr", "width", "optimizer_eps", "clip_grad", "crop_scale", "decay"), 1e-12),
+    **dict.fromkeys(("timeout_minutes", "decay_epochs"), 0.01),
+}
+# Keys that fix the weights' shapes or meaning: a run goes on only with the same.
+MODEL_KEYS = ["model", "width", "model_options", "norm"]
+
+
+def load_config(path, overrides=()):
+    """Read a YAML file and ``key=value`` strings, checked.
+
+    Raises:
+        ConfigError: names the key or value at fault and what would be right.
+        FileNotFoundError: there is no such file.
+    """
+    return from_dict(read_values(path, overrides))
+
+
+def from_dict(values):
+    """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
+    config = build(Config, values)
+    check_choices(config, CHOICES)
+    check_minimum(config, MINIMUM)
+    for key in ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay"):
+        if getattr(config, key) >= 1:
+            raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
+    if config.crop_scale > 1:
+        raise ConfigError(f"crop_scale={config.crop_scale} is a share, at most 1")
+    if not config.epochs and config.steps is None:
+        raise ConfigError("epochs=0 trains nothing; give epochs or steps")
+    if config.nesterov and config.optimizer == "sgd" and not config.momentum:
+        raise ConfigError("nesterov=true needs momentum; give nesterov=false with momentum=0")
+    if config.schedule == "multistep" and config.milestones != sorted(set(config.milestones)):
+        raise ConfigError(f"milestones={config.milestones} must be epochs in rising order")
+    if config.precision == "fp16" and config.device == "cpu":
+        raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
+    if config.norm is not None:
+        _check_norm(config.norm)
+    return config
+
+
+def to_dict(config):
+    """Plain values, for YAML and checkpoints."""
+    return dataclasses.asdict(config)
+
+
+def _check_norm(name):
+    try:
+        get_norm_act(name, 8, device="meta")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"norm={name!r}: {error}") from None

@@ -1,0 +1,1 @@
+"""What every training of this project needs: options, files, processes, averages, records."""

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train an image classifier with any norm-activation layer; see docs/classification.md."""
+
+import sys
+
+from evonorm_plugins.classification.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
