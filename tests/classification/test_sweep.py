@@ -11,8 +11,6 @@ import types
 from pathlib import Path
 
 import pytest
-from evonorm_plugins.classification.trainer import NonFiniteLossError
-from evonorm_plugins.training.config import ConfigError
 
 from evonorm_plugins.classification.sweep import (
     RayError,
@@ -23,6 +21,8 @@ from evonorm_plugins.classification.sweep import (
     report,
     run_sweep,
 )
+from evonorm_plugins.classification.trainer import NonFiniteLossError
+from evonorm_plugins.training.config import ConfigError
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
@@ -146,7 +146,7 @@ def test_what_people_read(sweep_file, without_ray, tmp_path):
     records = run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
     text = (tmp_path / "out/results.txt").read_text().splitlines()
     assert text[0].split() == [
-        *("trial", "norm", "lr", "accuracy", "loss", "epochs", "seconds", "status")
+        *("trial", "norm", "lr", "accuracy", "loss", "epoch", "seconds", "status")
     ]
     assert text[1].split()[1:4] == ["EvoNormS0(groups=4)", "0.1", "0.7000"]
     mean = (0.7 + 0.52 + 0.502) / 3

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from evonorm_plugins.registry import get_norm_act
+from evonorm_plugins.classification.models.blocks import conv_norm, initialise
 
 # Filters of the 1x1 and 3x3 convolutions of an Inception block, or of the one of a downsampling.
 STAGES = (
@@ -17,25 +17,13 @@ STAGES = (
 )
 
 
-class ConvNormAct(nn.Sequential):
-    """A convolution without bias that keeps the size (or halves it), then norm and activation."""
-
-    def __init__(self, in_channels, channels, kernel_size, norm, stride=1):
-        super().__init__()
-        padding = kernel_size // 2
-        self.conv = nn.Conv2d(
-            in_channels, channels, kernel_size, stride, padding=padding, bias=False
-        )
-        self.norm = get_norm_act(norm, channels)
-
-
 class Inception(nn.Module):
     """1x1 and 3x3 convolutions of the same input, side by side."""
 
     def __init__(self, in_channels, channels_1x1, channels_3x3, norm):
         super().__init__()
-        self.conv1x1 = ConvNormAct(in_channels, channels_1x1, 1, norm)
-        self.conv3x3 = ConvNormAct(in_channels, channels_3x3, 3, norm)
+        self.conv1x1 = conv_norm(in_channels, channels_1x1, 1, norm)
+        self.conv3x3 = conv_norm(in_channels, channels_3x3, 3, norm)
         self.out_channels = channels_1x1 + channels_3x3
 
     def forward(self, x):
@@ -47,7 +35,7 @@ class Downsample(nn.Module):
 
     def __init__(self, in_channels, channels, norm):
         super().__init__()
-        self.conv = ConvNormAct(in_channels, channels, 3, norm, stride=2)
+        self.conv = conv_norm(in_channels, channels, 3, norm, stride=2)
         self.out_channels = channels + in_channels
 
     def forward(self, x):
@@ -71,7 +59,7 @@ class MiniInception(nn.Module):
 
     def __init__(self, num_classes=10, norm="BN-ReLU", in_channels=3):
         super().__init__()
-        self.stem = ConvNormAct(in_channels, 96, 3, norm)
+        self.stem = conv_norm(in_channels, 96, 3, norm)
         blocks, channels = [], 96
         for stage in STAGES:
             if isinstance(stage, tuple):
@@ -81,6 +69,11 @@ class MiniInception(nn.Module):
             channels = blocks[-1].out_channels
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(channels, num_classes)
+        initialise(self)
 
     def forward(self, x):
         return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+def mini_inception(num_classes, norm):
+    return MiniInception(num_classes, norm)

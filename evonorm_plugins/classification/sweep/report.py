@@ -30,7 +30,7 @@ def write(sweep, records):
 
 def as_text(sweep, records):
     """A table for people, the most accurate trial first, and the mean of every value tried."""
-    head = ("trial", *sweep.search, "accuracy", "loss", "epochs", "seconds", "status")
+    head = ("trial", *sweep.search, "accuracy", "loss", "epoch", "seconds", "status")
     rows = [
         (
             str(r["trial"]),
@@ -45,6 +45,8 @@ def as_text(sweep, records):
     for key, choices in sweep.search.items():
         for value in choices:
             of = [r for r in records if r["values"][key] == value]
+            if not of:
+                continue
             found = accuracies(of)
             mean = _shown(statistics.fmean(found) if found else None, 4)
             best = _shown(max(found, default=None), 4)

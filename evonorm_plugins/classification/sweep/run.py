@@ -8,12 +8,11 @@ import traceback
 from pathlib import Path
 
 from evonorm_plugins.classification.config import from_dict
+from evonorm_plugins.classification.sweep import ray_tune, report
 from evonorm_plugins.classification.train import train
 from evonorm_plugins.classification.trainer import NonFiniteLossError
-from evonorm_plugins.training.config import ConfigError
-
-from evonorm_plugins.classification.sweep import ray_tune, report
 from evonorm_plugins.files import replacing
+from evonorm_plugins.training.config import ConfigError
 
 # Keys of the training config that say where a trial runs and what it reads, not what it computes.
 _MACHINE = ("data", "val_data", "workers", "prefetch", "output_dir", "progress")
@@ -99,15 +98,18 @@ def run_trial(config, train, on_epoch):
     """
     start, newest = time.perf_counter(), {}
 
-    def epoch_done(record):
+    def take_in(record):
         newest.update({key: record[key] for key in ("epoch", "val_accuracy", "val_loss")})
+
+    def epoch_done(record):
+        take_in(record)
         on_epoch(dict(newest))
 
     try:
         result = train(from_dict(config), resume=True, on_epoch=epoch_done)
         if result["status"] != "done":
             raise RuntimeError(f"training has {result['status']}")
-        epoch_done(result["epochs"][-1])  # a run that had ended before validates no more
+        take_in(result["epochs"][-1])  # a run that had ended before validates no more
         outcome = {"status": "finished"}
     except NonFiniteLossError as error:
         outcome = {"status": "diverged", "error": str(error)}
