@@ -27,7 +27,7 @@ from evonorm_plugins.classification.models.mini_inception import MiniInception
 class Bias(nn.Module):
     """All that the study had between two convolutions: the first one's bias."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, *, apply_act):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
 
