@@ -61,7 +61,7 @@ def stand_in(config, *, resume, on_epoch):
     return {"status": "done", "epochs": [record]}
 
 
-def in_process(configs, train, sweep, address, progress, ended):
+def in_process(configs, train, sweep, progress, ended):
     """In place of Ray: one trial after the other."""
     from evonorm_plugins.classification.sweep.run import run_trial
 
@@ -72,6 +72,7 @@ def in_process(configs, train, sweep, address, progress, ended):
 
 @pytest.fixture
 def without_ray(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
     monkeypatch.setattr(ray_tune, "run_trials", in_process)
     monkeypatch.chdir(tmp_path)
 
@@ -211,16 +212,22 @@ def test_results_without_a_finished_trial(sweep_file):
     assert "trial 0 diverged: nan" in report.as_text(sweep, [record])
 
 
-def test_ctrl_c_keeps_what_ended(sweep_file, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_what_ended(sweep_file, without_ray, tmp_path, monkeypatch):
     def stopped_after_two(configs, *rest):
         in_process(dict(list(configs.items())[:2]), *rest)
         raise KeyboardInterrupt
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ray_tune, "run_trials", stopped_after_two)
     with pytest.raises(SweepInterrupted, match=r"4 of 6 trials to go; .* --resume"):
         run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
     assert len((tmp_path / "out/results.csv").read_text().splitlines()) == 3
+
+
+@needs_ray
+def test_without_ray_nothing_is_written(sweep_file, tmp_path):
+    with pytest.raises(RayError, match="no Ray cluster answers"):
+        run_sweep(load_sweep(sweep_file()), address="127.0.0.1:1", train=stand_in)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])
@@ -239,7 +246,7 @@ import time, types
 from evonorm_plugins.classification.sweep import ray_tune
 ray_tune._START_SECONDS = 0.1
 ray = types.SimpleNamespace(init=lambda **options: time.sleep(60), is_initialized=lambda: False)
-ray_tune._start(ray, None, None)
+ray_tune._connect(ray, None, None)
 """
 
 
@@ -277,7 +284,7 @@ def train(config, *, resume, on_epoch):
     on_epoch(record)
     if config.lr == 0.01:
         os._exit(1)
-    while config.lr == 0.001 and "stop" in sys.argv:
+    while config.lr == 0.001 and os.path.exists(os.path.join(config.data, "hold")):
         time.sleep(0.1)
     return {"status": "done", "epochs": [record]}
 
@@ -296,20 +303,23 @@ def test_on_ray_with_a_stop_and_a_lost_process(sweep_file, tmp_path):
     assert order == [0.5, 0.001, 0.01]
     command = [sys.executable, "-c", SCRIPT, str(path)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen([*command, "stop"], **options)
+    (tmp_path / "hold").touch()
+    first = subprocess.Popen(command, **options)
     for line in first.stderr:
         if "lr=0.001): epoch 1" in line:
             first.send_signal(signal.SIGINT)
             break
-    stopped, log = first.communicate(timeout=60)
+    stopped, log = first.communicate(timeout=120)
     assert "stopped with 2 of 3 trials to go" in stopped, log
-    second = subprocess.run([*command, "resume"], timeout=60, **options)
+    (tmp_path / "hold").unlink()
+    second = subprocess.run([*command, "resume"], timeout=120, **options)
     ends = ["finished", "finished", "failed"]
     # Before it, Ray tells on stdout why the process died.
     printed = second.stdout.splitlines()[-1]
     assert printed == str(list(zip(order, ends, strict=True))), second.stderr
     starts = [len((tmp_path / f"out/trials/{n:03d}/starts").read_text()) for n in range(3)]
     assert starts == [1, 2, 1]  # the stopped one goes on, the finished one is left alone
+    assert "died" in (tmp_path / "out/trials/002/error.txt").read_text()
 
 
 def test_more_cpus_than_there_are(sweep_file):
@@ -320,9 +330,9 @@ def test_more_cpus_than_there_are(sweep_file):
         shutdown=lambda: None,
     )
     with pytest.raises(RayError, match="cpus_per_trial=4, and this machine has 2"):
-        ray_tune._start(ray, load_sweep(sweep_file(cpus_per_trial=4)), None)
+        ray_tune._connect(ray, load_sweep(sweep_file(cpus_per_trial=4)), None)
     with pytest.raises(RayError, match="gpus_per_trial=1, and this machine has 0"):
-        ray_tune._start(ray, load_sweep(sweep_file(gpus_per_trial=1)), None)
+        ray_tune._connect(ray, load_sweep(sweep_file(gpus_per_trial=1)), None)
 
 
 def test_ray_is_imported_by_nothing_but_a_sweep_that_runs():

@@ -7,6 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
+from pathlib import Path
 
 # Megabytes: trials exchange numbers, not tensors. Ray's own choice is a third of the memory.
 _OBJECT_STORE = 80
@@ -15,6 +16,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would send reports
     "RAY_AIR_NEW_OUTPUT": "0",  # tables on stdout
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard of each trial
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # after Ctrl-C a trial would run on for up to 10 minutes
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
@@ -23,29 +25,36 @@ class RayError(RuntimeError):
     """Ray is not installed, cannot start, or does not answer."""
 
 
-def run_trials(configs, train, sweep, address, progress, ended):
-    """Run trials as there is room for them; return when all ended, or at Ctrl-C.
+def start(sweep, address):
+    """Start Ray on this machine, or connect to a cluster's at ``address``.
+
+    Raises:
+        RayError: Ray is not installed, cannot start, does not answer, or this machine has not what
+            one trial of ``sweep`` asks for.
+    """
+    os.environ.update(_QUIET)
+    try:
+        import ray
+        import ray.tune
+    except ImportError as error:
+        raise RayError(f'a sweep needs Ray ({error}): pip install "ray[tune]"') from None
+    _connect(ray, sweep, address)
+    # What fails is reported by ended(), not as a traceback from inside of Ray.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
+
+def run_trials(configs, train, sweep, progress, ended):
+    """Run trials as there is room for them; return when all ended, or at Ctrl-C. Stops Ray.
 
     Args:
         configs: ``{number: plain dictionary of a training config}``.
         train: as in :func:`run_sweep`.
         sweep: :class:`Sweep`, for the resources.
-        address: of a cluster; None starts Ray on this machine.
         progress: ``progress(number, record)`` after each epoch of a trial.
         ended: ``ended(number, outcome)`` once for each trial, on this machine.
-
-    Raises:
-        RayError: Ray is not installed, cannot start or does not answer.
     """
-    os.environ.update(_QUIET)
-    try:
-        import ray
-        from ray import tune
-    except ImportError as error:
-        raise RayError(f'a sweep needs Ray ({error}): pip install "ray[tune]"') from None
-    _start(ray, sweep, address)
-    # What fails is reported by ended(), not as a traceback from inside of Ray.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    import ray
+    from ray import tune
 
     class Report(tune.Callback):
         def on_trial_result(self, iteration, trials, trial, result, **info):
@@ -56,16 +65,17 @@ def run_trials(configs, train, sweep, address, progress, ended):
                 progress(number, result["record"])
 
         def on_trial_error(self, iteration, trials, trial, **info):
-            # The trial itself reports exceptions: this is its process.
-            error = "the process died (killed, out of memory, or its machine was lost)"
-            ended(trial.config["trial"], {"status": "failed", "error": error})
+            # The trial itself reports exceptions: this is its process. What Ray knows comes later.
+            number = trial.config["trial"]
+            error = f"the process died or could not start; see {_error_file(configs[number])}"
+            ended(number, {"status": "failed", "error": error})
 
     trial = functools.partial(_trial, configs=configs, train=train, threads=sweep.cpus_per_trial)
     resources = {"cpu": sweep.cpus_per_trial, "gpu": sweep.gpus_per_trial}
     try:
         # Tune's own records serve nothing here: sweep.json is what a sweep is resumed from.
         with tempfile.TemporaryDirectory(prefix="sweep-") as storage:
-            tune.Tuner(
+            results = tune.Tuner(
                 tune.with_resources(trial, resources),
                 param_space={"trial": tune.grid_search(list(configs))},
                 tune_config=tune.TuneConfig(max_concurrent_trials=sweep.concurrent),
@@ -73,8 +83,17 @@ def run_trials(configs, train, sweep, address, progress, ended):
                     name="sweep", storage_path=storage, verbose=0, callbacks=[Report()]
                 ),
             ).fit()
+            for result in results:
+                if result.error:
+                    file = _error_file(configs[result.config["trial"]])
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(f"{result.error}\n")
     finally:
         ray.shutdown()
+
+
+def _error_file(config):
+    return Path(config["output_dir"], "error.txt")
 
 
 def _trial(settings, configs, train, threads):
@@ -89,7 +108,7 @@ def _trial(settings, configs, train, threads):
     tune.report({"outcome": outcome})
 
 
-def _start(ray, sweep, address):
+def _connect(ray, sweep, address):
     options = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"address": "local", "include_dashboard": False}

@@ -57,6 +57,8 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
         f"{len(chosen)} trials of {sweep.combinations} combinations, "
         f"{len(chosen) - len(pending)} of them done, in {sweep.output_dir}"
     )
+    if pending:
+        ray_tune.start(sweep, address)
     os.makedirs(sweep.output_dir, exist_ok=True)
     _save(path, sweep, records)
 
@@ -71,7 +73,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     configs = {number: sweep.trial_config(number, chosen[number]) for number in pending}
     try:
         if pending:
-            ray_tune.run_trials(configs, train, sweep, address, progress, ended)
+            ray_tune.run_trials(configs, train, sweep, progress, ended)
     except KeyboardInterrupt:
         pass  # Ray Tune itself ends at the first Ctrl-C: what is missing below says so
     finally:
