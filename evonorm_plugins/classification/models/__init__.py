@@ -18,7 +18,6 @@ _BUILDERS = {
     "preact_resnet50d": "resnet",
     "mini_inception": "mini_inception",
 }
-LIBRARIES = ("torchvision", "timm")
 
 
 def list_models():
@@ -37,12 +36,12 @@ def build_model(name, num_classes, norm, **options):
 
     Raises:
         ValueError: an unknown name, option or norm, or one that does not fit.
+        ImportError: a library that is not installed.
     """
-    library, colon, rest = name.partition(":")
-    if colon:
+    if ":" in name:
         from evonorm_plugins.classification.models.libraries import build_library_model
 
-        return build_library_model(library, rest, num_classes, norm, options)
+        return build_library_model(name, num_classes, norm, options)
     if name not in _BUILDERS:
         close = difflib.get_close_matches(name, _BUILDERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""

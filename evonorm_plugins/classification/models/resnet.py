@@ -51,14 +51,14 @@ class PreActBottleneck(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over space and a linear layer."""
+    """Mean over space and a linear layer, which timm keeps as a 1x1 convolution."""
 
     def __init__(self, inputs, num_classes):
         super().__init__()
-        self.fc = nn.Linear(inputs, num_classes)
+        self.fc = nn.Conv2d(inputs, num_classes, 1)
 
     def forward(self, x):
-        return self.fc(x.mean((2, 3)))
+        return self.fc(x.mean((2, 3), keepdim=True)).flatten(1)
 
 
 class PreActResNet(nn.Module):
@@ -92,6 +92,7 @@ class PreActResNet(nn.Module):
         self.norm = get_norm_act(norm, channels)
         self.head = Head(channels, num_classes)
         initialise(self)
+        nn.init.normal_(self.head.fc.weight, 0, 0.01)
 
     def forward(self, x):
         return self.head(self.norm(self.stages(self.stem(x))))

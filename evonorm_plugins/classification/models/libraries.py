@@ -1,0 +1,31 @@
+"""Classifiers of torchvision and timm with any norm-activation layer, without trained weights."""
+
+from evonorm_plugins.convert import convert
+from evonorm_plugins.convert.models import build_model
+
+
+def build_library_model(name, num_classes, norm, options):
+    """``"torchvision:NAME"`` or ``"timm:NAME"``, its norms and activations replaced by ``norm``.
+
+    Args:
+        norm: None leaves the model as it is.
+        options: of the library's constructor.
+
+    Raises:
+        ValueError: an unknown library, model or option, no classifier, or no norms to replace.
+        ImportError: the library is not installed.
+    """
+    if name.startswith("torchvision:"):
+        _check_is_classifier(name.partition(":")[2])
+    try:
+        model = build_model(name, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be built with {options}: {error}") from None
+    return model if norm is None else convert(model, norm).model
+
+
+def _check_is_classifier(name):
+    from torchvision import models
+
+    if name in models.list_models() and name not in models.list_models(module=models):
+        raise ValueError(f"torchvision's {name} is no classifier of images")

@@ -1,0 +1,231 @@
+"""Images in memory and from files."""
+
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10
+
+from evonorm_plugins.classification.data import open_data
+from evonorm_plugins.classification.memory import MemoryTrainingData, centre_crop
+from evonorm_plugins.data.sources import DataError
+from tests.classification.conftest import png
+
+
+def _take(data, count):
+    batches = iter(data.train.batches(0))
+    return [next(batches) for _ in range(count)]
+
+
+def test_crops_by_hand(config):
+    """Every crop is a window of the padded image, flipped or not; all windows turn up."""
+    image = torch.arange(1, 28, dtype=torch.uint8).view(1, 3, 3, 3)
+    data = MemoryTrainingData(
+        image.expand(500, 3, 3, 3),
+        torch.zeros(500, dtype=torch.long),
+        2,
+        config(batch_size=500, padding=1),
+    )
+    padded = torch.nn.functional.pad(image[0], (1, 1, 1, 1))
+    windows = [padded[:, t : t + 2, x : x + 2] for t in range(4) for x in range(4)]
+    expected = {tuple(w.flatten().tolist()) for w in windows}
+    expected |= {tuple(w.flip(2).flatten().tolist()) for w in windows}
+    crops, _ = next(data.batches(0))
+    assert {tuple(c.flatten().tolist()) for c in crops} == expected
+
+
+def test_no_augmentation_is_the_middle(config):
+    image = torch.arange(3 * 16, dtype=torch.uint8).view(1, 3, 4, 4)
+    values = {"augment": "none", "batch_size": 1}
+    data = MemoryTrainingData(image, torch.zeros(1, dtype=torch.long), 2, config(**values))
+    crops, _ = next(data.batches(0))
+    assert torch.equal(crops, image[:, :, 1:3, 1:3])
+    assert torch.equal(centre_crop(image, 2), image[:, :, 1:3, 1:3])
+
+
+@pytest.mark.parametrize("reader", ["memory", "files"])
+def test_ranks_and_accumulations_divide_the_same_update(config, reader):
+    options = {"reader": reader, "resolution": 12}
+    whole = open_data(config(**options, batch_size=16))
+    images, labels = _take(whole, 2)[1]  # the second update
+    parts = config(**options, batch_size=4, accumulations=2)
+    ranks = [_take(open_data(parts, rank, 2), 4)[2:] for rank in range(2)]
+    pieces = [ranks[r][k] for k in range(2) for r in range(2)]
+    assert torch.equal(torch.cat([p[0] for p in pieces]), images)
+    assert torch.equal(torch.cat([p[1] for p in pieces]), labels)
+    # An epoch has every image once: 32 images are two updates of 16.
+    first = _take(open_data(config(reader=reader, batch_size=32, augment="none")), 1)[0]
+    assert sorted(first[1].tolist()) == [0] * 16 + [1] * 16
+
+
+@pytest.mark.parametrize("reader", ["memory", "files"])
+def test_goes_on_anywhere(config, reader):
+    data = open_data(config(reader=reader, resolution=12))
+    batches = _take(data, 6)
+    later = next(iter(data.train.batches(5)))
+    assert torch.equal(later[0], batches[5][0])
+    assert torch.equal(later[1], batches[5][1])
+    assert not torch.equal(batches[0][0], batches[4][0])  # another epoch
+
+
+def test_worker_processes_change_nothing(config):
+    options = {"reader": "files", "resolution": 12, "augment": "randaugment"}
+    state = torch.get_rng_state()
+    alone = _take(open_data(config(**options)), 3)
+    assert torch.equal(torch.get_rng_state(), state)
+    workers = _take(open_data(config(**options, workers=2)), 3)
+    for (a, _), (b, _) in zip(alone, workers, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reader", ["memory", "files"])
+def test_validation_takes_every_image_once(config, reader):
+    options = {"reader": reader, "val_batch_size": 3, "resolution": 16, "val_resize": 16}
+    everything = [open_data(config(**options), rank, 3).val_batches() for rank in range(3)]
+    labels = torch.cat([y for rank in everything for _, y in rank])
+    assert sorted(labels.tolist()) == [0] * 8 + [1] * 8
+    images = [x for x, _ in open_data(config(**options)).val_batches()]
+    assert {x.shape[1:] for x in images} == {(3, 16, 16)}
+    bright = torch.cat(images).float().mean((1, 2, 3)) > 127
+    assert bright.tolist() == [True] * 8 + [False] * 8
+
+
+def test_moments_are_those_of_the_images(config):
+    data = open_data(config(batch_size=32, augment="none"))
+    images = _take(data, 1)[0][0].double() / 255
+    assert data.mean == pytest.approx(images.mean((0, 2, 3)).tolist())
+    assert data.std == pytest.approx(images.std((0, 2, 3), correction=0).tolist())
+
+
+def test_a_choice_of_images_is_fixed(config):
+    some = [open_data(config(max_train_images=16, max_val_images=5)) for _ in range(2)]
+    assert len(some[0].train) == 16
+    assert some[0].val_length == 5
+    assert torch.equal(some[0].train.images, some[1].train.images)
+
+
+def test_decoded_once(config, cache, monkeypatch):
+    options = config()
+    before = open_data(options).train.images
+    assert len(list(cache.rglob("*.npy"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("evonorm_plugins.data.sources.ZipSource.read", _read_first_alone)
+        assert torch.equal(open_data(options).train.images, before)
+    for path in cache.rglob("*.npy"):  # cut off
+        path.write_bytes(path.read_bytes()[:200])
+    assert torch.equal(open_data(options).train.images, before)
+
+
+def _read_first_alone(self, i):
+    """The first image says whether all are small; none is read after it."""
+    assert i == 0
+    return png(np.zeros((16, 16, 3), np.uint8))
+
+
+def test_changed_data_is_decoded_anew(config, make_zip):
+    before = open_data(config()).train.images
+    values = config()
+    make_zip("train.zip", seed=5)
+    assert not torch.equal(open_data(values).train.images, before)
+
+
+def test_torchvisions_cifar10(tmp_path, config):
+    """The files that torchvision reads, made on the spot, give torchvision's images."""
+    folder = tmp_path / CIFAR10.base_folder
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+    for name in names:
+        values = {
+            "data": random.integers(0, 256, (4, 3072), dtype=np.uint8),
+            "labels": random.integers(0, 10, 4).tolist(),
+        }
+        (folder / name).write_bytes(pickle.dumps(values))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    CIFAR10._check_integrity = lambda self: True
+    monkey, CIFAR10._load_meta = CIFAR10._load_meta, lambda self: None
+    try:
+        theirs = CIFAR10(tmp_path, train=True)
+    finally:
+        CIFAR10._load_meta = monkey
+        del CIFAR10._check_integrity
+    options = {"data": str(tmp_path), "val_data": str(folder), "batch_size": 20, "augment": "none"}
+    ours = open_data(config(**options))
+    assert ours.classes == list("abcdefghij")
+    assert ours.val_length == 4
+    assert np.array_equal(ours.train.images.permute(0, 2, 3, 1).numpy(), theirs.data)
+    assert ours.train.labels.tolist() == theirs.targets
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, config):
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps(zipfile.ZipFile))
+    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
+        (tmp_path / name).write_bytes(pickle.dumps({"data": [], "labels": []}))
+    with pytest.raises(DataError, match=r"batches\.meta cannot be read.*zipfile\.ZipFile"):
+        open_data(config(data=str(tmp_path)))
+
+
+def _zip_of(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return str(path)
+
+
+GOOD = png(np.zeros((16, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a/1.png": GOOD, "b/": b""}, r"1 of 2 classes have no images: b"),
+        ({"a/1.png": GOOD, "b/2.png": b"no image"}, r"b/2\.png cannot be read"),
+        ({"a/1.png": b"no image", "b/2.png": GOOD}, r"a/1\.png cannot be read"),
+        ({"a/1.png": GOOD, "b/2.png": png(np.zeros((8, 9, 3), np.uint8))}, r"b/2\.png is 9x8, .*"),
+        ({"1.png": GOOD}, "images belong in CLASS"),
+    ],
+)
+def test_bad_images(tmp_path, config, make_zip, files, message):
+    val = make_zip("ab.zip", classes="ab")
+    with pytest.raises(DataError, match=message):
+        open_data(config(data=_zip_of(tmp_path / "bad.zip", files), batch_size=1, val_data=val))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"data": ""}, "data=PATH"),
+        ({"data": "nowhere.zip"}, "no such folder or file"),
+        ({"data": __file__}, "neither a folder nor a .zip"),
+        ({"batch_size": 33}, "32 training images are fewer than one update"),
+        ({"resolution": 40}, "resolution=40, but the images are 16x16"),
+        ({"val_resolution": 40}, "val_resolution=40 is more"),
+        ({"augment": "randaugment"}, "reader=files"),
+        ({"reader": "files", "val_resolution": 16, "val_resize": 8}, "val_resize=8 is less"),
+    ],
+)
+def test_bad_options(config, values, message):
+    with pytest.raises(DataError, match=message):
+        open_data(config(**values))
+
+
+def test_other_classes_to_validate_on(config, make_zip):
+    val = make_zip("other.zip", classes=("bright", "blue"))
+    with pytest.raises(DataError, match="different classes: blue, dark"):
+        open_data(config(val_data=val))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_files_are_named_and_left_out(tmp_path, config, capfd, workers):
+    path = _zip_of(
+        tmp_path / "bad.zip", {"bright/1.png": GOOD, "dark/2.png": b"no", "dark/3.png": GOOD}
+    )
+    options = {"reader": "files", "resolution": 12, "batch_size": 3, "workers": workers}
+    with pytest.raises(DataError, match=r"dark/2\.png.*max_corrupt=0"):
+        _take(open_data(config(**options, data=path)), 1)
+    capfd.readouterr()
+    images, _ = _take(open_data(config(**options, data=path, max_corrupt=1)), 1)[0]
+    assert images.shape == (3, 3, 12, 12)
+    assert capfd.readouterr().err.count("dark/2.png") == 1
