@@ -274,8 +274,6 @@ def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
 SCRIPT = """
 import os, sys, time
 from evonorm_plugins.classification.sweep import SweepInterrupted, load_sweep, run_sweep
-from evonorm_plugins.classification.trainer import NonFiniteLossError
-from evonorm_plugins.training.config import ConfigError
 
 def train(config, *, resume, on_epoch):
     os.makedirs(config.output_dir, exist_ok=True)
@@ -284,42 +282,51 @@ def train(config, *, resume, on_epoch):
     on_epoch(record)
     if config.lr == 0.01:
         os._exit(1)
-    while config.lr == 0.001 and os.path.exists(os.path.join(config.data, "hold")):
+    while config.lr == 0.001:
         time.sleep(0.1)
     return {"status": "done", "epochs": [record]}
 
 try:
-    records = run_sweep(load_sweep(sys.argv[1]), resume="resume" in sys.argv, train=train)
-    print([(r["values"]["lr"], r["status"]) for r in records])
+    run_sweep(load_sweep(sys.argv[1]), train=train)
 except SweepInterrupted as error:
     print(error)
 """
 
 
 @needs_ray
-def test_on_ray_with_a_stop_and_a_lost_process(sweep_file, tmp_path):
-    path = sweep_file(search={"lr": [0.01, 0.5, 0.001]}, search_seed=9, concurrent=1)
-    order = [values["lr"] for values in load_sweep(path).choose()]
-    assert order == [0.5, 0.001, 0.01]
-    command = [sys.executable, "-c", SCRIPT, str(path)]
+def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch):
+    path = sweep_file(search={"lr": [0.01, 0.5, 0.001]}, search_seed=2, concurrent=1)
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    (tmp_path / "hold").touch()
-    first = subprocess.Popen(command, **options)
-    for line in first.stderr:
-        if "lr=0.001): epoch 1" in line:
-            first.send_signal(signal.SIGINT)
+    sweeping = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], **options)
+    lines = []
+    for line in sweeping.stderr:
+        lines.append(line.partition(" of 3 ")[2].rstrip())
+        if lines[-1].startswith("(lr=0.001): epoch 1"):
+            sweeping.send_signal(signal.SIGINT)
             break
-    stopped, log = first.communicate(timeout=120)
-    assert "stopped with 2 of 3 trials to go" in stopped, log
-    (tmp_path / "hold").unlink()
-    second = subprocess.run([*command, "resume"], timeout=120, **options)
-    ends = ["finished", "finished", "failed"]
+    printed, rest = sweeping.communicate(timeout=120)
     # Before it, Ray tells on stdout why the process died.
-    printed = second.stdout.splitlines()[-1]
-    assert printed == str(list(zip(order, ends, strict=True))), second.stderr
-    starts = [len((tmp_path / f"out/trials/{n:03d}/starts").read_text()) for n in range(3)]
-    assert starts == [1, 2, 1]  # the stopped one goes on, the finished one is left alone
-    assert "died" in (tmp_path / "out/trials/002/error.txt").read_text()
+    assert printed.splitlines()[-1].startswith("stopped with 1 of 3 trials to go"), rest
+    assert "(lr=0.5): finished, val_accuracy 0.5000 in 0 s" in lines
+    assert any(line.startswith("(lr=0.01): failed: the process died") for line in lines)
+    assert "died" in (tmp_path / "out/trials/000/error.txt").read_text()
+
+    started = []
+
+    def finishes(config, *, resume, on_epoch):
+        started.append(config.lr)
+        record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
+        return {"status": "done", "epochs": [record]}
+
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
+    monkeypatch.setattr(ray_tune, "run_trials", in_process)
+    records = run_sweep(load_sweep(path), resume=True, train=finishes)
+    assert started == [0.01, 0.001]  # the finished one is left alone
+    assert [(r["values"]["lr"], r["val_accuracy"]) for r in records] == [
+        (0.01, 0.01),
+        (0.5, 0.5),
+        (0.001, 0.001),
+    ]
 
 
 def test_more_cpus_than_there_are(sweep_file):
