@@ -65,7 +65,7 @@ def convert(model, name, *, keep=(), **options):
     sketch = _sketch(model)
     plan = plan_conversion(sketch, {sketch.get_submodule(name) for name in names}, keep)
     identities, rewrites = _how_to_remove(plan)
-    codes = _new_forwards(sketch, plan, rewrites)
+    codes = _new_forwards(_sketch(model), plan, rewrites)
     layers = _new_layers(model, plan, name, options)
     layers.update({id(model.get_submodule(path)): nn.Identity() for path in identities})
     for path, code in codes.items():

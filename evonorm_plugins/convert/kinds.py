@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from evonorm_plugins.convert.in_place import iadd, imul
 from evonorm_plugins.layers import NormAct
 
 # Self-gated or rectifying, of torch. Sigmoid, tanh and their kin are not among them: after a norm
@@ -140,7 +141,7 @@ def is_passing_call(node):
 
 
 def is_addition(node):
-    functions = (operator.add, operator.iadd, torch.add)
+    functions = (operator.add, iadd, torch.add)
     return node.target in functions or node.target in ("add", "add_")
 
 
@@ -159,6 +160,7 @@ def is_inplace(node, module=None):
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return (
         name.endswith("_")
+        or node.target is imul
         or bool(node.kwargs.get("inplace", False))
         or any(a is True for a in node.args[1:])
     )
