@@ -63,11 +63,9 @@ def check(name, norm, largest):
     if name.removeprefix("torchvision:") in DETECTORS:
         options = {"min_size": 64, "max_size": 64, "num_classes": 3}
         options = {} if "ssd" in name else options
-    with torch.device("meta"):
-        size = sum(p.numel() for p in build_model(name, **options).parameters())
-    device = "meta" if size > largest else "cpu"
-    with torch.device(device):
-        model = build_model(name, **options)
+    model = build_model(name, **options)
+    device = "meta" if sum(p.numel() for p in model.parameters()) > largest else "cpu"
+    model = model.to(device)
     converted, report = convert(model, norm)
     del model
     try:
@@ -113,6 +111,13 @@ def row(name, report):
     cells.append(str(counts["removed"]))
     cells.append(_listed(Counter(_kind(origin) for origin in report.stays.values())))
     return f"| `{name}` | " + " | ".join(cells) + " |"
+
+
+def _first(error):
+    """The first place that an error names, and how many more there are."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    more = f" (and {len(lines) - 2} more)" if len(lines) > 2 else ""
+    return lines[-1 if len(lines) == 1 else 1] + more
 
 
 def _kind(origin):
@@ -161,7 +166,7 @@ def main(argv=None):
         try:
             report, found = check(name, args.norm, args.largest)
         except ConvertError as error:
-            refused.append(f"- `{name}`: {error}")
+            refused.append(f"- `{name}`: {_first(error)}")
             failed = failed or "does not run" in str(error)
             continue
         print(row(name, report), flush=True)

@@ -62,6 +62,11 @@ _OTHER_NORMS = (
 _OTHER_NORM_NAMES = {"RmsNorm", "RmsNormFp32", "RmsNormAct", "SimpleNorm", "SimpleNorm2d"}
 
 
+def has_no_forward(module):
+    """Whether a module is a mere container, such as ``nn.ModuleList``."""
+    return type(module).forward is nn.Module.forward
+
+
 def is_norm_act(module):
     """Whether a module is a norm-activation layer already: ours, or timm's EvoNorm and FRN."""
     name = type(module).__name__

@@ -290,6 +290,19 @@ def test_children_where_the_model_cannot_be_traced():
     assert isinstance(converted.act, nn.Identity)
 
 
+def test_list_with_a_forward_of_its_own():
+    class Features(nn.ModuleDict):
+        def forward(self, x):
+            found = []
+            for child in self.values():
+                x = child(x)
+                found.append(x)
+            return found[-1]
+
+    _, report = run(Features({"conv": conv(), "bn": BN(4), "act": nn.ReLU()}))
+    assert report.replaced == {"bn": "act"}
+
+
 def test_part_that_cannot_be_traced():
     part = Untraceable(conv=conv(4, 4), bn=BN(4), act=nn.SiLU())
     model = nn.Sequential(conv(), BN(4), part, conv(4, 4), BN(4), nn.ReLU())
