@@ -19,6 +19,7 @@ from collections import Counter
 
 import torch
 
+from evonorm_plugins import get_norm_act
 from evonorm_plugins.convert import ConvertError, activations_after_norm_acts, convert
 from evonorm_plugins.convert.models import build_model
 
@@ -53,23 +54,27 @@ def torchvision_classifiers():
     return [n for n in names if n.startswith(families) and n not in plain]
 
 
-def check(name, norm, largest):
+def build(name):
+    options = {"min_size": 64, "max_size": 64, "num_classes": 3}
+    fixed = not is_detector(name) or "ssd" in name  # its size is in its name
+    return build_model(name, **({} if fixed else options))
+
+
+def is_detector(name):
+    return name.removeprefix("torchvision:") in DETECTORS
+
+
+def check(model, norm, largest, detector):
     """Convert, train one step, run; returns the report and what did not go well.
 
     Raises:
         ConvertError: the model cannot be converted, or does not run.
     """
-    options = {}
-    if name.removeprefix("torchvision:") in DETECTORS:
-        options = {"min_size": 64, "max_size": 64, "num_classes": 3}
-        options = {} if "ssd" in name else options
-    model = build_model(name, **options)
     device = "meta" if sum(p.numel() for p in model.parameters()) > largest else "cpu"
     model = model.to(device)
     converted, report = convert(model, norm)
-    del model
     try:
-        found = run(converted, device, detector=bool(options) or "ssd" in name)
+        found = run(converted, device, detector)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ConvertError(f"does not run: {str(error).partition(chr(10))[0]}") from error
     return report, found
@@ -164,7 +169,13 @@ def main(argv=None):
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name}", file=sys.stderr)
         try:
-            report, found = check(name, args.norm, args.largest)
+            model = build(name)
+            get_norm_act(args.norm, 32)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        try:
+            report, found = check(model, args.norm, args.largest, is_detector(name))
         except ConvertError as error:
             refused.append(f"- `{name}`: {_first(error)}")
             failed = failed or "does not run" in str(error)

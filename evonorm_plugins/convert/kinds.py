@@ -24,7 +24,7 @@ _ACTIVATIONS = (
 # The same of timm, and what users often call their own.
 _ACTIVATION_NAMES = {
     *("Swish", "SwishMe", "HardSwish", "HardSwishMe", "Mish", "MishMe", "HardMish", "HardMishMe"),
-    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish", "FReLU"),
+    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish"),
 }
 FUNCTION_NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu"),

@@ -193,9 +193,13 @@ def _unfit(norm):
         return f"its class {type(norm).__name__} has a forward of its own"
     if parametrize.is_parametrized(norm):
         return "its parameters are parametrized"
-    if any(getattr(norm, hooks, None) for hooks in _HOOKS):
+    if has_hooks(norm):
         return "it has hooks, which a new layer would not have"
     return None
+
+
+def has_hooks(module):
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _used_twice(calls):
