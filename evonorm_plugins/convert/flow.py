@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import nn
-
 from evonorm_plugins.convert import gates, kinds
 from evonorm_plugins.convert.tracing import Call, FlowTracer, trace
 
@@ -70,7 +68,7 @@ def _read(model, path, mode, activations, flows):
     if kinds.is_norm(module) or not any(kinds.is_norm(m) for m in module.modules()):
         return
     tracer = FlowTracer(activations)
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+    if kinds.has_no_forward(module):
         graph, reason = None, f"a {type(module).__name__} has no forward"
     else:
         graph, reason = trace(tracer, module)

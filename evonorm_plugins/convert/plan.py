@@ -123,7 +123,7 @@ class _Planner:
             if reason or path in self.plan.pairs:
                 return reason
             if sites and others:
-                return _mixed(calls)
+                return _mixed(calls, others[-1])
             if sites and not all(followed.activations for _, followed in calls):
                 return "an activation follows it in one mode and not in the other"
             if sites:
@@ -193,9 +193,13 @@ def _unfit(norm):
         return f"its class {type(norm).__name__} has a forward of its own"
     if parametrize.is_parametrized(norm):
         return "its parameters are parametrized"
-    if any(getattr(norm, hooks, None) for hooks in _HOOKS):
+    if has_hooks(norm):
         return "it has hooks, which a new layer would not have"
     return None
+
+
+def has_hooks(module):
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _used_twice(calls):
@@ -210,10 +214,10 @@ def _used_twice(calls):
     return f"it is used {count} times in the forward of {owner}" if count > 1 else None
 
 
-def _mixed(calls):
+def _mixed(calls, last):
     for _, followed in calls:
-        if followed.activations and followed.others:
-            site, other = followed.activations[0], followed.others[0]
+        if followed.activations and (followed.others or followed.unknown or followed.leaves):
+            site, other = followed.activations[0], (*followed.others, last)[0]
             return f"its output goes to {place(site)}, and unactivated to {other}"
     return "an activation follows it in one mode and not in the other"
 
