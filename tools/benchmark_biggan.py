@@ -95,7 +95,6 @@ def our_step(args, norm):
     """A function that takes one training step."""
     from biggan.config import from_dict
     from biggan.trainer import Trainer
-    from evonorm_plugins.training.distributed import Ranks
 
     options = {"resolution": args.resolution, "channels": args.channels, "num_classes": 1000}
     options |= {"norm": norm, "batch_size": args.batch, "d_steps": 1}

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,38 @@ def test_trials_are_all_different_and_more_begin_with_the_same(sweep_file):
     assert every[:3] == few
     assert len(every) == 6 == len({(t["norm"], t["lr"]) for t in every})
     assert load_sweep(sweep_file(trials=6, search_seed=1)).choose() != every
+
+
+WORKERS = {
+    "many": {"batch_size": 2, "accumulations": 64},
+    "one": {"batch_size": 128, "accumulations": 1},
+}
+
+
+def test_settings_that_change_together(sweep_file):
+    path = sweep_file(search={"lr": [0.1, 0.01], "workers_like": WORKERS}, trials=None)
+    sweep = load_sweep(path)
+    assert len(sweep.choose()) == 4
+    configs = [sweep.trial_config(k, values) for k, values in enumerate(sweep.choose())]
+    found = {(c["lr"], c["batch_size"], c["accumulations"]) for c in configs}
+    assert found == {(0.1, 2, 64), (0.1, 128, 1), (0.01, 2, 64), (0.01, 128, 1)}
+    few = load_sweep(path, ["workers_like=one"]).choose()
+    assert {values["workers_like"] for values in few} == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("search", "overrides", "message"),
+    [
+        ({"lr": [0.1], "a": WORKERS}, ["a=two"], "search.a has no 'two'; it has many, one"),
+        ({"accumulations": [1, 2], "a": WORKERS}, [], "search.a.many sets accumulations, which is"),
+        ({"lr": WORKERS}, [], "search.lr is a key of the training config"),
+        ({"a": {"x": 3}}, [], "must be like {name: {key: value}}"),
+        ({"a": {"x": {"batchsize": 3}}}, [], "there is no option 'batchsize'; did you mean"),
+    ],
+)
+def test_bad_settings_that_change_together(sweep_file, search, overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_sweep(sweep_file(search=search), overrides)
 
 
 def test_overrides(sweep_file):

@@ -140,7 +140,7 @@ def _load(path, sweep, resume):
         )
     saved = json.loads(path.read_text())
     now = json.loads(json.dumps(_identity(sweep)))
-    for part in ("search_seed", "search"):
+    for part in ("search_seed", "search", "together"):
         if saved[part] != now[part]:
             raise ConfigError(
                 f"{path} has {part}={saved[part]}, now it is {now[part]}: give the same, or "
@@ -155,7 +155,12 @@ def _load(path, sweep, resume):
 
 def _identity(sweep):
     base = {k: v for k, v in sweep.base.items() if k not in (*_MACHINE, *sweep.search)}
-    return {"base": base, "search": sweep.search, "search_seed": sweep.search_seed}
+    return {
+        "base": base,
+        "search": sweep.search,
+        "together": sweep.together,
+        "search_seed": sweep.search_seed,
+    }
 
 
 def _save(path, sweep, records):
