@@ -127,7 +127,7 @@ def _first(error):
 
 def _kind(origin):
     first = origin.split(", ")[0]
-    return first if first.startswith(("an ", "the ")) else first.split()[0]
+    return first if first.startswith(("a ", "an ", "the ")) else first.split()[0]
 
 
 def _listed(counter):
