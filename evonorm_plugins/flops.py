@@ -60,11 +60,12 @@ class FlopCount(NamedTuple):
 def count_flops(model, *inputs):
     """The :class:`FlopCount` of ``model(*inputs)`` in eval mode.
 
-    Nothing is computed: shapes pass through a copy without values. A gamma of 1 with a beta of 0
-    that :func:`evonorm_plugins.fold_for_inference` left behind costs nothing.
+    Of tensors nothing is computed: shapes pass through a copy without values. Lists of tensors,
+    which detectors are given, are computed with, for what follows depends on values. A gamma of 1
+    with a beta of 0 that :func:`evonorm_plugins.fold_for_inference` left behind costs nothing.
 
     Args:
-        inputs: tensors; their shapes and dtypes matter.
+        inputs: tensors, whose shapes and dtypes matter, or lists of them.
 
     Raises:
         NotImplementedError: what the model does depends on the values it computes.
@@ -72,11 +73,12 @@ def count_flops(model, *inputs):
     # Imported late, for it imports Triton.
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-    model = copy.deepcopy(model).eval().to("meta")
+    model = copy.deepcopy(model).eval()
+    if all(isinstance(x, torch.Tensor) for x in inputs):
+        model, inputs = model.to("meta"), [x.to("meta") for x in inputs]
     for module in model.modules():
         if isinstance(module, Fused):
             module.impl = "torch"  # The operations of the formula, not a kernel.
-    inputs = [x.to("meta") for x in inputs]
     matrix, other = FlopCounterMode(display=False), _Elementwise(model, flop_registry)
     with torch.no_grad(), matrix, other:
         model(*inputs)

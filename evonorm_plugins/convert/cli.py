@@ -1,9 +1,9 @@
 """Convert a model of torchvision or timm and say what became of its norms and activations.
 
-Parameters and multiply-adds are those of one image, before and after. A fused multiply-add counts
-as one; convolutions and matrix products are counted, batch normalization as 2 and other norms as 5
-for each element, and norm-activation layers by their operations. Nothing is downloaded: the
-numbers do not depend on weights (in a detector those of regions do, which random weights choose).
+Operations are those of one image, before and after: multiply-adds of convolutions and other matrix
+products, each counted as one, and element-wise operations of everything else (batch normalization 2
+for each element, other norms 5). Nothing is downloaded: the numbers do not depend on weights (in a
+detector those of regions do, which random weights choose).
 
 examples:
   python -m evonorm_plugins.convert resnet50 EvoNormS0
@@ -19,8 +19,8 @@ import sys
 
 from evonorm_plugins.convert.api import convert
 from evonorm_plugins.convert.errors import ConvertError
-from evonorm_plugins.convert.flops import count_multiply_adds, count_parameters
 from evonorm_plugins.convert.models import build_model, example_inputs
+from evonorm_plugins.flops import count_flops
 
 
 def parse_args(argv=None):
@@ -49,18 +49,22 @@ def parse_args(argv=None):
 
 
 def measure(model, size=None):
-    """``{"parameters": ..., "multiply_adds": ...}`` of one image.
+    """``{"parameters": ..., "multiply_adds": ..., "element_wise": ...}`` of one image.
 
     Raises:
         ConvertError: the model does not run on an image of that size.
     """
     inputs = example_inputs(model, size)
     try:
-        count = count_multiply_adds(model, *inputs)
+        count = count_flops(model, *inputs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         shown = str(error).strip().partition("\n")[0]
         raise ConvertError(f"the model does not run on an image of --size: {shown}") from error
-    return {"parameters": count_parameters(model), "multiply_adds": count}
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_adds": count.matrix,
+        "element_wise": count.elementwise,
+    }
 
 
 def main(argv=None):

@@ -48,7 +48,7 @@ def example_inputs(model, size=None):
     size = size or configured.get("input_size", (3, 224, 224))[-1]
     if type(model).__module__.startswith("torchvision.models.detection"):
         return ([torch.zeros(3, size, size)],)
-    return (torch.zeros(1, 3, size, size, device="meta"),)
+    return (torch.zeros(1, 3, size, size),)
 
 
 def _is_detection(name):
