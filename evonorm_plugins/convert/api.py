@@ -10,7 +10,7 @@ from torch.nn.parameter import is_lazy
 from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
 from evonorm_plugins.convert.layers import check_layer, new_layer
-from evonorm_plugins.convert.plan import place, plan_conversion
+from evonorm_plugins.convert.plan import has_hooks, place, plan_conversion
 from evonorm_plugins.convert.report import Report
 from evonorm_plugins.convert.rewrite import forward_without, give_forward
 
@@ -65,7 +65,10 @@ def convert(model, name, *, keep=(), **options):
     sketch = _sketch(model)
     plan = plan_conversion(sketch, {sketch.get_submodule(name) for name in names}, keep)
     identities, rewrites = _how_to_remove(plan)
-    codes = _new_forwards(sketch, plan, rewrites)
+    for path in identities:
+        if has_hooks(model.get_submodule(path)):
+            raise ConvertError(f"{path} goes, and has hooks: remove them first")
+    codes = _new_forwards(_sketch(model), plan, rewrites)
     layers = _new_layers(model, plan, name, options)
     layers.update({id(model.get_submodule(path)): nn.Identity() for path in identities})
     for path, code in codes.items():

@@ -3,12 +3,15 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import nn
-
 from evonorm_plugins.convert import gates, kinds
 from evonorm_plugins.convert.tracing import Call, FlowTracer, trace
 
 MODES = ("train", "eval")
+_IN_WORDS = {
+    **dict.fromkeys(("add", "iadd"), "an addition"),
+    **dict.fromkeys(("mul", "imul"), "a product"),
+    **dict.fromkeys(("cat", "concat"), "a concatenation"),
+}
 
 
 class Followed(NamedTuple):
@@ -70,7 +73,7 @@ def _read(model, path, mode, activations, flows):
     if kinds.is_norm(module) or not any(kinds.is_norm(m) for m in module.modules()):
         return
     tracer = FlowTracer(activations)
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+    if kinds.has_no_forward(module):
         graph, reason = None, f"a {type(module).__name__} has no forward"
     else:
         graph, reason = trace(tracer, module)
@@ -200,9 +203,8 @@ class _Reader:
             return f"{type(module).__name__} {join(self.path, node.target)}"
         if node.op == "get_attr":
             return f"parameter {join(self.path, node.target)}"
-        if kinds.is_addition(node):
-            return "an addition"
-        return node.target if isinstance(node.target, str) else _name(node.target)
+        name = node.target if isinstance(node.target, str) else _name(node.target)
+        return _IN_WORDS.get(name.strip("_"), name)
 
     def _origin(self, node):
         """Where the input of an activation comes from, in words."""

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from evonorm_plugins.convert import kinds
+from evonorm_plugins.convert.in_place import iadd, imul, isub, itruediv
 from evonorm_plugins.convert.tracing import FlowTracer, trace
 
-_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
+_PRODUCTS = {operator.mul, imul, torch.mul, "mul", "mul_"}
 _GATE_NAMES = ("sigmoid", "hardsigmoid", "tanh", "softplus", "relu6", "clamp", "clip", "erf")
 _GATES = {
     *(
@@ -23,9 +24,20 @@ _GATES = {
 }
 _GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softplus, nn.ReLU6, nn.Hardtanh)
 _CLAMPS = {F.relu6, torch.clamp, torch.clip, "clamp", "clip", "clamp_"}
-_SCALINGS = {operator.mul, operator.truediv, torch.mul, torch.div, "mul", "div", "mul_", "div_"}
+_SCALINGS = {
+    operator.mul,
+    operator.truediv,
+    imul,
+    itruediv,
+    torch.mul,
+    torch.div,
+    "mul",
+    "div",
+    "mul_",
+    "div_",
+}
 _SHIFTS = {
-    *(operator.add, operator.sub, operator.mul, operator.truediv, operator.imul, operator.iadd),
+    *(operator.add, operator.sub, operator.mul, operator.truediv, imul, iadd, isub, itruediv),
     *(torch.add, torch.mul, torch.div, "add", "sub", "mul", "div", "add_", "mul_", "div_"),
 }
 

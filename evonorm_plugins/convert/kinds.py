@@ -4,14 +4,13 @@ Classes of libraries that this package does not import (torchvision, timm, Detec
 their names.
 """
 
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from evonorm_plugins.convert.in_place import imul
 from evonorm_plugins.layers import NormAct
 
 # Self-gated or rectifying, of torch. Sigmoid, tanh and their kin are not among them: after a norm
@@ -23,7 +22,7 @@ _ACTIVATIONS = (
 # The same of timm, and what users often call their own.
 _ACTIVATION_NAMES = {
     *("Swish", "SwishMe", "HardSwish", "HardSwishMe", "Mish", "MishMe", "HardMish", "HardMishMe"),
-    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish", "FReLU"),
+    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish"),
 }
 FUNCTION_NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu"),
@@ -59,6 +58,11 @@ _OTHER_NORMS = (
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
 _OTHER_NORM_NAMES = {"RmsNorm", "RmsNormFp32", "RmsNormAct", "SimpleNorm", "SimpleNorm2d"}
+
+
+def has_no_forward(module):
+    """Whether a module is a mere container, such as ``nn.ModuleList``."""
+    return type(module).forward is nn.Module.forward
 
 
 def is_norm_act(module):
@@ -139,11 +143,6 @@ def is_passing_call(node):
     return node.op == "call_method" and node.target in _PASSING_METHODS
 
 
-def is_addition(node):
-    functions = (operator.add, operator.iadd, torch.add)
-    return node.target in functions or node.target in ("add", "add_")
-
-
 # Applied twice, they change nothing.
 IDEMPOTENT = {"relu", "relu6"}
 
@@ -159,6 +158,7 @@ def is_inplace(node, module=None):
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return (
         name.endswith("_")
+        or node.target is imul
         or bool(node.kwargs.get("inplace", False))
         or any(a is True for a in node.args[1:])
     )

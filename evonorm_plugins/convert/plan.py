@@ -123,7 +123,7 @@ class _Planner:
             if reason or path in self.plan.pairs:
                 return reason
             if sites and others:
-                return _mixed(calls)
+                return _mixed(calls, others[-1])
             if sites and not all(followed.activations for _, followed in calls):
                 return "an activation follows it in one mode and not in the other"
             if sites:
@@ -136,13 +136,13 @@ class _Planner:
 
     def _resolve_unknown(self, path, calls, others):
         """Find out by the order of children what tracing did not tell; adds to ``others``."""
-        for unknown in {name for _, followed in calls for name in followed.unknown}:
+        for unknown in dict.fromkeys(name for _, followed in calls for name in followed.unknown):
             module = self.model.get_submodule(unknown)
             shown = f"{type(module).__name__} {unknown}"
             if order.starts_with_activation(module, self.activations):
                 return f"its output goes to {shown}, {self._untraceable(unknown)}"
             others.append(shown)
-        for name in {followed.leaves for _, followed in calls if followed.leaves}:
+        for name in dict.fromkeys(followed.leaves for _, followed in calls if followed.leaves):
             reason = self._by_order(path, name)
             if reason or path in self.plan.pairs:
                 return reason
@@ -193,9 +193,13 @@ def _unfit(norm):
         return f"its class {type(norm).__name__} has a forward of its own"
     if parametrize.is_parametrized(norm):
         return "its parameters are parametrized"
-    if any(getattr(norm, hooks, None) for hooks in _HOOKS):
+    if has_hooks(norm):
         return "it has hooks, which a new layer would not have"
     return None
+
+
+def has_hooks(module):
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _used_twice(calls):
@@ -210,10 +214,10 @@ def _used_twice(calls):
     return f"it is used {count} times in the forward of {owner}" if count > 1 else None
 
 
-def _mixed(calls):
+def _mixed(calls, last):
     for _, followed in calls:
-        if followed.activations and followed.others:
-            site, other = followed.activations[0], followed.others[0]
+        if followed.activations and (followed.others or followed.unknown or followed.leaves):
+            site, other = followed.activations[0], (*followed.others, last)[0]
             return f"its output goes to {place(site)}, and unactivated to {other}"
     return "an activation follows it in one mode and not in the other"
 

@@ -166,5 +166,8 @@ def test_norms_that_are_not_what_they_seem():
     hooked = nn.Sequential(conv(), BN(4))
     hooked[1].register_forward_hook(lambda *_: None)
     assert "1: it has hooks" in refusal(hooked)
+    hooked = nn.Sequential(conv(), BN(4), nn.ReLU())
+    hooked[2].register_forward_pre_hook(lambda *_: None)
+    assert refusal(hooked) == "2 goes, and has hooks: remove them first"
     normed = nn.Sequential(conv(), parametrizations.weight_norm(nn.GroupNorm(2, 4), dim=None))
     assert "1: its " in refusal(normed)

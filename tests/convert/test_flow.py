@@ -50,7 +50,7 @@ def test_sequential_keeps_its_keys(activation):
         lambda y: y.relu(), lambda y: y.relu_(), lambda y: F.leaky_relu(y, 0.1, inplace=True),
         lambda y: y * torch.sigmoid(y), lambda y: y.sigmoid().mul(y),
         lambda y: y * F.relu6(y + 3) / 6, lambda y: y * (F.relu6(y + 3) / 6),
-        lambda y: y * torch.tanh(F.softplus(y)),
+        lambda y: y * torch.tanh(F.softplus(y)), lambda y: times_sigmoid_in_place(y),
     ],
 )  # fmt: skip
 def test_functions_and_written_out_activations(function):
@@ -112,6 +112,25 @@ def test_shared_relu_and_residual_addition():
     x = torch.randn(2, 4, 6, 6)
     y = block.bn2(block.conv2(block.bn1(block.conv1(x))))
     assert torch.equal(block(x), torch.relu(block.bn3(block.conv3(y)) + x))
+
+
+def times_sigmoid_in_place(y):
+    y *= y.sigmoid()
+    return y
+
+
+def test_addition_in_place_that_others_see():
+    def forward(self, x):
+        y = self.bn(self.conv(x))
+        same = y
+        y += x.mean()
+        return F.relu(self.bn2(self.conv2(same)))
+
+    children = {"conv": conv(), "bn": BN(4), "conv2": conv(4, 4), "bn2": BN(4)}
+    model = Forward(forward, **children)
+    converted = convert(model, "BN-ReLU").model.eval()
+    x = torch.rand(2, 3, 5, 5)
+    assert torch.equal(converted(x), model.eval()(x))
 
 
 def test_one_relu_object_at_several_places():
@@ -269,6 +288,19 @@ def test_children_where_the_model_cannot_be_traced():
     }
     assert report.affine == {"stem.4": "the output of stem"}
     assert isinstance(converted.act, nn.Identity)
+
+
+def test_list_with_a_forward_of_its_own():
+    class Features(nn.ModuleDict):
+        def forward(self, x):
+            found = []
+            for child in self.values():
+                x = child(x)
+                found.append(x)
+            return found[-1]
+
+    _, report = run(Features({"conv": conv(), "bn": BN(4), "act": nn.ReLU()}))
+    assert report.replaced == {"bn": "act"}
 
 
 def test_part_that_cannot_be_traced():
