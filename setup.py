@@ -43,6 +43,16 @@ EXTRAS = {
         "torchvision",
         "tqdm",
     ],
+    "classification": [
+        "matplotlib",
+        "numpy",
+        "pillow",
+        "pyyaml",
+        "tensorboard",
+        "timm",
+        "torchvision",
+        "tqdm",
+    ],
     "test": ["numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "ruff", "timm"],
 }
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})

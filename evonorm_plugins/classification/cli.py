@@ -82,10 +82,10 @@ def main(argv=None):
         sys.stderr.flush()
         os._exit(1)
     ranks.close()
-    _say(ranks, f"{result['status']}: val accuracy {result['val_accuracy']}", main_alone=True)
     if result["status"] == "stopped":
-        _say(ranks, "--resume goes on", main_alone=True)
+        _say(ranks, f"stopped at step {result['step']}; --resume goes on", main_alone=True)
         return 1
+    _say(ranks, f"done: val accuracy {result['val_accuracy']:.4f}", main_alone=True)
     return 0
 
 

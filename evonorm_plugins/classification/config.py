@@ -26,6 +26,8 @@ class Config:
     augment: str = "standard"  # or "none", "randaugment"
     padding: int = 4  # memory: on each side, before cropping
     flip: bool = True
+    randaugment_ops: int = 2
+    randaugment_magnitude: int = 9  # of at most 30
     crop_scale: float = 0.08  # files: smallest share of an image's area that is cropped
     val_resolution: int | None = None  # of what is validated on
     val_resize: int | None = None  # files: short edge before the crop in the middle
@@ -99,6 +101,7 @@ MINIMUM = {
     **dict.fromkeys(("padding", "workers", "seed", "warmup", "eval_every", "max_corrupt"), 0),
     **dict.fromkeys(("momentum", "beta2", "alpha", "weight_decay", "label_smoothing"), 0),
     **dict.fromkeys(("ema_decay", "checkpoint_every", "epochs", "power"), 0),
+    **dict.fromkeys(("randaugment_ops", "randaugment_magnitude"), 0),
     **dict.fromkeys(("lr", "width", "optimizer_eps", "clip_grad", "crop_scale", "decay"), 1e-12),
     **dict.fromkeys(("timeout_minutes", "decay_epochs"), 0.01),
 }
@@ -126,6 +129,8 @@ def from_dict(values):
             raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
     if config.crop_scale > 1:
         raise ConfigError(f"crop_scale={config.crop_scale} is a share, at most 1")
+    if config.randaugment_magnitude > 30:
+        raise ConfigError(f"randaugment_magnitude={config.randaugment_magnitude} is at most 30")
     if not config.epochs and config.steps is None:
         raise ConfigError("epochs=0 trains nothing; give epochs or steps")
     if config.nesterov and config.optimizer == "sgd" and not config.momentum:

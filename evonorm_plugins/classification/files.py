@@ -53,7 +53,9 @@ def _training_transform(size, config):
     if config.flip:
         steps.append(v2.RandomHorizontalFlip())
     if config.augment == "randaugment":
-        steps.append(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))
+        strength = config.randaugment_ops, config.randaugment_magnitude
+        # 31 bins: 30 is the strongest.
+        steps.append(v2.RandAugment(*strength, 31, interpolation=InterpolationMode.BILINEAR))
     return v2.Compose([*steps, v2.PILToTensor()])
 
 

@@ -43,9 +43,13 @@ def train(config, *, resume=False, on_epoch=None, ranks=None):
         ConfigError, DataError, CheckpointError: what is wrong, before any work is done.
         NonFiniteLossError: training cannot go on; ``result.json`` has what was reached.
     """
-    ranks = ranks or Ranks(config.device, config.timeout_minutes)
-    run = Run(config, ranks, resume=resume, on_epoch=on_epoch)
-    return run.train()
+    if ranks is not None:
+        return Run(config, ranks, resume=resume, on_epoch=on_epoch).train()
+    ranks = Ranks(config.device, config.timeout_minutes)
+    try:
+        return Run(config, ranks, resume=resume, on_epoch=on_epoch).train()
+    finally:
+        ranks.close()
 
 
 class Run:
@@ -71,7 +75,7 @@ class Run:
         self.steps_per_epoch = len(self.data.train) // self.trainer.images_per_step
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         self.epochs, self.curve, self.seconds = [], [], 0.0
-        # Loss and share of right answers: of the epoch, of the steps since the last line.
+        # Steps, loss, share of right answers: since the last validation, since the last line.
         self.epoch_sums, self.line_sums, self.times = [0.0] * 3, [0.0] * 3, []
         if state:
             self._load_state(state)
@@ -106,11 +110,10 @@ class Run:
         last = time.perf_counter()
         with Stop() as stop:
             while trainer.step < self.steps:
-                totals = trainer.train_step(batches, self.steps, self.steps_per_epoch)
-                values = [1.0, *self.ranks.mean(totals).tolist()]
+                values = trainer.train_step(batches, self.steps, self.steps_per_epoch)
                 now = time.perf_counter()
                 self.times.append(now - last)
-                self._take_in(values)
+                self._take_in([1.0, *values])
                 self.seconds = now - started
                 stopped = self.ranks.any(stop.name)
                 self._after_step(stopped)

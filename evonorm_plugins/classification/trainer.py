@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import sys
 
 import torch
@@ -76,7 +77,7 @@ class Trainer:
         return self.config.batch_size * self.config.accumulations * self.ranks.size
 
     def train_step(self, batches, steps, steps_per_epoch):
-        """One update; returns a tensor of this rank's loss and share of right answers.
+        """One update; returns the loss and the share of right answers, means over all ranks.
 
         Args:
             batches: an iterator of ``(uint8 images, labels)`` of this rank.
@@ -96,18 +97,20 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
             with self._sync(last=k == config.accumulations - 1):
                 with self._autocast():
-                    logits = self._logits(self.parallel(self._input(images)))
+                    logits = self.parallel(self._input(images)).float()
                 loss = nn.functional.cross_entropy(
                     logits, labels, label_smoothing=config.label_smoothing
                 )
                 self.scaler.scale(loss / config.accumulations).backward()
             right = (logits.detach().argmax(1) == labels).float().mean()
             totals += torch.stack([loss.detach(), right]) / config.accumulations
-        self._apply(totals[0])
+        # A loss that is not finite on one rank is not on any after this: all stop together.
+        loss, accuracy = self.ranks.mean(totals).tolist()
+        self._apply(loss)
         self.step += 1
         if self.ema:
             self.ema.update(self.step)
-        return totals
+        return loss, accuracy
 
     @torch.no_grad()
     def evaluate(self):
@@ -120,7 +123,7 @@ class Trainer:
         for images, labels in self.data.val_batches():
             labels = labels.to(self.device, non_blocking=True)
             with self._autocast():
-                logits = self._logits(model(self._input(images)))
+                logits = model(self._input(images)).float()
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             right = (logits.argmax(1) == labels).sum()
             totals += torch.stack([loss, right, torch.tensor(len(labels), device=self.device)])
@@ -130,10 +133,6 @@ class Trainer:
     def _input(self, images):
         x = images.to(self.device, non_blocking=True).float().div_(255)
         return x.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
-
-    def _logits(self, output):
-        # Inception and GoogLeNet give their auxiliary classifiers' logits too in training.
-        return (output[0] if isinstance(output, tuple) else output).float()
 
     def _autocast(self):
         dtype = PRECISIONS[self.config.precision]
@@ -145,10 +144,9 @@ class Trainer:
         return self.parallel.no_sync()
 
     def _apply(self, loss):
-        # One rank's loss may be finite where another's is not: all stop together.
-        if self.ranks.any(not torch.isfinite(loss)):
+        if not math.isfinite(loss):
             raise NonFiniteLossError(
-                f"step {self.step + 1}: the training loss is {loss.item()} (lr "
+                f"step {self.step + 1}: the training loss is {loss} (lr "
                 f"{self.optimizer.param_groups[0]['lr']:.3g}); the weights are those of step "
                 f"{self.step}. A lower lr, a longer warmup or clip_grad may help"
             )
@@ -195,7 +193,8 @@ def _keep_memory():
     """Keep freed memory of the C library's allocator for the next tensors.
 
     It would give large blocks back to the system and get them again, cleared, for every activation
-    of every step, which takes a third of the time of small models.
+    of every step. Without that a step of resnet50_cifar takes a tenth less CPU time, of
+    mobilenetv2_cifar with BN-ReLU a quarter less.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,5 +1,7 @@
 """Options and the learning rate of every step."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -95,3 +97,28 @@ def test_sgd_step_by_hand():
     optimizer.step()
     # Gradient 0.2 + 0.1; Nesterov adds half of the momentum, which is the gradient: 0.3 + 0.15.
     assert parameter.item() == pytest.approx(1 - 0.45)
+
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.yaml"))
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if "sweep" not in p.name], ids=lambda p: p.stem
+)
+def test_shipped_configs(path):
+    """Every file is read, and its model can be built."""
+    config = load_config(path)
+    if path.stem.startswith("Base"):
+        return
+    assert path.stem in (config.output_dir.rpartition("/")[2], "cifar10_mini_inception")
+    with torch.device("meta"):
+        model = build_model(config.model, 10, config.norm, **config.model_options)
+    make_optimizer(model, config, config.lr)
+
+
+def test_the_papers_resnet_schedule():
+    """1251 updates an epoch; the rate is 0.4 for 1024 images, and falls after 30, 60, 80 epochs."""
+    config = load_config(CONFIGS[0].parent / "imagenet_resnet50_EvoNormS0.yaml")
+    lr, steps = scaled_lr(config, ranks=8), 90 * 1251
+    rates = [lr * lr_factor(config, int(e * 1251), steps, 1251) for e in (2.5, 5, 29.9, 30, 60, 80)]
+    assert rates == pytest.approx([0.2, 0.4, 0.4, 0.04, 0.004, 0.0004], rel=1e-3)

@@ -141,6 +141,8 @@ def test_models_of_libraries_are_converted():
     assert any(isinstance(m, EvoNormS0) for m in model.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+    googlenet = build_model("torchvision:googlenet", 10, "EvoNormS0")
+    assert googlenet(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
     untouched = build_model("timm:resnet10t", 10, None)
     assert any(isinstance(m, nn.BatchNorm2d) for m in untouched.modules())
 
@@ -156,6 +158,7 @@ def test_models_of_libraries_are_converted():
         ("torchvision:resnet81", "BN-ReLU", {}, "did you mean 'resnet18'"),
         ("torchvision:fcos_resnet50_fpn", "BN-ReLU", {}, "no classifier"),
         ("torchvision:resnet18", "BN-ReLU", {"size": 3}, "size"),
+        ("torchvision:googlenet", "BN-ReLU", {"aux_logits": True}, "leave out aux_logits"),
         ("torchvision:alexnet", "BN-ReLU", {}, "no norm"),
         ("keras:resnet18", "BN-ReLU", {}, "torchvision and timm"),
     ],

@@ -152,12 +152,12 @@ def test_average_of_the_weights(config, tmp_path):
 
 
 def test_not_finite_names_the_step_and_keeps_what_there_is(config, tmp_path, monkeypatch):
-    real = Trainer._logits
+    real = Trainer._input
 
-    def broken(self, output):
-        return real(self, output) * (float("nan") if self.step == 6 else 1)
+    def broken(self, images):
+        return real(self, images) * (float("nan") if self.step == 6 else 1)
 
-    monkeypatch.setattr(Trainer, "_logits", broken)
+    monkeypatch.setattr(Trainer, "_input", broken)
     with pytest.raises(NonFiniteLossError, match=r"step 7: the training loss is nan") as caught:
         train(config(checkpoint_every=1))
     result = caught.value.result
@@ -184,7 +184,7 @@ def test_label_smoothing(config):
         0.75 * logs.gather(1, labels[:, None]) + 0.25 * logs.gather(1, 1 - labels[:, None])
     )
     batches = iter(trainer.data.train.batches(0))
-    assert trainer.train_step(batches, 1, 1)[0].item() == pytest.approx(expected.mean().item())
+    assert trainer.train_step(batches, 1, 1)[0] == pytest.approx(expected.mean().item())
     assert plain != pytest.approx(expected.mean().item(), abs=1e-6)
 
 

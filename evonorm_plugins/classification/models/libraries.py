@@ -3,6 +3,9 @@
 from evonorm_plugins.convert import convert
 from evonorm_plugins.convert.models import build_model
 
+# They give several logits in training, unless told not to.
+WITH_AUXILIARY = ("torchvision:googlenet", "torchvision:inception_v3")
+
 
 def build_library_model(name, num_classes, norm, options):
     """``"torchvision:NAME"`` or ``"timm:NAME"``, its norms and activations replaced by ``norm``.
@@ -17,6 +20,10 @@ def build_library_model(name, num_classes, norm, options):
     """
     if name.startswith("torchvision:"):
         _check_is_classifier(name.partition(":")[2])
+    if name in WITH_AUXILIARY:
+        if options.get("aux_logits"):
+            raise ValueError(f"{name}: auxiliary classifiers are not trained; leave out aux_logits")
+        options = {"aux_logits": False, "init_weights": True, **options}
     try:
         model = build_model(name, num_classes=num_classes, **options)
     except TypeError as error:
