@@ -58,7 +58,7 @@ def stand_in(config, *, resume, on_epoch):
             raise NonFiniteLossError("the loss is nan at step 15")
         if config.norm == "BN-ReLU" and config.lr == 0.01 and not Path("fixed").exists():
             raise FileNotFoundError("no data")
-    return {"status": "done", "epochs": [record]}
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
 
 
 def in_process(configs, train, sweep, progress, ended):
@@ -284,7 +284,7 @@ def train(config, *, resume, on_epoch):
         os._exit(1)
     while config.lr == 0.001:
         time.sleep(0.1)
-    return {"status": "done", "epochs": [record]}
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
 
 try:
     run_sweep(load_sweep(sys.argv[1]), train=train)
@@ -316,7 +316,7 @@ def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch
     def finishes(config, *, resume, on_epoch):
         started.append(config.lr)
         record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
-        return {"status": "done", "epochs": [record]}
+        return {"status": "done", "epochs": [record], "seconds": 0.1}
 
     monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
     monkeypatch.setattr(ray_tune, "run_trials", in_process)

@@ -112,14 +112,14 @@ def run_trial(config, train, on_epoch):
         if result["status"] != "done":
             raise RuntimeError(f"training has {result['status']}")
         take_in(result["epochs"][-1])  # a run that had ended before validates no more
-        outcome = {"status": "finished"}
+        outcome = {"status": "finished", "seconds": result["seconds"]}
     except NonFiniteLossError as error:
         outcome = {"status": "diverged", "error": str(error)}
     except Exception as error:
         os.makedirs(config["output_dir"], exist_ok=True)
         Path(config["output_dir"], "error.txt").write_text(traceback.format_exc())
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {**outcome, **newest, "seconds": round(time.perf_counter() - start, 1)}
+    return {"seconds": time.perf_counter() - start, **outcome, **newest}
 
 
 def _check_data(base):
