@@ -87,6 +87,13 @@ def test_values_are_those_of_the_training_config(sweep_file):
     assert sweep.combinations == 6
 
 
+def test_the_sweep_of_mini_inception():
+    sweep = load_sweep(Path(__file__).parents[2] / "configs/mini_inception_sweep.yaml")
+    assert sweep.combinations == 5 * 6 * 6 * 2
+    assert sweep.search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
+    assert (sweep.base["model"], sweep.base["batch_size"]) == ("mini_inception", 128)
+
+
 def test_trials_are_all_different_and_more_begin_with_the_same(sweep_file):
     few = load_sweep(sweep_file(trials=3)).choose()
     every = load_sweep(sweep_file(trials=50)).choose()
