@@ -27,6 +27,8 @@ examples:
     tools/train_classifier.py --resume --config ... data=...
   a sweep over options:
     tools/train_classifier.py --sweep configs/mini_inception_sweep.yaml data=... val_data=...
+  the same on a Ray cluster whose machines see the same files, after an interruption:
+    tools/train_classifier.py --sweep ... --address HOST:6379 --resume data=... val_data=...
 
 exit status: 0 done, 1 failed or stopped, 2 bad input
 """
@@ -44,8 +46,14 @@ def parse_args(argv=None):
     what.add_argument("--config", metavar="FILE", help="YAML file of configs/, or your own")
     what.add_argument("--sweep", metavar="FILE", help="YAML file of a sweep over options")
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="of a Ray cluster for the sweep; else this machine"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.address and not args.sweep:
+        parser.error("--address belongs to --sweep")
+    return args
 
 
 def main(argv=None):
@@ -54,7 +62,7 @@ def main(argv=None):
     if args.sweep:
         from evonorm_plugins.classification.sweep import main as sweep
 
-        return sweep(args.sweep, args.overrides, resume=args.resume)
+        return sweep(args.sweep, args.overrides, resume=args.resume, address=args.address)
     try:
         config = load_config(args.config, args.overrides)
         torch.backends.cudnn.benchmark = True

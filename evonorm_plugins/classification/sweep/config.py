@@ -1,0 +1,126 @@
+"""What a sweep is made of: a training config, lists of values for some of its keys, resources.
+
+A sweep file is YAML::
+
+    base: cifar10_mini_inception.yaml    # a training config, relative to this file
+    search:                              # keys of the training config, and what to try
+      norm: [EvoNormS0(groups=4), EvoNormS0(groups=8)]
+      lr: [1e-2, 1e-3]
+    trials: 20
+"""
+
+import dataclasses
+import math
+import os
+import random
+from pathlib import Path
+
+from evonorm_plugins.classification.config import from_dict, to_dict
+from evonorm_plugins.training.config import (
+    ConfigError,
+    build,
+    check_minimum,
+    read_overrides,
+    read_values,
+)
+
+
+@dataclasses.dataclass
+class Sweep:
+    """A checked sweep; :func:`load_sweep` makes one.
+
+    ``search`` holds the values as the training config has them (``1e-2`` of a YAML file, which is
+    a string, is a number here); ``base`` is the training config without them.
+    """
+
+    base: dict = dataclasses.field(default_factory=dict)
+    search: dict = dataclasses.field(default_factory=dict)
+    trials: int = 20
+    search_seed: int = 0  # of the choice of trials; the training's own seed is the config's
+    concurrent: int | None = None  # trials at a time; None: as many as there are CPUs and GPUs for
+    cpus_per_trial: int = 1  # as many threads
+    gpus_per_trial: float = 0.0
+    output_dir: str = "output/sweep"
+
+    @property
+    def combinations(self):
+        """How many different trials there are."""
+        return math.prod(map(len, self.search.values()))
+
+    def choose(self):
+        """The trials: a list of ``{key: value}``, all different, in the order they are started in.
+
+        More trials with the same seed begin with the same ones.
+        """
+        generator = random.Random(self.search_seed)
+        wanted, chosen = min(self.trials, self.combinations), {}
+        while len(chosen) < wanted:
+            chosen.setdefault(generator.randrange(self.combinations))
+        return [self._combination(number) for number in chosen]
+
+    def trial_config(self, number, values):
+        """The training config of a trial, as a plain dictionary."""
+        own = {"output_dir": os.path.join(self.output_dir, "trials", f"{number:03d}")}
+        return to_dict(from_dict({**self.base, **values, **own, "progress": False}))
+
+    def _combination(self, number):
+        values = {}
+        for key, choices in self.search.items():
+            number, position = divmod(number, len(choices))
+            values[key] = choices[position]
+        return values
+
+
+_KEYS = [f.name for f in dataclasses.fields(Sweep)]
+MINIMUM = {
+    **dict.fromkeys(("trials", "concurrent", "cpus_per_trial"), 1),
+    **dict.fromkeys(("search_seed", "gpus_per_trial"), 0),
+}
+
+
+def load_sweep(path, overrides=()):
+    """Read a sweep file and ``key=value`` strings, checked.
+
+    A key of the sweep file is replaced there; a key that is searched over gets the value, or the
+    list of values, to search over instead; any other is one of the training config.
+
+    Raises:
+        ConfigError: names the key or value at fault and what would be right.
+        FileNotFoundError: there is no such file, or none of the training config that it names.
+    """
+    path = Path(path)
+    values = read_values(path)
+    if not isinstance(values.get("base"), str):
+        raise ConfigError(f"{path}: base must name a training config")
+    if not (isinstance(values.get("search"), dict) and values["search"]):
+        raise ConfigError(f"{path}: search must hold keys with lists of values to try")
+    training = read_values(path.parent / values["base"])
+    for key, value in read_overrides(overrides).items():
+        if key in values["search"]:
+            values["search"][key] = value if isinstance(value, list) else [value]
+        else:
+            (values if key in _KEYS else training)[key] = value
+    return from_values({**values, "base": to_dict(from_dict(training))})
+
+
+def from_values(values):
+    """A checked :class:`Sweep` of plain values. Raises :class:`ConfigError`."""
+    sweep = build(Sweep, values)
+    check_minimum(sweep, MINIMUM)
+    sweep.search = {key: _choices(sweep.base, key, value) for key, value in sweep.search.items()}
+    for number, chosen in enumerate(sweep.choose()):
+        sweep.trial_config(number, chosen)  # what does not go together, before any trial starts
+    return sweep
+
+
+def _choices(base, key, values):
+    """The values of a searched key as the training config has them."""
+    if key == "output_dir":
+        raise ConfigError("search.output_dir: every trial has a folder of its own already")
+    if not (isinstance(values, list) and values):
+        raise ConfigError(f"search.{key}={values!r} must be a list of values")
+    typed = [to_dict(from_dict({**base, key: value}))[key] for value in values]
+    for position, value in enumerate(typed):
+        if value in typed[:position]:
+            raise ConfigError(f"search.{key} holds {value!r} twice")
+    return typed

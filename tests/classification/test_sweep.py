@@ -1,0 +1,355 @@
+"""Sweeps: the choice of trials, what is recorded, and going on after a stop."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from evonorm_plugins.classification.sweep import (
+    RayError,
+    SweepInterrupted,
+    load_sweep,
+    main,
+    ray_tune,
+    report,
+    run_sweep,
+)
+from evonorm_plugins.classification.trainer import NonFiniteLossError
+from evonorm_plugins.training.config import ConfigError
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
+)
+SEARCH = {"norm": ["BN-ReLU", "EvoNormS0(groups=4)"], "lr": ["1e-1", 0.01, 0.001]}
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    """``sweep_file(**keys)``: a sweep file of :data:`SEARCH` with other keys replaced."""
+
+    def write(**keys):
+        (tmp_path / "base.yaml").write_text(
+            f"model: mini_inception\nepochs: 2\ndata: {tmp_path}\nval_data: {tmp_path}\n"
+        )
+        values = {"base": "base.yaml", "search": SEARCH, "output_dir": str(tmp_path / "out")}
+        path = tmp_path / "sweep.yaml"
+        path.write_text(json.dumps(values | keys))  # JSON is YAML
+        return path
+
+    return write
+
+
+def stand_in(config, *, resume, on_epoch):
+    """Accuracy by a formula; one trial's loss is not finite, another's data is not there."""
+    with open(os.path.join(os.path.dirname(config.output_dir), "started"), "a") as f:
+        print(os.path.basename(config.output_dir), file=f)
+    for epoch in (1, 2):
+        accuracy = epoch * config.lr + 0.5 * (config.norm != "BN-ReLU")
+        record = {"epoch": epoch, "step": 10 * epoch, "val_accuracy": accuracy, "val_loss": 1.0}
+        on_epoch(record)
+        if config.norm == "BN-ReLU" and config.lr == 0.1:
+            raise NonFiniteLossError("the loss is nan at step 15")
+        if config.norm == "BN-ReLU" and config.lr == 0.01 and not Path("fixed").exists():
+            raise FileNotFoundError("no data")
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
+
+
+def in_process(configs, train, sweep, progress, ended):
+    """In place of Ray: one trial after the other."""
+    from evonorm_plugins.classification.sweep.run import run_trial
+
+    for number, config in configs.items():
+        os.makedirs(config["output_dir"], exist_ok=True)
+        ended(number, run_trial(config, train, lambda r, number=number: progress(number, r)))
+
+
+@pytest.fixture
+def without_ray(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
+    monkeypatch.setattr(ray_tune, "run_trials", in_process)
+    monkeypatch.chdir(tmp_path)
+
+
+def started(tmp_path):
+    return (tmp_path / "out/trials/started").read_text().split()
+
+
+def test_values_are_those_of_the_training_config(sweep_file):
+    sweep = load_sweep(sweep_file())
+    assert sweep.search["lr"] == [0.1, 0.01, 0.001]  # "1e-1" is a string to YAML
+    assert sweep.combinations == 6
+
+
+def test_the_sweep_of_mini_inception():
+    sweep = load_sweep(Path(__file__).parents[2] / "configs/mini_inception_sweep.yaml")
+    assert sweep.combinations == 5 * 6 * 6 * 2
+    assert sweep.search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
+    assert (sweep.base["model"], sweep.base["batch_size"]) == ("mini_inception", 128)
+
+
+def test_trials_are_all_different_and_more_begin_with_the_same(sweep_file):
+    few = load_sweep(sweep_file(trials=3)).choose()
+    every = load_sweep(sweep_file(trials=50)).choose()
+    assert every[:3] == few
+    assert len(every) == 6 == len({(t["norm"], t["lr"]) for t in every})
+    assert load_sweep(sweep_file(trials=6, search_seed=1)).choose() != every
+
+
+def test_overrides(sweep_file):
+    overrides = ["lr=0.5", "norm=[BN-ReLU, EvoNormB0]", "trials=4", "model=mini_inception"]
+    sweep = load_sweep(sweep_file(), overrides)
+    assert sweep.search == {"norm": ["BN-ReLU", "EvoNormB0"], "lr": [0.5]}
+    assert sweep.trials == 4
+    assert sweep.trial_config(7, {"lr": 0.5})["output_dir"].endswith("out/trials/007")
+
+
+@pytest.mark.parametrize(
+    ("keys", "overrides", "message"),
+    [
+        ({"search": {}}, [], "search must hold keys"),
+        ({"search": [1]}, [], "search must hold keys"),
+        ({"search": {"lr": 0.1}}, [], r"search\.lr=0\.1 must be a list"),
+        ({"search": {"lr": [0.1, "1e-1"]}}, [], r"search\.lr holds 0\.1 twice"),
+        ({"search": {"lr": ["fast"]}}, [], "lr='fast'"),
+        ({"search": {"learning": [1]}}, [], "'learning'"),
+        ({"search": {"optimizer": ["sgd", "adamm"]}}, [], "adamm"),
+        ({"search": {"output_dir": ["a"]}}, [], "a folder of its own"),
+        ({"base": None}, [], "base must name"),
+        ({"trails": 3}, [], "'trails'; did you mean 'trials'"),
+        ({}, ["trials=0"], "trials=0 must be at least 1"),
+        ({}, ["cpus_per_trial=0.5"], r"cpus_per_trial=0\.5 is not int"),
+        ({}, ["gpus_per_trial=-1"], "gpus_per_trial=-1"),
+        ({}, ["modell=x"], "'modell'"),
+    ],
+)
+def test_bad_input_is_named(sweep_file, keys, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(sweep_file(**keys), overrides)
+
+
+def test_every_trial_is_recorded(sweep_file, without_ray, tmp_path):
+    records = run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
+    by_values = {(r["values"]["norm"], r["values"]["lr"]): r for r in records}
+    finished = by_values["EvoNormS0(groups=4)", 0.1]
+    assert (finished["status"], finished["epoch"]) == ("finished", 2)
+    assert finished["val_accuracy"] == pytest.approx(0.7)
+    diverged = by_values["BN-ReLU", 0.1]
+    assert (diverged["status"], diverged["epoch"]) == ("diverged", 1)
+    assert diverged["error"] == "the loss is nan at step 15"
+    failed = by_values["BN-ReLU", 0.01]
+    assert failed["error"] == "FileNotFoundError: no data"
+    folder = tmp_path / f"out/trials/{failed['trial']:03d}"
+    assert "stand_in" in (folder / "error.txt").read_text()
+    assert json.loads((tmp_path / "out/sweep.json").read_text())["trials"] == records
+
+
+def test_what_people_read(sweep_file, without_ray, tmp_path):
+    records = run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
+    text = (tmp_path / "out/results.txt").read_text().splitlines()
+    assert text[0].split() == [
+        *("trial", "norm", "lr", "accuracy", "loss", "epoch", "seconds", "status")
+    ]
+    assert text[1].split()[1:4] == ["EvoNormS0(groups=4)", "0.1", "0.7000"]
+    mean = (0.7 + 0.52 + 0.502) / 3
+    [line] = [row for row in text if row.startswith("norm=EvoNormS0")]
+    assert line.split()[1:] == [f"{mean:.4f}", "0.7000", "3", "0"]
+    [line] = [row for row in text if row.startswith("norm=BN-ReLU")]
+    assert line.split()[1:] == ["0.0020", "0.0020", "3", "2"]
+    with open(tmp_path / "out/results.csv") as f:
+        rows = list(csv.DictReader(f))
+    assert [int(row["trial"]) for row in rows] == list(range(6))
+    assert [row["status"] for row in rows] == [r["status"] for r in records]
+    assert (tmp_path / "out/accuracy.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_resuming_repeats_what_failed_and_nothing_else(sweep_file, without_ray, tmp_path):
+    path = sweep_file(trials=6)
+    before = run_sweep(load_sweep(path), train=stand_in)
+    failed = [f"{r['trial']:03d}" for r in before if r["status"] == "failed"]
+    assert len(failed) == 1
+    (tmp_path / "fixed").touch()
+    after = run_sweep(load_sweep(path), resume=True, train=stand_in)
+    assert sorted(started(tmp_path)) == sorted([f"{n:03d}" for n in range(6)] + failed)
+    assert [r for r in after if r["trial"] != int(failed[0])] == [
+        r for r in before if r["trial"] != int(failed[0])
+    ]
+    assert after[int(failed[0])]["status"] == "finished"
+
+
+def test_more_trials_of_a_sweep_that_is_done(sweep_file, without_ray, tmp_path):
+    run_sweep(load_sweep(sweep_file(trials=2)), train=stand_in)
+    (tmp_path / "fixed").touch()
+    records = run_sweep(load_sweep(sweep_file(trials=4)), resume=True, train=stand_in)
+    assert [r["trial"] for r in records] == [0, 1, 2, 3]
+    assert sorted(set(started(tmp_path))) == ["000", "001", "002", "003"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "resume", "message"),
+    [
+        ([], False, "holds a sweep already: go on with --resume"),
+        (["lr=0.1"], True, "has search="),
+        (["search_seed=5"], True, "has search_seed=0, now it is 5"),
+        (["epochs=9"], True, r"epochs=2 \(now 9\)"),
+        (["data=nowhere"], True, "no data='nowhere'"),
+    ],
+)
+def test_what_does_not_fit_the_folder_is_refused(
+    sweep_file, without_ray, tmp_path, overrides, resume, message
+):
+    path = sweep_file(trials=1)
+    run_sweep(load_sweep(path), train=stand_in)
+    saved = (tmp_path / "out/sweep.json").read_text()
+    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+        run_sweep(load_sweep(path, overrides), resume=resume, train=stand_in)
+    assert (tmp_path / "out/sweep.json").read_text() == saved
+
+
+def test_results_without_a_finished_trial(sweep_file):
+    sweep = load_sweep(sweep_file(trials=1))
+    values = {"norm": "BN-ReLU", "lr": 0.1}
+    record = {"trial": 0, "values": values, "status": "diverged", "error": "nan", "seconds": 1.0}
+    assert "trial 0 diverged: nan" in report.as_text(sweep, [record])
+
+
+def test_ctrl_c_keeps_what_ended(sweep_file, without_ray, tmp_path, monkeypatch):
+    def stopped_after_two(configs, *rest):
+        in_process(dict(list(configs.items())[:2]), *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray_tune, "run_trials", stopped_after_two)
+    with pytest.raises(SweepInterrupted, match=r"4 of 6 trials to go; .* --resume"):
+        run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
+    assert len((tmp_path / "out/results.csv").read_text().splitlines()) == 3
+
+
+@needs_ray
+def test_without_ray_nothing_is_written(sweep_file, tmp_path):
+    with pytest.raises(RayError, match="no Ray cluster answers"):
+        run_sweep(load_sweep(sweep_file()), address="127.0.0.1:1", train=stand_in)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])
+def test_an_address_that_is_none(address):
+    with pytest.raises(RayError, match=r"must be HOST:PORT .* or auto"):
+        ray_tune._check_address(address)
+
+
+def test_a_cluster_that_is_not_there():
+    with pytest.raises(RayError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        ray_tune._check_address("127.0.0.1:1")
+
+
+HANGS = """
+import time, types
+from evonorm_plugins.classification.sweep import ray_tune
+ray_tune._START_SECONDS = 0.1
+ray = types.SimpleNamespace(init=lambda **options: time.sleep(60), is_initialized=lambda: False)
+ray_tune._connect(ray, None, None)
+"""
+
+
+def test_a_start_that_hangs_ends():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Ray has not started within 0.1 s; its logs are in")
+
+
+def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
+    path = sweep_file(trials=2)
+    assert main(path, ["modell=x"]) == 2
+    assert main("nowhere.yaml") == 2
+    monkeypatch.setattr(
+        run_sweep, "__kwdefaults__", {**run_sweep.__kwdefaults__, "train": stand_in}
+    )
+    assert main(path) == 0
+    assert capsys.readouterr().out.startswith("trial  norm")
+    assert main(path) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+    out = f"output_dir={path.parent}/other"
+    assert main(path, [out, "norm=BN-ReLU", "lr=[0.1, 0.01]"]) == 1  # diverged, failed
+
+
+SCRIPT = """
+import os, sys, time
+from evonorm_plugins.classification.sweep import SweepInterrupted, load_sweep, run_sweep
+
+def train(config, *, resume, on_epoch):
+    os.makedirs(config.output_dir, exist_ok=True)
+    open(os.path.join(config.output_dir, "starts"), "a").write("x")
+    record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
+    on_epoch(record)
+    if config.lr == 0.01:
+        os._exit(1)
+    while config.lr == 0.001:
+        time.sleep(0.1)
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
+
+try:
+    run_sweep(load_sweep(sys.argv[1]), train=train)
+except SweepInterrupted as error:
+    print(error)
+"""
+
+
+@needs_ray
+def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch):
+    path = sweep_file(search={"lr": [0.01, 0.5, 0.001]}, search_seed=2, concurrent=1)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    sweeping = subprocess.Popen([sys.executable, "-c", SCRIPT, str(path)], **options)
+    lines = []
+    for line in sweeping.stderr:
+        lines.append(line.partition(" of 3 ")[2].rstrip())
+        if lines[-1].startswith("(lr=0.001): epoch 1"):
+            sweeping.send_signal(signal.SIGINT)
+            break
+    printed, rest = sweeping.communicate(timeout=120)
+    # Before it, Ray tells on stdout why the process died.
+    assert printed.splitlines()[-1].startswith("stopped with 1 of 3 trials to go"), rest
+    assert "(lr=0.5): finished, val_accuracy 0.5000 in 0 s" in lines
+    assert any(line.startswith("(lr=0.01): failed: the process died") for line in lines)
+    assert "died" in (tmp_path / "out/trials/000/error.txt").read_text()
+
+    started = []
+
+    def finishes(config, *, resume, on_epoch):
+        started.append(config.lr)
+        record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
+        return {"status": "done", "epochs": [record], "seconds": 0.1}
+
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
+    monkeypatch.setattr(ray_tune, "run_trials", in_process)
+    records = run_sweep(load_sweep(path), resume=True, train=finishes)
+    assert started == [0.01, 0.001]  # the finished one is left alone
+    assert [(r["values"]["lr"], r["val_accuracy"]) for r in records] == [
+        (0.01, 0.01),
+        (0.5, 0.5),
+        (0.001, 0.001),
+    ]
+
+
+def test_more_cpus_than_there_are(sweep_file):
+    ray = types.SimpleNamespace(
+        init=lambda **options: None,
+        is_initialized=lambda: False,
+        cluster_resources=lambda: {"CPU": 2.0},
+        shutdown=lambda: None,
+    )
+    with pytest.raises(RayError, match="cpus_per_trial=4, and this machine has 2"):
+        ray_tune._connect(ray, load_sweep(sweep_file(cpus_per_trial=4)), None)
+    with pytest.raises(RayError, match="gpus_per_trial=1, and this machine has 0"):
+        ray_tune._connect(ray, load_sweep(sweep_file(gpus_per_trial=1)), None)
+
+
+def test_ray_is_imported_by_nothing_but_a_sweep_that_runs():
+    code = "import evonorm_plugins.classification.sweep, sys; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
