@@ -48,6 +48,7 @@ EXTRAS = {
         "numpy",
         "pillow",
         "pyyaml",
+        "ray[tune]",  # sweeps
         "tensorboard",
         "timm",
         "torchvision",

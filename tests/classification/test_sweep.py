@@ -59,7 +59,7 @@ def stand_in(config, *, resume, on_epoch):
             raise NonFiniteLossError("the loss is nan at step 15")
         if config.norm == "BN-ReLU" and config.lr == 0.01 and not Path("fixed").exists():
             raise FileNotFoundError("no data")
-    return {"status": "done", "epochs": [record]}
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
 
 
 def in_process(configs, train, sweep, progress, ended):
@@ -86,6 +86,13 @@ def test_values_are_those_of_the_training_config(sweep_file):
     sweep = load_sweep(sweep_file())
     assert sweep.search["lr"] == [0.1, 0.01, 0.001]  # "1e-1" is a string to YAML
     assert sweep.combinations == 6
+
+
+def test_the_sweep_of_mini_inception():
+    sweep = load_sweep(Path(__file__).parents[2] / "configs/mini_inception_sweep.yaml")
+    assert sweep.combinations == 5 * 6 * 6 * 2
+    assert sweep.search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
+    assert (sweep.base["model"], sweep.base["batch_size"]) == ("mini_inception", 128)
 
 
 def test_trials_are_all_different_and_more_begin_with_the_same(sweep_file):
@@ -317,7 +324,7 @@ def train(config, *, resume, on_epoch):
         os._exit(1)
     while config.lr == 0.001:
         time.sleep(0.1)
-    return {"status": "done", "epochs": [record]}
+    return {"status": "done", "epochs": [record], "seconds": 0.1}
 
 try:
     run_sweep(load_sweep(sys.argv[1]), train=train)
@@ -349,7 +356,7 @@ def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch
     def finishes(config, *, resume, on_epoch):
         started.append(config.lr)
         record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
-        return {"status": "done", "epochs": [record]}
+        return {"status": "done", "epochs": [record], "seconds": 0.1}
 
     monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
     monkeypatch.setattr(ray_tune, "run_trials", in_process)

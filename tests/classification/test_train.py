@@ -100,17 +100,19 @@ def test_accumulations_are_many_workers_for_batch_statistics(config, tmp_path):
     assert parts["features.0.1.norm.num_batches_tracked"] == 12
 
 
-@pytest.mark.parametrize("extra", [{"ema_decay": 0.9, "optimizer": "adam"}, {"precision": "bf16"}])
+DROPOUT = {
+    "model": "timm:mobilenetv3_small_050",
+    "model_options": {"drop_rate": 0.3},
+    "width": None,
+}
+
+
+@pytest.mark.parametrize(
+    "extra", [{**DROPOUT, "ema_decay": 0.9, "optimizer": "adam"}, {"precision": "bf16"}]
+)
 def test_stopped_and_resumed_is_the_same_run(config, tmp_path, monkeypatch, extra):
     """Stopped in the middle of an epoch, by a signal, twice; dropout goes on where it was."""
-    values = {
-        "model": "timm:mobilenetv3_small_050",
-        "model_options": {"drop_rate": 0.3},
-        "width": None,
-        "log_every": 3,
-        **extra,
-    }
-    values["epochs"] = 3
+    values = {"log_every": 3, "epochs": 3, **extra}
     whole = train(config(**values))
     parts, real = config(**values, output_dir=str(tmp_path / "parts")), Trainer.train_step
     for stop_at in (2, 7, None):

@@ -52,7 +52,8 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     path = Path(sweep.output_dir, "sweep.json")
     chosen = sweep.choose()
     records = _load(path, sweep, resume)
-    pending = [n for n in range(len(chosen)) if records.get(n, {}).get("status") in _AGAIN]
+    records = {n: r for n, r in records.items() if r["status"] != "failed"}
+    pending = [n for n in range(len(chosen)) if n not in records]
     _say(
         f"{len(chosen)} trials of {sweep.combinations} combinations, "
         f"{len(chosen) - len(pending)} of them done, in {sweep.output_dir}"
@@ -62,9 +63,13 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     os.makedirs(sweep.output_dir, exist_ok=True)
     _save(path, sweep, records)
 
+    def results():
+        return [records[number] for number in sorted(records) if number < len(chosen)]
+
     def ended(number, outcome):
         records[number] = {"trial": number, "values": chosen[number], **outcome}
         _save(path, sweep, records)
+        report.write(sweep, results())
         _say(f"{_name(number, chosen)}: {report.summary(records[number])}")
 
     def progress(number, record):
@@ -76,19 +81,14 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
             ray_tune.run_trials(configs, train, sweep, progress, ended)
     except KeyboardInterrupt:
         pass  # Ray Tune itself ends at the first Ctrl-C: what is missing below says so
-    finally:
-        results = [records[number] for number in sorted(records) if number < len(chosen)]
-        report.write(sweep, results)
-    missing = len(chosen) - len(results)
+    report.write(sweep, results())  # also where all had ended, and fewer are asked for
+    missing = len(chosen) - len(results())
     if missing:
         raise SweepInterrupted(
             f"stopped with {missing} of {len(chosen)} trials to go; the same command with --resume "
             "goes on"
         )
-    return results
-
-
-_AGAIN = (None, "failed")
+    return results()
 
 
 def run_trial(config, train, on_epoch):
@@ -112,14 +112,14 @@ def run_trial(config, train, on_epoch):
         if result["status"] != "done":
             raise RuntimeError(f"training has {result['status']}")
         take_in(result["epochs"][-1])  # a run that had ended before validates no more
-        outcome = {"status": "finished"}
+        outcome = {"status": "finished", "seconds": result["seconds"]}
     except NonFiniteLossError as error:
         outcome = {"status": "diverged", "error": str(error)}
     except Exception as error:
         os.makedirs(config["output_dir"], exist_ok=True)
         Path(config["output_dir"], "error.txt").write_text(traceback.format_exc())
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {**outcome, **newest, "seconds": round(time.perf_counter() - start, 1)}
+    return {"seconds": time.perf_counter() - start, **outcome, **newest}
 
 
 def _check_data(base):
