@@ -1,5 +1,6 @@
 """EvoNorm layers for PyTorch (Liu et al., arXiv 2004.02967) and their integrations."""
 
+from evonorm_plugins.convert import Conversion, ConvertError, convert
 from evonorm_plugins.kernels import show_config
 from evonorm_plugins.layers import (
     ConditionalNormAct,
@@ -22,6 +23,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConditionalNormAct",
+    "Conversion",
+    "ConvertError",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",
@@ -32,6 +35,7 @@ __all__ = [
     "SyncEvoNormB0",
     "SyncEvoNormB1",
     "SyncEvoNormB2",
+    "convert",
     "convert_cross_replica",
     "convert_sync_evonorm",
     "get_norm_act",
