@@ -23,6 +23,11 @@ _PARTS = (
 )
 
 
+def is_norm(module):
+    """Whether a module is a norm, or a norm-activation layer."""
+    return isinstance(module, (NormAct, *_TORCH_NORMS)) or type(module).__name__ in _OTHER_NORMS
+
+
 def norms_of(model):
     """``{module name: description}`` of every norm, the one inside a norm-activation layer aside.
 
@@ -32,13 +37,9 @@ def norms_of(model):
     norms = {}
     for name, module in model.named_modules():
         inside_another = name.rpartition(".")[0] in norms
-        if _is_norm(module) and not inside_another:
+        if is_norm(module) and not inside_another:
             norms[name] = _describe(module)
     return norms
-
-
-def _is_norm(module):
-    return isinstance(module, (NormAct, *_TORCH_NORMS)) or type(module).__name__ in _OTHER_NORMS
 
 
 def _describe(norm):

@@ -57,33 +57,30 @@ def _tensors(value):
 
 
 class StepRecord:
-    """Losses and seconds of every step, in a CSV file, and what training cost.
+    """Total loss and seconds of every step, in a CSV file, and what training cost.
 
     Args:
         path: appended to if it is there.
-        parts: names of the losses that add up to the total, each a column of its own.
     """
 
-    def __init__(self, path, parts=()):
-        self.path, self.parts = path, tuple(parts)
+    def __init__(self, path):
+        self.path = path
         self.seconds = []
 
     def open(self):
         new = not os.path.exists(self.path)
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115, closed in close()
         if new:
-            self._file.write(",".join(["iteration", "total_loss", "seconds", *self.parts]) + "\n")
+            self._file.write("iteration,total_loss,seconds\n")
 
     def start(self):
         self._start = time.perf_counter()
 
-    def stop(self, iteration, total_loss, losses=None):
+    def stop(self, iteration, total_loss):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
-        parts = [f"{losses[name]:.6g}" for name in self.parts]
-        row = [str(iteration), f"{total_loss:.6g}", f"{self.seconds[-1]:.4f}", *parts]
-        self._file.write(",".join(row) + "\n")
+        self._file.write(f"{iteration},{total_loss:.6g},{self.seconds[-1]:.4f}\n")
 
     def close(self):
         self._file.close()

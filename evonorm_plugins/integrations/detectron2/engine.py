@@ -93,7 +93,7 @@ class Trainer(DefaultTrainer):
 
 
 class StepRecord(steps.StepRecord, HookBase):
-    """Total loss and seconds of every step, in ``steps.csv``, and what training cost.
+    """The record of every step, in ``steps.csv``, as a hook of the trainer.
 
     Detectron2's own ``metrics.json`` has a line for 20 steps, and medians.
     """
