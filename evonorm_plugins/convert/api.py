@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from evonorm_plugins.convert import kinds
+from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
 from evonorm_plugins.convert.layers import check_layer, new_layer
 from evonorm_plugins.convert.plan import place, plan_conversion
@@ -34,9 +34,9 @@ def convert(model, name, *, keep=(), **options):
     """A copy of ``model`` with norm-activation layers in place of its norms and activations.
 
     A norm that an activation follows is replaced together with it, any other by the affine
-    transform, as the paper does (Section 5). The data flow tells what follows: ``forward`` is traced
-    with ``torch.fx`` in training and in evaluation mode. An activation after anything else, such as
-    the ReLU after a residual addition, stays.
+    transform, as the paper does (Section 5). The data flow tells what follows: ``forward`` is
+    traced with ``torch.fx``, in training and in evaluation mode. An activation after anything else,
+    such as the ReLU after a residual addition, stays.
 
     Gamma and beta carry over, and the moving variance where both have one. The rest of a pretrained
     model expects the activations of its old layers: it must be trained again.
@@ -59,8 +59,9 @@ def convert(model, name, *, keep=(), **options):
     shown = check_layer(name, options)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     model = copy.deepcopy(model)
-    _give_each_place_its_own_activation(model)
-    plan = plan_conversion(model, keep)
+    activations = gates.find_activations(model)
+    _give_each_place_its_own(activations, model)
+    plan = plan_conversion(model, gates.find_activations(model), keep)
     identities, rewrites = _how_to_remove(plan)
     codes = _new_forwards(model, plan, rewrites)
     # Nothing is changed before everything is known to work.
@@ -95,29 +96,21 @@ def _check_model(model):
             )
 
 
-def _give_each_place_its_own_activation(model):
+def _give_each_place_its_own(activations, model):
     """One ReLU object in several places would be removed from all of them or none."""
     seen = set()
-    for parent in model.modules():
+    for parent in list(model.modules()):
         for key, child in parent._modules.items():
-            if (
-                child is None
-                or not kinds.is_activation(child)
-                or any(True for _ in child.parameters())
-            ):
-                continue
-            if id(child) in seen:
-                parent._modules[key] = copy.deepcopy(child)
-            seen.add(id(child))
+            if child in activations and not any(True for _ in child.parameters()):
+                if child in seen:
+                    parent._modules[key] = copy.deepcopy(child)
+                seen.add(child)
 
 
 def _how_to_remove(plan):
     """Activation modules that go as a whole, and modules whose forward has to be rewritten."""
     removed = {site for sites in plan.removed.values() for site in sites}
-    stays = {place(site) for site in plan.sites if site.op == "call_module"} - {
-        place(site) for site in removed
-    }
-    stays |= {place(site) for site in plan.sites if site not in removed}
+    stays = plan.stays()
     identities, rewrites = set(plan.by_order), {}
     for site in removed:
         if site.op == "call_module" and place(site) not in stays:
@@ -135,7 +128,7 @@ def _new_forwards(model, plan, rewrites):
         for mode in sorted(plan.modes[path]):
             sites = set(plan.removed[mode]) & rewrites[path]
             module.training = mode == "train"
-            codes[path][mode] = forward_without(module, path, sites)
+            codes[path][mode] = forward_without(module, path, sites, plan.modes[path][mode])
         module.training = was
     return codes
 

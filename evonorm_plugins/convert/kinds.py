@@ -25,7 +25,7 @@ _ACTIVATION_NAMES = {
     *("Swish", "SwishMe", "HardSwish", "HardSwishMe", "Mish", "MishMe", "HardMish", "HardMishMe"),
     *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish", "FReLU"),
 }
-_FUNCTION_NAMES = (
+FUNCTION_NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu"),
     *("elu_", "celu", "celu_", "selu", "selu_", "gelu", "silu", "mish", "hardswish", "softplus"),
     *("threshold", "threshold_"),
@@ -33,16 +33,16 @@ _FUNCTION_NAMES = (
 _ACTIVATION_FUNCTIONS = {
     getattr(namespace, name)
     for namespace in (F, torch)
-    for name in _FUNCTION_NAMES
+    for name in FUNCTION_NAMES
     if hasattr(namespace, name)
 }
-_ACTIVATION_METHODS = {name for name in _FUNCTION_NAMES if hasattr(torch.Tensor, name)}
+_ACTIVATION_METHODS = {name for name in FUNCTION_NAMES if hasattr(torch.Tensor, name)}
 
 # An activation after one of these can as well come before it.
 _PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.FeatureAlphaDropout, nn.Flatten)
 _PASSING_NAMES = {"DropPath", "StochasticDepth", "DropBlock2d"}
 _PASSING_FUNCTIONS = {F.dropout, F.dropout2d, torch.flatten}
-_PASSING_FUNCTION_NAMES = {"stochastic_depth", "drop_path"}
+_PASSING_FUNCTIONS_BY_NAME = {"stochastic_depth", "drop_path"}
 _PASSING_METHODS = {"contiguous", "flatten", "view", "reshape", "clone"}
 
 _NORM_ACT_NAMES = {"FilterResponseNormTlu2d", "FilterResponseNormAct2d", "InplaceAbn"}
@@ -126,9 +126,17 @@ def is_activation_call(node):
     return node.op == "call_method" and node.target in _ACTIVATION_METHODS
 
 
+def activation_name(node, module=None):
+    """What a call of an activation is called: ``"relu"`` for the module, function and method."""
+    if module is not None:
+        return type(module).__name__.lower()
+    name = node.target if isinstance(node.target, str) else node.target.__name__
+    return name.rstrip("_")
+
+
 def is_passing_call(node):
     if node.op == "call_function":
-        named = getattr(node.target, "__name__", "") in _PASSING_FUNCTION_NAMES
+        named = getattr(node.target, "__name__", "") in _PASSING_FUNCTIONS_BY_NAME
         return named or node.target in _PASSING_FUNCTIONS
     return node.op == "call_method" and node.target in _PASSING_METHODS
 
@@ -136,6 +144,10 @@ def is_passing_call(node):
 def is_addition(node):
     functions = (operator.add, operator.iadd, torch.add)
     return node.target in functions or node.target in ("add", "add_")
+
+
+# Applied twice, they change nothing.
+IDEMPOTENT = {"relu", "relu6"}
 
 
 def is_inplace(node, module=None):

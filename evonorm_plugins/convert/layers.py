@@ -21,7 +21,9 @@ def check_layer(name, options):
         raise ConvertError(f"{taken[0]} is decided for every norm by itself; leave it out")
     try:
         return get_norm_act(name, 32, **options)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:  # "__init__() got an unexpected keyword argument 'groups'"
+        raise ConvertError(f"{name} {str(error).rpartition('() ')[2]}") from error
+    except ValueError as error:
         raise ConvertError(str(error)) from error
 
 

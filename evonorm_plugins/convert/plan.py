@@ -7,9 +7,9 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.utils import parametrize
 
-from evonorm_plugins.convert import kinds
+from evonorm_plugins.convert import kinds, order
 from evonorm_plugins.convert.errors import ConvertError
-from evonorm_plugins.convert.flow import MODES, read_flows
+from evonorm_plugins.convert.flow import MODES, join, read_flows
 
 _NOT_PLANAR = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Linear)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -20,10 +20,10 @@ class Plan:
     """What :func:`plan_conversion` found, each by its path in the model.
 
     ``pairs``: norm -> the activation that goes with it (its name). ``affine``: norm -> what follows
-    it. ``left``: norm -> why it is left. ``removed``: mode -> sites of activations that go. ``sites``:
-    site of an activation -> mode -> what precedes each call. ``modes``: module -> modes in which its
-    forward runs. ``by_order``: activation modules that go because of where they stand.
-    ``inner``: activations that norms hold.
+    it. ``left``: norm -> why it is left. ``removed``: mode -> sites of activations that go, one for
+    each call. ``sites``: site of an activation -> mode -> what precedes each call. ``modes``:
+    see :class:`Flows`. ``by_order``: activation modules that go because of
+    where they stand. ``inner``: activations that norms hold.
     """
 
     pairs: dict = field(default_factory=dict)
@@ -42,14 +42,13 @@ class Plan:
 
     def stays(self):
         """Activation -> what precedes those calls of it that stay."""
-        gone = {site for sites in self.removed.values() for site in sites}
-        gone |= {site for site in self.sites if place(site) in self.by_order}
         found = {}
         for site, by_mode in self.sites.items():
-            if site not in gone:
-                origins = [origin for origins in by_mode.values() for origin in origins]
-                found.setdefault(place(site), []).extend(dict.fromkeys(origins))
-        return {name: ", ".join(dict.fromkeys(origins)) for name, origins in found.items()}
+            name = place(site)
+            for mode, origins in by_mode.items():
+                if site not in self.removed[mode] and name not in self.by_order:
+                    found.setdefault(name, {}).update(dict.fromkeys(origins))
+        return {name: ", ".join(origins) for name, origins in found.items()}
 
 
 def place(site):
@@ -60,72 +59,130 @@ def place(site):
     return f"{name}() in the forward of {site.owner or 'the model'}"
 
 
-def plan_conversion(model, keep=()):
+def plan_conversion(model, activations, keep=()):
     """Decide what becomes of every norm of ``model``.
+
+    Args:
+        activations: see :func:`gates.find_activations`.
+        keep: patterns of norms to leave.
 
     Raises:
         ConvertError: there is no norm to replace, or it is not clear what to do with some.
     """
-    plan, refused = Plan(), {}
     norms = {path: m for path, m in model.named_modules() if kinds.is_norm(m)}
-    candidates = {}
-    for path, norm in norms.items():
-        reason = kinds.reason_to_leave(norm)
-        if reason is None and any(fnmatchcase(path, pattern) for pattern in keep):
-            reason = "to be kept"
-        if reason is None:
-            candidates[path] = norm
-        else:
-            plan.left[path] = reason
     _check_keep(keep, norms)
-    if not candidates and not any(plan.left[path] == "to be kept" for path in plan.left):
+    left = {path: kinds.reason_to_leave(norm) for path, norm in norms.items()}
+    if all(left.values()):
         raise ConvertError(_no_norms(model, norms))
-    flows = read_flows(model)
-    plan.sites = flows.activations
-    plan.modes = flows.owners
-    for path, norm in candidates.items():
-        refused[path] = _decide(path, norm, flows, plan, model)
-    refused = {path: reason for path, reason in refused.items() if reason}
+    for path in norms:
+        if any(fnmatchcase(path, pattern) for pattern in keep):
+            left[path] = left[path] or "to be kept"
+    flows = read_flows(model, activations)
+    plan = Plan(sites=flows.activations, modes=flows.modes)
+    plan.left = {path: reason for path, reason in left.items() if reason}
+    planner = _Planner(model, activations, flows, plan)
+    refused = {p: planner.enter(p, norm) for p, norm in norms.items() if p not in plan.left}
+    refused = {path: reason for path, reason in refused.items() if reason} | _conflicts(plan)
     if refused:
         raise ConvertError(_ambiguous(refused))
     return plan
 
 
-def _decide(path, norm, flows, plan, model):
-    """Enter a norm into the plan, or return why it cannot be."""
-    by_mode = flows.norms.get(path)
-    reason = _unfit(norm)
-    if reason:
-        return reason
-    if any(isinstance(module, _NOT_PLANAR) for module in flows.inputs.get(path, ())):
-        plan.left[path] = "its input is not (N, C, H, W)"
-        return None
-    if by_mode is None:
-        return _decide_by_order(path, norm, flows, plan, model)
-    calls = [(mode, followed) for mode in by_mode for followed in by_mode[mode]]
-    reason = _used_twice(calls) or _unclear(calls)
-    if reason:
-        known = any(followed.unknown for _, followed in calls)
-        return _decide_by_order(path, norm, flows, plan, model, reason) if known else reason
-    inner = kinds.inner_activation(norm)
-    activations = [site for _, followed in calls for site in followed.activations]
-    if inner is not None:
-        if activations:
-            return f"it holds {type(inner).__name__}, and {place(activations[0])} follows"
-        _pair_with_inner(path, norm, plan)
-    elif activations:
-        plan.pairs[path] = ", ".join(dict.fromkeys(map(place, activations)))
+class _Planner:
+    """Enters norms into a plan."""
+
+    def __init__(self, model, activations, flows, plan):
+        self.model, self.activations, self.flows, self.plan = model, activations, flows, plan
+
+    def enter(self, path, norm):
+        """Enter a norm into the plan, or return why it is not clear what to do with it."""
+        reason = _unfit(norm)
+        if reason:
+            return reason
+        if any(isinstance(module, _NOT_PLANAR) for module in self.flows.sources.get(path, ())):
+            self.plan.left[path] = "its input is not (N, C, H, W)"
+            return None
+        by_mode = self.flows.norms.get(path)
+        if by_mode is None:
+            return self._enter_unseen(path, norm)
+        calls = [(mode, followed) for mode in by_mode for followed in by_mode[mode]]
+        return _used_twice(calls) or self._enter_followed(path, norm, calls)
+
+    def _enter_followed(self, path, norm, calls):
+        inner = kinds.inner_activation(norm)
+        sites = [site for _, followed in calls for site in followed.activations]
+        others = [other for _, followed in calls for other in followed.others]
+        for _, followed in calls:
+            if followed.second:
+                first = type(inner).__name__ if inner is not None else place(sites[0])
+                return f"{first} follows it, and then {followed.second}"
+        if inner is not None:
+            self._pair_with_inner(path, inner)
+        else:
+            reason = self._resolve_unknown(path, calls, others)
+            if reason or path in self.plan.pairs:
+                return reason
+            if sites and others:
+                return f"its output goes to {place(sites[0])}, and unactivated to {others[0]}"
+            if len({bool(followed.activations) for _, followed in calls}) > 1:
+                return "an activation follows it in one place or mode and not in another"
+            if sites:
+                self.plan.pairs[path] = ", ".join(dict.fromkeys(map(place, sites)))
+            else:
+                self.plan.affine[path] = ", ".join(dict.fromkeys(others)) or "nothing"
         for mode, followed in calls:
-            plan.removed[mode].extend(followed.activations)
-    else:
-        others = dict.fromkeys(other for _, followed in calls for other in followed.others)
-        plan.affine[path] = ", ".join(others) or "nothing"
-    return None
+            self.plan.removed[mode].extend(followed.activations)
+        return None
 
+    def _resolve_unknown(self, path, calls, others):
+        """Find out by the order of children what tracing did not tell; adds to ``others``."""
+        for unknown in {name for _, followed in calls for name in followed.unknown}:
+            module = self.model.get_submodule(unknown)
+            shown = f"{type(module).__name__} {unknown}"
+            if order.starts_with_activation(module, self.activations):
+                return f"its output goes to {shown}, {self._untraceable(unknown)}"
+            others.append(shown)
+        for name in {followed.leaves for _, followed in calls if followed.leaves}:
+            reason = self._by_order(path, name)
+            if reason or path in self.plan.pairs:
+                return reason
+            others.append(f"the output of {name}")
+        return None
 
-def _pair_with_inner(path, norm, plan):
-    plan.pairs[path] = f"its {type(kinds.inner_activation(norm)).__name__}"
-    plan.inner.add(f"{path}.act")
+    def _enter_unseen(self, path, norm):
+        """A norm that no traced forward calls."""
+        parent = path.rpartition(".")[0]
+        if parent not in self.flows.opaque:
+            self.plan.left[path] = "forward does not call it"
+            return None
+        inner = kinds.inner_activation(norm)
+        if inner is not None:
+            self._pair_with_inner(path, inner)
+            return None
+        reason = self._by_order(path, path)
+        if not reason and path not in self.plan.pairs:
+            self.plan.affine[path] = f"the next child of {parent or 'the model'}"
+        return reason
+
+    def _by_order(self, norm, child):
+        """Pair ``norm`` with the activation after ``child``, or return why that is not clear."""
+        parent = child.rpartition(".")[0]
+        owner = self.model.get_submodule(parent)
+        module = self.model.get_submodule(child)
+        name, reason = order.follower(owner, module, self.activations)
+        if reason:
+            return f"it is in {parent or 'the model'}, {self._untraceable(parent)}, {reason}"
+        if name is not None:
+            self.plan.pairs[norm] = join(parent, name)
+            self.plan.by_order.add(join(parent, name))
+        return None
+
+    def _pair_with_inner(self, path, inner):
+        self.plan.pairs[path] = f"its {type(inner).__name__}"
+        self.plan.inner.add(f"{path}.act")
+
+    def _untraceable(self, path):
+        return f"whose forward cannot be traced ({self.flows.opaque[path]})"
 
 
 def _unfit(norm):
@@ -150,52 +207,16 @@ def _used_twice(calls):
     return f"it is used {count} times in the forward of {owner}" if count > 1 else None
 
 
-def _unclear(calls):
-    unknown = [what for _, followed in calls for what in followed.unknown]
-    if unknown:
-        return f"its output goes to {unknown[0]}, and what happens there cannot be traced"
-    for _, followed in calls:
-        if followed.activations and followed.others:
-            first, other = place(followed.activations[0]), followed.others[0]
-            return f"its output goes to {first}, and without activation to {other}"
-    if len({bool(followed.activations) for _, followed in calls}) > 1:
-        return "an activation follows it in one place or mode and not in another"
-    return None
-
-
-def _decide_by_order(path, norm, flows, plan, model, reason=None):
-    """For a norm in a module whose forward cannot be traced: its next sibling tells.
-
-    Only where every norm of that module is followed by an activation of its own.
-    """
-    parent, _, _ = path.rpartition(".")
-    while parent not in flows.opaque:
-        if not parent:
-            plan.left[path] = "forward does not call it"
-            return reason
-        parent = parent.rpartition(".")[0]
-    why = reason or f"the forward of {parent or 'the model'} cannot be traced"
-    why += f" ({flows.opaque[parent]})"
-    if kinds.inner_activation(norm) is not None:
-        _pair_with_inner(path, norm, plan)
-        return None
-    owner = model.get_submodule(parent)
-    follower = _followers_by_order(owner).get(path.removeprefix(parent).lstrip("."))
-    if follower is None:
-        return why
-    place_of = f"{parent}.{follower}" if parent else follower
-    plan.pairs[path] = place_of
-    plan.by_order.add(place_of)
-    return None
-
-
-def _followers_by_order(owner):
-    children = list(owner.named_children())
-    norms = [i for i, (_, child) in enumerate(children) if kinds.is_norm(child)]
-    acts = [i for i, (_, child) in enumerate(children) if kinds.is_activation(child)]
-    if [i + 1 for i in norms] != acts:
-        return {}
-    return {children[i][0]: children[i + 1][0] for i in norms}
+def _conflicts(plan):
+    """Activations in modules that run several times, which follow a norm, but not each time."""
+    refused = {}
+    for mode, sites in plan.removed.items():
+        for site, count in Counter(sites).items():
+            origins = plan.sites[site][mode]
+            if count < len(origins):
+                reason = f"it follows {', '.join(dict.fromkeys(origins))}: not always a norm"
+                refused[place(site)] = reason
+    return refused
 
 
 def _check_keep(keep, norms):
@@ -207,15 +228,17 @@ def _check_keep(keep, norms):
 def _no_norms(model, norms):
     name = type(model).__name__
     if not norms:
-        return f"{name} holds no norm"
-    counts = Counter(type(norm).__name__ for norm in norms.values())
-    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        ours = Counter(type(m).__name__ for m in model.modules() if kinds.is_norm_act(m))
+        shown = ", ".join(f"{count} {kind}" for kind, count in ours.items())
+        return f"{name} holds no norm" + (f", but {shown} already" if ours else "")
+    others = Counter(type(norm).__name__ for norm in norms.values())
+    shown = ", ".join(f"{count} {kind}" for kind, count in others.items())
     return f"{name} holds no norm of (N, C, H, W), only {shown}"
 
 
 def _ambiguous(refused):
     lines = "\n".join(f"  {path or 'the model'}: {reason}" for path, reason in refused.items())
     return (
-        "it is not clear what these norms should become; name those to leave as they are "
-        f'with keep=["name", "name.*", ...]:\n{lines}'
+        "it is not clear what should become of these; norms named in keep=[...] are left as they "
+        f"are:\n{lines}"
     )

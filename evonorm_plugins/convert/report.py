@@ -1,6 +1,6 @@
 """What a conversion did."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,27 @@ class Report:
         counts = {key: len(getattr(self, key)) for key in keys}
         return {**counts, "removed": sum(self.removed.values())}
 
+    def to_dict(self):
+        """All of it, for JSON."""
+        return {**asdict(self), "rewritten": list(self.rewritten), "counts": self.counts()}
+
     def __str__(self):
+        counts = self.counts()
         sections = [
-            (f"norm and activation to {self.name}", "+", self.replaced),
-            ("norm to affine transform", "before", self.affine),
-            ("norm left", ":", self.left),
-            ("activation stays", "after", self.stays),
-            ("forward rewritten", "", dict.fromkeys(self.rewritten, "")),
+            (f"norms with an activation, now {self.name}", " + ", self.replaced),
+            ("norms without, now the affine transform", " before ", self.affine),
+            ("norms left", ": ", self.left),
+            ("activations that stay", " after ", self.stays),
         ]
         lines = []
         for title, joint, entries in sections:
             lines.append(f"{title}: {len(entries)}")
-            for key, value in entries.items():
-                separator = joint if joint == ":" else f" {joint} "
-                lines.append(
-                    f"  {key or 'the model'}{separator}{value}".replace(":", ": ").rstrip()
-                )
-        lines.append(f"activations removed: {self.counts()['removed']}")
+            lines += [f"  {key or 'the model'}{joint}{value}" for key, value in entries.items()]
+        lines.append(f"activations removed: {counts['removed']}")
+        if self.rewritten:
+            lines.append(
+                f"forward rewritten: {', '.join(n or 'the model' for n in self.rewritten)}"
+            )
+        if not self.replaced:
+            lines.append("No activation follows a norm in this model: nothing normalizes any more.")
         return "\n".join(lines)

@@ -9,25 +9,26 @@ import importlib
 import linecache
 from types import ModuleType
 
-from torch import fx
-
+from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
 from evonorm_plugins.convert.tracing import ShallowTracer, trace
 
 _CLASSES = {}  # (class, sources) -> subclass
 
 
-def forward_without(module, path, sites):
+def forward_without(module, path, sites, calls):
     """Source and globals of ``module.forward`` without the activations at ``sites``.
 
     Args:
         path: of the module, for messages.
         sites: calls of activations within the forward, each replaced by its input.
+        calls: arguments that forward is called with, see :class:`ShallowTracer`.
 
     Raises:
         ConvertError: the forward cannot be traced by itself.
     """
-    graph, reason = trace(ShallowTracer(), module)
+    graph, reason = trace(ShallowTracer(calls), module)
+    modules = dict(module.named_modules())
     wanted = {(site.op, site.target, site.index) for site in sites}
     found = []
     if graph is not None:
@@ -40,10 +41,20 @@ def forward_without(module, path, sites):
             f"({type(module).__name__}): {reason}"
         )
     for node in found:
-        node.replace_all_uses_with(node.all_input_nodes[0])
-        graph.erase_node(node)
+        inputs = node.all_input_nodes
+        node.replace_all_uses_with(gates.gated_input(node, modules) or inputs[0])
+        _erase(graph, node)
     code = graph.python_code("self")
     return code.src, code.globals
+
+
+def _erase(graph, node):
+    """Remove a node and what was computed for it alone, the gate of a gated input."""
+    inputs = node.all_input_nodes
+    graph.erase_node(node)
+    for source in inputs:
+        if not source.users and source.op in ("call_function", "call_method", "call_module"):
+            _erase(graph, source)
 
 
 def _key(node):

@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import fx
 
 from evonorm_plugins.convert import kinds
@@ -41,6 +42,10 @@ def _autowrapped_functions():
 _TIMM = "get_notrace_functions"
 
 
+# What an argument is that holds a value computed from the input.
+GIVEN = object()
+
+
 class _Tracer(fx.Tracer):
     """Gives every node ``meta["site"]`` and ``meta["call"]``.
 
@@ -58,6 +63,7 @@ class _Tracer(fx.Tracer):
         positional, keywords = [self.root], {}
         for p in parameters:
             if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                self._skip(p)
                 continue
             value = self._argument(p)
             if p.kind is p.KEYWORD_ONLY:
@@ -71,6 +77,9 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("placeholder", parameter.name, (), {})
         self.create_proxy("placeholder", parameter.name, (parameter.default,), {})
         return parameter.default
+
+    def _skip(self, parameter):
+        """Called for ``*args`` and ``**kwargs``, which are taken to be empty."""
 
     def getattr(self, attr, attr_val, parameter_proxy_cache):
         # As fx does it, without a search through all parameters for each.
@@ -113,16 +122,22 @@ class _Tracer(fx.Tracer):
 class FlowTracer(_Tracer):
     """Traces into everything but norms, activations and torch's own modules.
 
+    Args:
+        activations: modules that are activations though :mod:`kinds` does not know their class.
+
     A module whose forward cannot be traced becomes one operation; ``opaque`` has its path and why.
     """
 
-    def __init__(self):
+    def __init__(self, activations=frozenset()):
         super().__init__()
+        self.activations = activations
         self.opaque = {}
+        self.arguments = {}  # path -> the arguments of every call of its forward
 
     def is_leaf_module(self, m, module_qualified_name):
         known = kinds.is_norm(m) or kinds.is_norm_act(m) or kinds.is_activation(m)
-        return known or kinds.passes(m) or super().is_leaf_module(m, module_qualified_name)
+        known = known or kinds.passes(m) or m in self.activations
+        return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m, forward, args, kwargs):
         path = self.path_of_module(m)
@@ -132,7 +147,9 @@ class FlowTracer(_Tracer):
         before = last, self._counts.copy(), self.opaque.copy()
         try:
             with self._running(path):
-                return forward(*args, **kwargs)
+                result = forward(*args, **kwargs)
+            self.arguments.setdefault(path, []).append(_arguments(m, args, kwargs))
+            return result
         except Exception as error:  # whatever a forward does with values that are not there
             self._undo(*before)
             self.opaque[path] = _first_line(error)
@@ -155,11 +172,28 @@ class FlowTracer(_Tracer):
         return super().to_bool(obj)
 
 
+def _arguments(module, args, kwargs):
+    bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments
+    return {name: GIVEN if _holds_proxy(value) else value for name, value in bound.items()}
+
+
+def _holds_proxy(value):
+    found = []
+    fx.node.map_aggregate(value, lambda v: found.append(isinstance(v, fx.Proxy)))
+    return any(found)
+
+
 class ShallowTracer(_Tracer):
     """Traces the forward of one module; its children are operations.
 
-    An argument that has a default is fixed to it, and the graph checks that.
+    Args:
+        calls: the arguments of every call of forward, as :class:`FlowTracer` has seen them. What is
+            no tensor is taken to be the same in every call, and the graph checks that.
     """
+
+    def __init__(self, calls):
+        super().__init__()
+        self.calls = calls
 
     def is_leaf_module(self, m, module_qualified_name):
         return True
@@ -167,20 +201,29 @@ class ShallowTracer(_Tracer):
     def call_module(self, m, forward, args, kwargs):
         return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
 
+    def _skip(self, parameter):
+        if any(call.get(parameter.name) for call in self.calls):
+            raise TypeError(f"it is called with *{parameter.name}")
+
     def _argument(self, parameter):
-        value = parameter.default
-        if value is parameter.empty:
-            return super()._argument(parameter)
-        proxy = self.create_proxy("placeholder", parameter.name, (value,), {})
-        self.create_proxy("call_function", require_default, (proxy, value, parameter.name), {})
-        return value
+        name, default = parameter.name, parameter.default
+        values = [call.get(name, default) for call in self.calls] or [default]
+        if any(value is not values[0] and value != values[0] for value in values):
+            raise TypeError(f"it is called with several kinds of {name}")
+        args = () if default is parameter.empty else (default,)
+        proxy = self.create_proxy("placeholder", name, args, {})
+        if values[0] is GIVEN or values[0] is parameter.empty:
+            return proxy
+        self.create_proxy("call_function", require_argument, (proxy, values[0], name), {})
+        return values[0]
 
 
-def require_default(value, default, name):
-    """Raises ValueError where a rewritten forward is called with another value than the default."""
-    if value is not default and value != default:
+def require_argument(value, expected, name):
+    """Raises ValueError where a rewritten forward is called in a way that was not traced."""
+    if value is not expected and (isinstance(value, torch.Tensor) or value != expected):
+        shown = "a tensor" if isinstance(value, torch.Tensor) else repr(value)
         raise ValueError(
-            f"{name}={value!r}: the forward of this converted module knows {name}={default!r} only"
+            f"{name} is {shown}: the forward of this converted module takes {expected!r} only"
         )
 
 
