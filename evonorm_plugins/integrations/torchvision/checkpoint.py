@@ -99,7 +99,7 @@ def load_detector(path):
         options["norm"],
         min_size=options["min_size"],
         max_size=options["max_size"],
-        **options["model_options"],
+        model_options=options["model_options"],
     )
     load_into(model, state, path, categories)
     return model.eval(), categories

@@ -151,7 +151,12 @@ def batches(images, positions, batch, workers):
         InputError: an image cannot be read.
     """
     loader = DataLoader(
-        images, batch, sampler=positions, num_workers=workers, collate_fn=_as_they_are
+        images,
+        batch,
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_as_they_are,
+        generator=torch.Generator(),  # the global one is left alone, for runs that are resumed
     )
     for entries in loader:
         for entry in entries:

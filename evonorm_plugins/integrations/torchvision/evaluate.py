@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torchvision.ops import box_convert
 
 from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.pictures import draw_pairs, found_item, true_item
@@ -37,8 +38,7 @@ def detect(model, coco, *, batch=1, workers=0):
 
 
 def _entries(output, image_id, category_ids):
-    boxes = output["boxes"].cpu()
-    boxes[:, 2:] -= boxes[:, :2]
+    boxes = box_convert(output["boxes"], "xyxy", "xywh")
     entries = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
         for label, box, score in zip(
@@ -56,7 +56,7 @@ def _entries(output, image_id, category_ids):
 
 
 def evaluate(coco, detections):
-    """``{"bbox": {"AP": ..., "AP-cat": ...}, "segm": {...}}`` in percent, "segm" if the set has masks.
+    """``{"bbox": {"AP": ..., "AP-cat": ...}, "segm": {...}}`` in percent, "segm" for masks.
 
     As Detectron2 does, masks are small, medium or large by their own area. NaN where there is no
     ground truth.

@@ -26,7 +26,7 @@ def list_detectors():
 
 
 def build_detector(
-    name, num_classes, norm="EvoNormS0", *, min_size=(800,), max_size=1333, **options
+    name, num_classes, norm="EvoNormS0", *, min_size=(800,), max_size=1333, model_options=None
 ):
     """A detector of torchvision with fresh weights.
 
@@ -36,7 +36,7 @@ def build_detector(
         norm: name of a norm-activation layer, which takes the place of norms and activations as
             :func:`evonorm_plugins.convert` says; "none" leaves torchvision's own.
         min_size, max_size: of the sides of an image, in pixels.
-        options: of torchvision's model.
+        model_options: further arguments of torchvision's model, by name.
 
     Returns:
         ``(model, report)``; report is what was converted, None for "none".
@@ -50,10 +50,11 @@ def build_detector(
         nearest = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {nearest[0]}?" if nearest else ""
         raise OptionsError(f"model {name!r} is not one of {', '.join(known)}{hint}")
+    options = dict(model_options or {})
     ours = [key for key in options if key in _OURS]
     if ours:
         raise OptionsError(f"{ours[0]} is no option of the model that can be given here")
-    options = {"min_size": tuple(min_size), "max_size": max_size, **options}
+    options.update(min_size=tuple(min_size), max_size=max_size)
     try:
         if name == SMALL:
             model = _small_mask_rcnn(num_classes + 1, **options)
@@ -64,7 +65,13 @@ def build_detector(
             )
     except TypeError as error:
         raise OptionsError(f"options of {name}: {error}") from error
-    return (model, None) if norm == "none" else convert(model, norm)
+    if norm == "none":
+        return model, None
+    model, report = convert(model, norm)
+    for module in model.modules():  # WORKAROUND
+        if type(module).__name__ == "MultiScaleRoIAlign":
+            module.scales = module.map_levels = None
+    return model, report
 
 
 def _small_mask_rcnn(num_classes, **options):

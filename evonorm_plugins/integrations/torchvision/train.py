@@ -65,7 +65,7 @@ class Run:
             options.norm,
             min_size=options.min_size,
             max_size=options.max_size,
-            **options.model_options,
+            model_options=options.model_options,
         )
         self.categories, self.iteration = categories, 0
         if state:
@@ -243,7 +243,8 @@ class Run:
         )
         for line in report_lines(results, cost, self.options.val_json):
             logger.info(line)
-        logger.info("Wrote %s.", ", ".join(map(str, [record, *written])))
+        *others, last = map(str, [*written, record])
+        logger.info("Wrote %s%s.", ", ".join(others) + " and " * bool(others), last)
         return results
 
 
