@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
 from evonorm_plugins.convert.layers import check_layer, new_layer
-from evonorm_plugins.convert.plan import place, plan_conversion
+from evonorm_plugins.convert.plan import has_hooks, place, plan_conversion
 from evonorm_plugins.convert.report import Report
 from evonorm_plugins.convert.rewrite import forward_without, give_forward
 
@@ -59,12 +60,15 @@ def convert(model, name, *, keep=(), **options):
     shown = check_layer(name, options)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     model = copy.deepcopy(model)
-    activations = gates.find_activations(model)
-    _give_each_place_its_own(activations, model)
-    plan = plan_conversion(model, gates.find_activations(model), keep)
+    names = _activations(model)
+    _give_each_place_its_own(names, model)
+    sketch = _sketch(model)
+    plan = plan_conversion(sketch, {sketch.get_submodule(name) for name in names}, keep)
     identities, rewrites = _how_to_remove(plan)
-    codes = _new_forwards(model, plan, rewrites)
-    # Nothing is changed before everything is known to work.
+    for path in identities:
+        if has_hooks(model.get_submodule(path)):
+            raise ConvertError(f"{path} goes, and has hooks: remove them first")
+    codes = _new_forwards(_sketch(model), plan, rewrites)
     layers = _new_layers(model, plan, name, options)
     layers.update({id(model.get_submodule(path)): nn.Identity() for path in identities})
     for path, code in codes.items():
@@ -90,21 +94,38 @@ def _check_model(model):
             raise ConvertError(f"{where} is scripted: convert the model it was made from")
         if kind.__module__.startswith(_QUANTIZED):
             raise ConvertError(f"{where} is quantized ({kind.__name__}): convert before quantizing")
+        if any(map(is_lazy, (*module.parameters(False), *module.buffers(False)))):
+            raise ConvertError(
+                f"{where} has no parameters yet ({kind.__name__}): run the model once"
+            )
         if kind.__name__ in _WRAPPERS:
             raise ConvertError(
                 f"{where} is a {kind.__name__}: convert the model before wrapping it"
             )
 
 
-def _give_each_place_its_own(activations, model):
+def _sketch(model):
+    """A copy to trace, with the same parameters: a forward may keep what it is called with."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _activations(model):
+    """Names of all activation modules, every name of one that has several."""
+    sketch = _sketch(model)
+    found = gates.find_activations(sketch)
+    return [name for name, m in sketch.named_modules(remove_duplicate=False) if m in found]
+
+
+def _give_each_place_its_own(names, model):
     """One ReLU object in several places would be removed from all of them or none."""
     seen = set()
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child in activations and not any(True for _ in child.parameters()):
-                if child in seen:
-                    parent._modules[key] = copy.deepcopy(child)
-                seen.add(child)
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        parent, activation = model.get_submodule(parent), model.get_submodule(name)
+        if name and (parent, key) not in seen and not any(True for _ in activation.parameters()):
+            if activation in seen:
+                parent._modules[key] = copy.deepcopy(activation)
+            seen |= {activation, (parent, key)}
 
 
 def _how_to_remove(plan):

@@ -34,16 +34,19 @@ class _Watcher(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.found = []
-        self._outputs = {}  # id -> (the tensor, so that the id stays its own; its layer's name)
+        self._outputs = {}  # id -> (the tensor, which keeps the id its own; version; layer's name)
 
     def hook(self, name):
         def remember(module, inputs, output):
-            self._outputs[id(output)] = (output, name)
+            self._outputs[id(output)] = (output, output._version, name)
 
         return remember
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         function = getattr(func, "__name__", "").rstrip("_")
-        if function in kinds.FUNCTION_NAMES and args and id(args[0]) in self._outputs:
-            self.found.append((self._outputs[id(args[0])][1], function))
+        if function in kinds.FUNCTION_NAMES and args:
+            output, version, name = self._outputs.get(id(args[0]), (None, None, None))
+            # What was added to it in place makes it another value.
+            if output is not None and output._version == version:
+                self.found.append((name, function))
         return func(*args, **(kwargs or {}))

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import nn
-
 from evonorm_plugins.convert import gates, kinds
 from evonorm_plugins.convert.tracing import Call, FlowTracer, trace
 
@@ -70,7 +68,7 @@ def _read(model, path, mode, activations, flows):
     if kinds.is_norm(module) or not any(kinds.is_norm(m) for m in module.modules()):
         return
     tracer = FlowTracer(activations)
-    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+    if kinds.has_no_forward(module):
         graph, reason = None, f"a {type(module).__name__} has no forward"
     else:
         graph, reason = trace(tracer, module)
@@ -145,10 +143,12 @@ class _Reader:
         found = []
         for user in node.users:
             found.extend(self._users(user) if self._passes(user) else [user])
-        products = [u for u in found if gates.gated_input(u, self.modules) is not None]
-        gated = {n for product in products for n in product.all_input_nodes}
+        factors = {u: gates.factor(u, self.modules) for u in found}
+        products = {u: x for u, x in factors.items() if x is not None}
+        gated = {n for u, x in products.items() for n in u.all_input_nodes if n is not x}
         if gated:
             found = [u for u in found if not self._leads_to(u, gated)]
+            found = [gates.scaled(u, self.modules) if u in products else u for u in found]
         written = [self.order[u] for u in found if self._is_activation(u) and self._inplace(u)]
         # Who reads after an activation in place reads its result.
         return [

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from evonorm_plugins.convert.in_place import iadd, imul
 from evonorm_plugins.layers import NormAct
 
 # Self-gated or rectifying, of torch. Sigmoid, tanh and their kin are not among them: after a norm
@@ -23,7 +24,7 @@ _ACTIVATIONS = (
 # The same of timm, and what users often call their own.
 _ACTIVATION_NAMES = {
     *("Swish", "SwishMe", "HardSwish", "HardSwishMe", "Mish", "MishMe", "HardMish", "HardMishMe"),
-    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish", "FReLU"),
+    *("GELU", "GELUTanh", "QuickGELU", "MemoryEfficientSwish"),
 }
 FUNCTION_NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu"),
@@ -61,6 +62,11 @@ _OTHER_NORMS = (
 _OTHER_NORM_NAMES = {"RmsNorm", "RmsNormFp32", "RmsNormAct", "SimpleNorm", "SimpleNorm2d"}
 
 
+def has_no_forward(module):
+    """Whether a module is a mere container, such as ``nn.ModuleList``."""
+    return type(module).forward is nn.Module.forward
+
+
 def is_norm_act(module):
     """Whether a module is a norm-activation layer already: ours, or timm's EvoNorm and FRN."""
     name = type(module).__name__
@@ -76,8 +82,6 @@ def is_norm(module):
 def reason_to_leave(norm):
     """Why a norm cannot be replaced, whatever the model; None if it can."""
     name = type(norm).__name__
-    if isinstance(norm, nn.modules.lazy.LazyModuleMixin):
-        return f"{name} has no parameters yet: run the model once"
     if name in _NORM_NAMES:
         return None
     if isinstance(norm, nn.LocalResponseNorm):
@@ -142,7 +146,7 @@ def is_passing_call(node):
 
 
 def is_addition(node):
-    functions = (operator.add, operator.iadd, torch.add)
+    functions = (operator.add, iadd, torch.add)
     return node.target in functions or node.target in ("add", "add_")
 
 
@@ -161,6 +165,7 @@ def is_inplace(node, module=None):
     name = node.target if isinstance(node.target, str) else node.target.__name__
     return (
         name.endswith("_")
+        or node.target is imul
         or bool(node.kwargs.get("inplace", False))
         or any(a is True for a in node.args[1:])
     )

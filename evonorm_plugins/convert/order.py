@@ -10,7 +10,6 @@ _COMPUTING = (
     *(nn.modules.conv._ConvNd, nn.Linear, nn.modules.pooling._MaxPoolNd),
     *(nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd),
 )
-_NO_FORWARD = (nn.ModuleList, nn.ModuleDict)
 _WORDS = {"act", "activation", "act_fn", "nonlinearity", "swish", "hard_swish", "hswish", "sigmoid"}
 
 
@@ -32,7 +31,7 @@ def follower(owner, child, activations):
     be told, or is None. An activation goes with a norm before it only where every norm and
     activation of ``owner`` stand in such pairs.
     """
-    if isinstance(owner, _NO_FORWARD):
+    if kinds.has_no_forward(owner):
         return None, f"a {type(owner).__name__} does not say in which order"
     children = list(owner.named_children())
     at = next(i for i, (_, other) in enumerate(children) if other is child)

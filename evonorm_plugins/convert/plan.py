@@ -123,9 +123,9 @@ class _Planner:
             if reason or path in self.plan.pairs:
                 return reason
             if sites and others:
-                return f"its output goes to {place(sites[0])}, and unactivated to {others[0]}"
-            if len({bool(followed.activations) for _, followed in calls}) > 1:
-                return "an activation follows it in one place or mode and not in another"
+                return _mixed(calls, others[-1])
+            if sites and not all(followed.activations for _, followed in calls):
+                return "an activation follows it in one mode and not in the other"
             if sites:
                 self.plan.pairs[path] = ", ".join(dict.fromkeys(map(place, sites)))
             else:
@@ -152,6 +152,9 @@ class _Planner:
     def _enter_unseen(self, path, norm):
         """A norm that no traced forward calls."""
         parent = path.rpartition(".")[0]
+        if not path:
+            self.plan.affine[path] = "the output"
+            return None
         if parent not in self.flows.opaque:
             self.plan.left[path] = "forward does not call it"
             return None
@@ -190,9 +193,13 @@ def _unfit(norm):
         return f"its class {type(norm).__name__} has a forward of its own"
     if parametrize.is_parametrized(norm):
         return "its parameters are parametrized"
-    if any(getattr(norm, hooks, None) for hooks in _HOOKS):
+    if has_hooks(norm):
         return "it has hooks, which a new layer would not have"
     return None
+
+
+def has_hooks(module):
+    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _used_twice(calls):
@@ -205,6 +212,14 @@ def _used_twice(calls):
     count = max(Counter((mode, followed.call) for mode, followed in calls).values())
     owner = next(iter(owners)) or "the model"
     return f"it is used {count} times in the forward of {owner}" if count > 1 else None
+
+
+def _mixed(calls, last):
+    for _, followed in calls:
+        if followed.activations and (followed.others or followed.unknown or followed.leaves):
+            site, other = followed.activations[0], (*followed.others, last)[0]
+            return f"its output goes to {place(site)}, and unactivated to {other}"
+    return "an activation follows it in one mode and not in the other"
 
 
 def _conflicts(plan):

@@ -7,7 +7,7 @@ class becomes a subclass whose forward is the traced one. The code is kept with 
 
 import importlib
 import linecache
-from types import ModuleType
+from types import CodeType, ModuleType
 
 from evonorm_plugins.convert import gates
 from evonorm_plugins.convert.errors import ConvertError
@@ -27,7 +27,14 @@ def forward_without(module, path, sites, calls):
     Raises:
         ConvertError: the forward cannot be traced by itself.
     """
+    before = dict(vars(module))
     graph, reason = trace(ShallowTracer(calls), module)
+    changed = sorted(n for n, v in vars(module).items() if n not in before or v is not before[n])
+    if graph is not None and changed:
+        # Neither is in the graph.
+        made = changed[0].startswith("_tensor_constant")
+        reason = "it makes tensors of its own" if made else f"it changes its own {changed[0]}"
+        graph = None
     modules = dict(module.named_modules())
     wanted = {(site.op, site.target, site.index) for site in sites}
     found = []
@@ -45,7 +52,14 @@ def forward_without(module, path, sites, calls):
         node.replace_all_uses_with(gates.gated_input(node, modules) or inputs[0])
         _erase(graph, node)
     code = graph.python_code("self")
-    return code.src, code.globals
+    used = {name for block in _blocks(code.src) for name in block.co_names}
+    return code.src, {name: value for name, value in code.globals.items() if name in used}
+
+
+def _blocks(source):
+    """The code of ``source`` and of the functions in it."""
+    code = compile(source, "<forward>", "exec")
+    return [code, *(constant for constant in code.co_consts if isinstance(constant, CodeType))]
 
 
 def _erase(graph, node):
@@ -76,7 +90,8 @@ def give_forward(module, codes):
 
 
 def _subclass(base, sources, names):
-    key = (base, sources, tuple(name for name, _ in names), tuple(id(v) for _, v in names))
+    # Importable values by name, so that a copy or a pickle has the class of its original.
+    key = (base, sources, tuple((n, v if isinstance(v, tuple) else id(v)) for n, v in names))
     if key not in _CLASSES:
         members = {
             "__doc__": f"{base.__name__} of a converted model.",

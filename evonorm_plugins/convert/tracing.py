@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from evonorm_plugins.convert import kinds
+from evonorm_plugins.convert.in_place import InPlaceProxy
 
 
 class Site(NamedTuple):
@@ -57,6 +58,9 @@ class _Tracer(fx.Tracer):
         self._calls = [Call("", 0)]
         self._numbers = Counter()
         self._counts = Counter()
+
+    def proxy(self, node):
+        return InPlaceProxy(node, self)
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
         parameters = list(inspect.signature(root_fn).parameters.values())[1:]
