@@ -7,6 +7,7 @@ detections.json (COCO's result format), results.json, predictions.png and log.tx
 
 import argparse
 import ast
+import importlib.util
 import logging
 import sys
 from dataclasses import fields
@@ -84,6 +85,10 @@ def _pair(text):
 
 def main(argv=None):
     args = parse_args(argv)
+    if importlib.util.find_spec("torchvision") is None:
+        missing = 'torchvision is not installed: pip install "evonorm-plugins[detection]"'
+        print(f"error: {missing}", file=sys.stderr)
+        return 2
     from evonorm_plugins.convert import ConvertError
     from evonorm_plugins.integrations.coco import DataError
     from evonorm_plugins.integrations.steps import NonFiniteLossError

@@ -1,27 +1,41 @@
 """torchvision's detectors by name, with norm-activation layers put in by ``convert()``."""
 
 import difflib
+import inspect
 
 from torch import nn
 from torchvision.models import detection, list_models, resnet18
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.faster_rcnn import (
+    FasterRCNN,
+    FastRCNNConvFCHead,
+    FastRCNNPredictor,
+)
+from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.mask_rcnn import MaskRCNN, MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from evonorm_plugins.convert import convert
 from evonorm_plugins.integrations.torchvision.options import OptionsError
 
 SMALL = "maskrcnn_resnet18_fpn_small"
-_FAMILIES = ("maskrcnn_", "fasterrcnn_", "retinanet_", "fcos_")
-# What Options or the data decide.
-_OURS = ("num_classes", "weights", "weights_backbone", "min_size", "max_size", "progress")
+# Beginning of a name -> classes whose arguments are options of the model.
+_FAMILIES = {
+    "maskrcnn_": (MaskRCNN, FasterRCNN, GeneralizedRCNNTransform),
+    "fasterrcnn_": (FasterRCNN, GeneralizedRCNNTransform),
+    "retinanet_": (RetinaNet, GeneralizedRCNNTransform),
+    "fcos_": (FCOS, GeneralizedRCNNTransform),
+}
+# Not these: Options, the data or the model itself decide them.
+_DECIDED = {"self", "backbone", "num_classes", "min_size", "max_size", "kwargs"}
 
 
 def list_detectors():
     """Names that :func:`build_detector` takes."""
-    stock = [n for n in list_models(module=detection) if n.startswith(_FAMILIES)]
+    stock = [n for n in list_models(module=detection) if n.startswith(tuple(_FAMILIES))]
     return sorted([*stock, SMALL])
 
 
@@ -47,31 +61,36 @@ def build_detector(
     """
     known = list_detectors()
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise OptionsError(f"model {name!r} is not one of {', '.join(known)}{hint}")
+        raise OptionsError(f"model {name!r} is not one of {', '.join(known)}{_hint(name, known)}")
     options = dict(model_options or {})
-    ours = [key for key in options if key in _OURS]
-    if ours:
-        raise OptionsError(f"{ours[0]} is no option of the model that can be given here")
+    _check_options(name, options)
     options.update(min_size=tuple(min_size), max_size=max_size)
     try:
         if name == SMALL:
             model = _small_mask_rcnn(num_classes + 1, **options)
         else:
-            build = getattr(detection, name)
-            model = build(
-                weights=None, weights_backbone=None, num_classes=num_classes + 1, **options
-            )
-    except TypeError as error:
+            fresh = {"weights": None, "weights_backbone": None, "num_classes": num_classes + 1}
+            model = getattr(detection, name)(**fresh, **options)
+    except (TypeError, ValueError) as error:
         raise OptionsError(f"options of {name}: {error}") from error
-    if norm == "none":
-        return model, None
-    model, report = convert(model, norm)
-    for module in model.modules():  # WORKAROUND
-        if type(module).__name__ == "MultiScaleRoIAlign":
-            module.scales = module.map_levels = None
-    return model, report
+    return (model, None) if norm == "none" else convert(model, norm)
+
+
+def _check_options(name, options):
+    # torchvision takes any name, and does nothing with one that it does not know.
+    family = next(classes for start, classes in _FAMILIES.items() if name.startswith(start))
+    known = {key for c in family for key in inspect.signature(c.__init__).parameters} - _DECIDED
+    for key in options:
+        if key not in known:
+            raise OptionsError(
+                f"{key!r} is no option of {name}; there are {', '.join(sorted(known))}"
+                f"{_hint(key, known)}"
+            )
+
+
+def _hint(name, known):
+    nearest = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _small_mask_rcnn(num_classes, **options):

@@ -22,6 +22,7 @@ from evonorm_plugins.integrations.torchvision.evaluate import (
 )
 from evonorm_plugins.integrations.torchvision.models import build_detector
 from evonorm_plugins.integrations.torchvision.options import OptionsError
+from evonorm_plugins.metrics.ap import pick_evaluator
 
 logger = logging.getLogger("evonorm_plugins.torchvision")
 
@@ -52,6 +53,8 @@ class Run:
         masks = options.model.startswith("maskrcnn_")
         self.train_set = None if evaluate_only else self._open("train", masks)
         self.val_set = self._open("val", masks) if options.val_json else None
+        if self.val_set:
+            pick_evaluator()  # before training, not after it
         categories = (self.train_set or self.val_set).categories
         if self.val_set and self.val_set.categories != categories:
             raise OptionsError(
@@ -78,7 +81,10 @@ class Run:
             torch.set_rng_state(state["rng"])
             if self.device.type == "cuda" and state["cuda_rng"] is not None:
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OptionsError(f"output_dir {self.folder}: {error.strerror}") from None
 
     def _state(self, resume):
         """The checkpoint to begin with, if any, and its path."""

@@ -64,8 +64,13 @@ def test_one_step_and_inference(name):
             r"did you mean maskrcnn_resnet50_fpn_v2\?",
         ),
         ("resnet50", {}, "model 'resnet50' is not one of fasterrcnn_"),
-        (SMALL, {"num_classes": 7}, "num_classes is no option of the model that can be given here"),
-        (SMALL, {"box_detections": 7}, f"options of {SMALL}: .*'box_detections'"),
+        (SMALL, {"num_classes": 7}, "'num_classes' is no option of maskrcnn_resnet18_fpn_small"),
+        ("fcos_resnet50_fpn", {"nms_tresh": 7}, r"no option of fcos.*did you mean nms_thresh\?"),
+        (
+            "fasterrcnn_resnet50_fpn",
+            {"rpn_anchor_generator": 7},
+            "options of fasterrcnn_resnet50_fpn: anchor_generator should be of type",
+        ),
     ],
 )
 def test_unknown_models_and_options(name, options, message):

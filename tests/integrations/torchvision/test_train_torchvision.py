@@ -14,7 +14,7 @@ from tests.integrations.torchvision.conftest import load_tool
 FAST = (
     "--model", "maskrcnn_resnet18_fpn_small", "--min-size", "48", "--max-size", "48",
     "--batch", "2", "--workers", "0", "--warmup", "2", "--lr", "0.01", "--steps", "3",
-    "--allow-empty-categories",
+    "--iterations", "4", "--allow-empty-categories",
 )  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def run(shapes, *options, **changes):
 def trained(shapes, tmp_path_factory):
     """Output folder of a run of four iterations."""
     out = tmp_path_factory.mktemp("run") / "out"
-    assert run(shapes, "--output-dir", out, "--iterations", 4, "--log-every", 2) == 0
+    assert run(shapes, "--output-dir", out, "--log-every", 2) == 0
     return out
 
 
@@ -65,7 +65,7 @@ def test_a_run_that_was_interrupted_ends_like_one_that_was_not(shapes, trained, 
     options = ("--output-dir", tmp_path / "out", "--resume")
     assert run(shapes, *options, "--iterations", 2) == 0
     torch.manual_seed(8)
-    assert run(shapes, *options, "--iterations", 4) == 0
+    assert run(shapes, *options) == 0
     states = [
         torch.load(folder / "checkpoint.pt", weights_only=True)
         for folder in (trained, tmp_path / "out")
@@ -158,7 +158,7 @@ def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
         (("--norm", "EvoNormX"), {}, "EvoNormX"),
         (("--device", "abacus"), {}, "device 'abacus' is none"),
         (("--batch", 0), {}, "batch 0 must be at least 1"),
-        (("box_score=0.1",), {}, "'box_score'"),
+        (("box_score=0.1",), {}, "did you mean box_score_thresh?"),
     ],
 )
 def test_bad_input(shapes, tmp_path, capsys, options, changes, expected):
