@@ -50,29 +50,11 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
         state, path = self._state(resume)
         self.device = _device(options.device)
-        masks = options.model.startswith("maskrcnn_")
-        self.train_set = None if evaluate_only else self._open("train", masks)
-        self.val_set = self._open("val", masks) if options.val_json else None
-        if self.val_set:
-            pick_evaluator()  # before training, not after it
-        categories = (self.train_set or self.val_set).categories
-        if self.val_set and self.val_set.categories != categories:
-            raise OptionsError(
-                f"{options.val_json} has the categories {', '.join(self.val_set.categories)}, "
-                f"{options.train_json} has {', '.join(categories)}; they must be the same"
-            )
-        torch.manual_seed(options.seed)
-        self.model, self.conversion = build_detector(
-            options.model,
-            len(categories),
-            options.norm,
-            min_size=options.min_size,
-            max_size=options.max_size,
-            model_options=options.model_options,
-        )
-        self.categories, self.iteration = categories, 0
+        self._open_sets()
+        self.iteration = 0
+        self._build()
         if state:
-            checkpoint.load_into(self.model, state, path, categories)
+            checkpoint.load_into(self.model, state, path, self.categories)
         self.model.to(self.device)
         self.optimizer = _optimizer(self.model, options)
         if state and path == self.checkpoint:
@@ -85,6 +67,32 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OptionsError(f"output_dir {self.folder}: {error.strerror}") from None
+
+    def _open_sets(self):
+        options = self.options
+        self.train_set = None if self.evaluate_only else self._open("train")
+        wanted = options.val_json or options.val_images or self.evaluate_only
+        self.val_set = self._open("val") if wanted else None
+        if self.val_set:
+            pick_evaluator()  # where there is none, that is to be known before training
+        self.categories = (self.train_set or self.val_set).categories
+        if self.val_set and self.val_set.categories != self.categories:
+            raise OptionsError(
+                f"{options.val_json} has the categories {', '.join(self.val_set.categories)}, "
+                f"{options.train_json} has {', '.join(self.categories)}; they must be the same"
+            )
+
+    def _build(self):
+        options = self.options
+        torch.manual_seed(options.seed)
+        self.model, self.conversion = build_detector(
+            options.model,
+            len(self.categories),
+            options.norm,
+            min_size=options.min_size,
+            max_size=options.max_size,
+            model_options=options.model_options,
+        )
 
     def _state(self, resume):
         """The checkpoint to begin with, if any, and its path."""
@@ -101,11 +109,12 @@ class Run:
             raise OptionsError("evaluation needs weights")
         return None, None
 
-    def _open(self, split, masks):
+    def _open(self, split):
         json_file, images = (getattr(self.options, f"{split}_{k}") for k in ("json", "images"))
         if not json_file or not images:
             raise OptionsError(f"{split}_json and {split}_images are both needed")
         every = split == "train" and not self.options.allow_empty_categories
+        masks = self.options.model.startswith("maskrcnn_")
         return CocoSet(json_file, images, masks=masks, every_category=every)
 
     def train(self):

@@ -69,7 +69,7 @@ def test_one_step_and_inference(name):
         (
             "fasterrcnn_resnet50_fpn",
             {"rpn_anchor_generator": 7},
-            "options of fasterrcnn_resnet50_fpn: anchor_generator should be of type",
+            "options of fasterrcnn_resnet50_fpn: rpn_anchor_generator should be of type",
         ),
     ],
 )

@@ -153,6 +153,8 @@ def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
         ((), {"train_json": "none.json"}, "annotation file none.json: No such file"),
         ((), {"train_json": None}, "train_json and train_images are both needed"),
         ((), {"val_images": "nowhere"}, "image folder nowhere is not there"),
+        ((), {"val_json": None}, "val_json and val_images are both needed"),
+        (("--output-dir", "/dev/null/out"), {}, "output_dir /dev/null/out: Not a directory"),
         (("--weights", "none.pt"), {}, "there is no checkpoint none.pt"),
         (("--eval-only",), {}, "evaluation needs weights"),
         (("--norm", "EvoNormX"), {}, "EvoNormX"),
