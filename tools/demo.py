@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Train two small models with EvoNorm and show what they do: a Mask R-CNN, then a BigGAN-deep.
 
-The Mask R-CNN finds coloured shapes, the BigGAN-deep writes digits. Each takes at most five minutes
-on two CPU cores. The rest of what is in OUTPUT_DIR/run and OUTPUT_DIR/digits: configs, logs,
-metrics, checkpoints and pictures.
+The Mask R-CNN, Detectron2's or torchvision's, finds coloured shapes, the BigGAN-deep writes digits.
+Each takes at most five minutes on two CPU cores. The rest of what is in OUTPUT_DIR/run and
+OUTPUT_DIR/digits: configs, logs, metrics, checkpoints and pictures.
 """
 
 import argparse
@@ -21,12 +21,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRESS = re.compile(r"eta: (\S+)\s+iter: (\d+)\s+total_loss: (\S+)")
 # Lines of the log that follow the report's: the AP table has three.
 REPORT = re.compile(r"evonorm_plugins\]: (AP in percent|Wrote|[\d.]+ s per iteration)")
+DETECTORS = {"detectron2": "Detectron2's Mask R-CNN", "torchvision": "torchvision's Mask R-CNN"}
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--norm", default="EvoNormS0", choices=["EvoNormS0", "EvoNormB0"])
     parser.add_argument("--only", choices=["detection", "biggan"], help="one of the two models")
+    parser.add_argument(
+        "--detector",
+        choices=list(DETECTORS),
+        help="whose Mask R-CNN (default: Detectron2's where it is installed)",
+    )
     parser.add_argument("--iterations", type=int, default=700, help="of the Mask R-CNN")
     parser.add_argument("--gan-steps", type=int, help="of the BigGAN-deep (default: its config's)")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output/demo")
@@ -42,13 +48,22 @@ def main(argv=None):
 
 def detect(args):
     """Train and evaluate the Mask R-CNN; returns an exit status."""
-    if importlib.util.find_spec("detectron2") is None:
-        missing = Path(sys.prefix, "detectron2-missing.txt")
-        why = missing.read_text() if missing.exists() else "Detectron2 is not installed."
-        print(f"error: this part of the demo needs Detectron2.\n{why}", file=sys.stderr)
+    missing = importlib.util.find_spec("detectron2") is None
+    detector = args.detector or ("torchvision" if missing else "detectron2")
+    if missing and detector == "detectron2":
+        file = Path(sys.prefix, "detectron2-missing.txt")
+        why = file.read_text() if file.exists() else "Detectron2 is not installed."
+        print(f"error: --detector detectron2 needs Detectron2.\n{why}", file=sys.stderr)
         return 1
+    reason = "Detectron2 is not installed: " if missing and not args.detector else ""
+    print(
+        f"{reason}training {DETECTORS[detector]} with {args.norm} on coloured shapes, "
+        f"{args.iterations} iterations",
+        flush=True,
+    )
     data = make_shapes_dataset(args.output_dir / "shapes", train=400, val=50, class_colours=True)
     run = emptied(args.output_dir / "run")
+    train = train_torchvision if detector == "torchvision" else train_detectron2
     return train(args, data, run)
 
 
@@ -81,22 +96,40 @@ def write_digits(args):
     return 0
 
 
-def train(args, data, run):
+def train_torchvision(args, data, run):
+    """Run tools/train_torchvision.py; returns its exit status."""
+    command = [
+        sys.executable, "-u", str(ROOT / "tools/train_torchvision.py"),
+        *data_options(data), "--output-dir", str(run),
+        "--model", "maskrcnn_resnet18_fpn_small", "--norm", args.norm,
+        "--min-size", "128", "--max-size", "128", "--workers", "0", "--batch", "4",
+        "--iterations", str(args.iterations), "--lr", "0.04", "--weight-decay", "4e-5",
+        "--warmup", "30", "--warmup-factor", "0.067", "--steps", *map(str, rate_steps(args)),
+        "--seed", "1",
+    ]  # fmt: skip
+    return subprocess.call(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def rate_steps(args):
+    """Iterations after which the learning rate is divided by ten."""
+    return sorted({max(1, int(args.iterations * share)) for share in (0.75, 0.92)})
+
+
+def data_options(data):
+    return [x for k, path in data.items() for x in ("--" + k.replace("_", "-"), str(path))]
+
+
+def train_detectron2(args, data, run):
     """Run tools/train_net.py, show its progress and its results; returns its exit status."""
-    steps = [int(args.iterations * share) for share in (0.75, 0.92)]
     config = ROOT / f"detectron_configs/quick/mask_rcnn_R_18_FPN_{args.norm}_shapes.yaml"
     command = [
         sys.executable, "-u", str(ROOT / "tools/train_net.py"),
-        "--config-file", str(config),
-        "--train-json", data["train_json"], "--train-images", data["train_images"],
-        "--val-json", data["val_json"], "--val-images", data["val_images"],
-        "OUTPUT_DIR", str(run),
-        "SOLVER.MAX_ITER", str(args.iterations), "SOLVER.STEPS", str(tuple(steps)),
+        "--config-file", str(config), *data_options(data), "OUTPUT_DIR", str(run),
+        "SOLVER.MAX_ITER", str(args.iterations), "SOLVER.STEPS", str(tuple(rate_steps(args))),
     ]  # fmt: skip
-    print(f"Training Mask R-CNN with {args.norm} on coloured shapes, {args.iterations} iterations")
     last, table = [], 0
     with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         for line in process.stdout:
             last = [*last[-30:], line]

@@ -76,6 +76,17 @@ def mask_area(segmentation, size):
     return float(mask.area(_encoded(segmentation, size)))
 
 
+def decoded_mask(segmentation, size):
+    """Polygons or RLE of any kind -> bool (H, W).
+
+    Args:
+        size: height and width of the image, for polygons; RLE has its own.
+    """
+    from pycocotools import mask
+
+    return mask.decode(_encoded(segmentation, size)).astype(bool)
+
+
 def _encoded(segmentation, size):
     """Polygons or RLE of any kind -> compressed RLE."""
     from pycocotools import mask

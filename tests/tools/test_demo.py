@@ -1,5 +1,6 @@
 """tools/demo.py: the README's first command."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ def test_demo(tmp_path):
         "20",
         "--only",
         "detection",
+        "--detector",
+        "detectron2",
     ]
     out = subprocess.run(
         [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
@@ -27,6 +30,57 @@ def test_demo(tmp_path):
     assert "bbox " in out.stdout
     assert "segm " in out.stdout
     assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_demo_with_torchvision(tmp_path):
+    pytest.importorskip("torchvision")
+    command = [sys.executable, str(ROOT / "tools/demo.py"), "--only", "detection"]
+    out = subprocess.run(
+        [*command, "--detector", "torchvision", "--iterations", "2", "--output-dir", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("training torchvision's Mask R-CNN with EvoNormS0 on coloured")
+    for part in ("iteration       2/2   loss", "bbox ", "segm ", " s per iteration (median), peak"):
+        assert part in out.stdout
+    assert f"predictions.png and {tmp_path}/run/results.json." in out.stdout
+    assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    """tools/demo.py where Detectron2 is missing; the commands it would run are in ``calls``."""
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.calls = []
+    paths = {"train_json": "t.json", "train_images": "t", "val_json": "v.json", "val_images": "v"}
+    monkeypatch.setattr(module, "make_shapes_dataset", lambda *args, **options: paths)
+    monkeypatch.setattr(module.subprocess, "call", lambda c, **_: module.calls.append(c) or 7)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    return module
+
+
+def test_torchvision_takes_the_place_of_a_missing_detectron2(demo, tmp_path, capsys):
+    options = ("--only", "detection", "--norm", "EvoNormB0", "--output-dir", str(tmp_path))
+    assert demo.main(options) == 7
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "Detectron2 is not installed: training torchvision's Mask R-CNN with Evo"
+    )
+    (command,) = demo.calls
+    assert command[2].endswith("tools/train_torchvision.py")
+    assert " --norm EvoNormB0 " in " ".join(command)
+
+
+def test_detectron2_that_is_asked_for_and_missing(demo, tmp_path, capsys):
+    options = ("--only", "detection", "--detector", "detectron2", "--output-dir", str(tmp_path))
+    assert demo.main(options) == 1
+    assert "error: --detector detectron2 needs Detectron2" in capsys.readouterr().err
+    assert demo.calls == []
 
 
 def test_digits(tmp_path):

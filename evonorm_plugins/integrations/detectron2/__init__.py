@@ -8,13 +8,12 @@ The stock builders, configs, optimizers, ``FREEZE_AT``, ``TEST.PRECISE_BN``, ``F
 and checkpointers then know these layers. Models without them are built as before.
 """
 
-from evonorm_plugins.integrations.detectron2 import (
-    census as _census,
-)
+from evonorm_plugins.integrations.census import census, norms_of
 from evonorm_plugins.integrations.detectron2 import (
     checkpoint,
     config,
     flops,
+    logs,
     norms,
     precise_stats,
     solver,
@@ -25,13 +24,12 @@ from evonorm_plugins.integrations.detectron2.blocks import (
     NormActBottleneckBlock,
     NormActDeformBottleneckBlock,
 )
-from evonorm_plugins.integrations.detectron2.census import census, norms_of
 from evonorm_plugins.integrations.detectron2.checkpoint import CheckpointError
-from evonorm_plugins.integrations.detectron2.engine import NonFiniteLossError
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
 from evonorm_plugins.integrations.detectron2.norms import adapt
+from evonorm_plugins.integrations.steps import NonFiniteLossError
 
-for _part in (config, norms, solver, precise_stats, flops, _census, checkpoint):
+for _part in (config, norms, solver, precise_stats, flops, logs, checkpoint):
     _part.register()
 
 # Its classes enter Detectron2's registries, which need the names registered above.

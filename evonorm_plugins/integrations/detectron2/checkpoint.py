@@ -11,7 +11,7 @@ from collections import defaultdict
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
-from evonorm_plugins.integrations.detectron2.census import norms_of
+from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
 
 # Keys of a norm in a checkpoint -> what they may belong to.

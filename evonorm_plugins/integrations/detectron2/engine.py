@@ -1,22 +1,16 @@
 """Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
 
-import contextlib
 import os
-import resource
-import time
 
-import numpy as np
 import torch
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
-from evonorm_plugins.integrations.detectron2.census import logger
-from evonorm_plugins.integrations.detectron2.data import DataError
-
-
-class NonFiniteLossError(FloatingPointError):
-    """The loss became infinite or NaN; the message says where, at which rate, on which images."""
+from evonorm_plugins.integrations import steps
+from evonorm_plugins.integrations.coco import DataError
+from evonorm_plugins.integrations.detectron2.logs import logger
+from evonorm_plugins.integrations.steps import NonFiniteLossError, first_non_finite
 
 
 class Trainer(DefaultTrainer):
@@ -98,92 +92,25 @@ class Trainer(DefaultTrainer):
         )
 
 
-def first_non_finite(model, batch):
-    """Say what first turns non-finite: a parameter, or a layer's output when ``batch`` runs again.
-
-    Args:
-        model: a detection model in training mode.
-        batch: list of dicts, as its data loader gives them.
-    """
-    for name, p in model.named_parameters():
-        if not torch.isfinite(p).all():
-            return f"The parameter {name} is not finite"
-    found = []
-
-    def check(name):
-        def hook(module, inputs, output):
-            tensors = [t for t in _tensors(output) if t.is_floating_point()]
-            if not found and any(not torch.isfinite(t).all() for t in tensors):
-                found.append((name, type(module).__name__))
-
-        return hook
-
-    modules = [(n, m) for n, m in model.named_modules() if n]
-    handles = [m.register_forward_hook(check(n)) for n, m in modules]
-    try:
-        with torch.no_grad(), contextlib.suppress(FloatingPointError):
-            model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if found:
-        return "The first layer with a non-finite output is {} ({})".format(*found[0])
-    return "No layer's output is non-finite when the batch runs again"
-
-
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        return [t for v in value for t in _tensors(v)]
-    return []
-
-
-class StepRecord(HookBase):
-    """Total loss and seconds of every step, in ``steps.csv``, and what training cost.
+class StepRecord(steps.StepRecord, HookBase):
+    """The record of every step, in ``steps.csv``, as a hook of the trainer.
 
     Detectron2's own ``metrics.json`` has a line for 20 steps, and medians.
     """
 
-    def __init__(self, path):
-        self.path = path
-        self.seconds = []
-
     def before_train(self):
-        new = not os.path.exists(self.path)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115, closed in after_train
-        if new:
-            self._file.write("iteration,total_loss,seconds\n")
+        self.open()
 
     def before_step(self):
-        self._start = time.perf_counter()
+        self.start()
 
     def after_step(self):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self._start)
         # Ranks other than the first keep no history of losses.
-        if comm.is_main_process():
-            loss = self.trainer.storage.history("total_loss").latest()
-            self._file.write(f"{self.trainer.iter},{loss:.6g},{self.seconds[-1]:.4f}\n")
+        loss = self.trainer.storage.history("total_loss").latest() if comm.is_main_process() else 0
+        self.stop(self.trainer.iter, loss)
 
     def after_train(self):
-        self._file.close()
-
-    def summary(self):
-        """``{"seconds_per_iteration": median, "peak_memory_mib": ..., "peak_memory_of": ...}``."""
-        if torch.cuda.is_available():
-            peak, of = torch.cuda.max_memory_allocated() / 2**20, "cuda"
-        else:
-            # Kilobytes on Linux.
-            peak, of = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "process"
-        return {
-            "seconds_per_iteration": float(np.median(self.seconds)) if self.seconds else None,
-            "peak_memory_mib": peak,
-            "peak_memory_of": of,
-        }
+        self.close()
 
 
 def scale_learning_rate(cfg, reference_batch, given=()):

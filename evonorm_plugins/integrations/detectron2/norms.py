@@ -16,7 +16,7 @@ from detectron2.modeling.backbone import regnet, vit
 from torch import nn
 
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
-from evonorm_plugins.integrations.detectron2.census import logger
+from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.patch import rebind, wrap_method
 from evonorm_plugins.layers import BatchStatistics, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts

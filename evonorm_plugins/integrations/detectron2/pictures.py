@@ -1,23 +1,13 @@
-"""A picture of ground truth beside predictions.
+"""A picture of ground truth beside predictions, from Detectron2's structures."""
 
-Drawn with Pillow at the size it is looked at: Detectron2's Visualizer draws at the image's own
-size, where labels on an image of 128 pixels cannot be read.
-"""
-
-import colorsys
-from pathlib import Path
-
-import numpy as np
 from detectron2.structures import BoxMode
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from pycocotools import mask as coco_mask
 
-from evonorm_plugins.files import replacing
-
-_SIDE = 384  # pixels of the longer side of an image as drawn
-_GAP = 8
-_TEXT = 17  # font size
-_TITLE = 24
+from evonorm_plugins.integrations.pictures import (
+    check_arguments,
+    draw_pairs,
+    found_item,
+    true_item,
+)
 
 
 def draw_predictions(
@@ -41,62 +31,29 @@ def draw_predictions(
     Raises:
         ValueError: the arguments do not fit together; the message says which and how.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"path must end in .png, got {str(path)!r}")
-    if columns < 1:
-        raise ValueError(f"columns must be at least 1, got {columns}")
-    if not 0 < len(images) == len(ground_truths) == len(predictions):
-        raise ValueError(
-            f"need as many ground truths and predictions as images and at least one, got "
-            f"{len(images)} images, {len(ground_truths)} ground truths, {len(predictions)} "
-            "predictions"
-        )
-    pairs = []
-    for k, (image, truth, predicted) in enumerate(
-        zip(images, ground_truths, predictions, strict=True)
-    ):
-        _check_image(k, image, predicted)
-        true = [_true_item(a, image.shape[:2], class_names) for a in truth["annotations"]]
-        found = _found_items(predicted, class_names, score_threshold)
-        pairs.append((_draw(image, true, "no objects"), _draw(image, found, "nothing found")))
-    titles = "ground truth", f"prediction (score >= {score_threshold:g})"
-    _save(_arrange(pairs, titles, min(columns, len(pairs))), path)
-
-
-def _check_image(k, image, predicted):
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"image {k} must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-    if tuple(predicted.image_size) != image.shape[:2]:
-        raise ValueError(
-            f"predictions {k} are for (H, W) {tuple(predicted.image_size)}, image {k} is "
-            f"{image.shape[:2]}; resize one to the other first"
-        )
-
-
-# An item to draw is (class index, label, box x0 y0 x1 y1, mask (H, W) bool or None).
+    check_arguments(images, ground_truths, predictions, path, columns)
+    truths, found = [], []
+    for k, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
+        if tuple(predictions[k].image_size) != image.shape[:2]:
+            raise ValueError(
+                f"predictions {k} are for (H, W) {tuple(predictions[k].image_size)}, image {k} is "
+                f"{image.shape[:2]}; resize one to the other first"
+            )
+        truths.append([_true_item(a, image.shape[:2], class_names) for a in truth["annotations"]])
+        found.append(_found_items(predictions[k], class_names, score_threshold))
+    draw_pairs(images, truths, found, path, columns=columns, score_threshold=score_threshold)
 
 
 def _true_item(annotation, shape, class_names):
-    index = annotation["category_id"]
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-    box = BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYXY_ABS)
-    segmentation = annotation.get("segmentation")
-    mask = _decode(segmentation, shape) if segmentation else None
-    crowd = " (crowd)" if annotation.get("iscrowd") else ""
-    return index, _name(class_names, index) + crowd, box, mask
-
-
-def _decode(segmentation, shape):
-    """COCO polygons or RLE -> mask (H, W) bool."""
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, *shape))
-    elif isinstance(segmentation["counts"], list):  # uncompressed
-        segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-    mask = coco_mask.decode(segmentation).astype(bool)
-    if mask.shape != shape:
-        raise ValueError(f"a ground truth mask is for (H, W) {mask.shape}, its image is {shape}")
-    return mask
+    return true_item(
+        annotation["category_id"],
+        BoxMode.convert([float(v) for v in annotation["bbox"]], mode, BoxMode.XYXY_ABS),
+        annotation.get("segmentation"),
+        shape,
+        class_names,
+        crowd=bool(annotation.get("iscrowd")),
+    )
 
 
 def _found_items(predicted, class_names, score_threshold):
@@ -113,8 +70,8 @@ def _found_items(predicted, class_names, score_threshold):
                 f"got {masks.shape}"
             )
     return [
-        (index, f"{_name(class_names, index)} {score:.2f}", box, mask)
-        for index, score, box, mask in zip(
+        found_item(*values, class_names)
+        for values in zip(
             predicted.pred_classes.tolist(),
             predicted.scores.tolist(),
             predicted.pred_boxes.tensor.tolist(),
@@ -122,113 +79,3 @@ def _found_items(predicted, class_names, score_threshold):
             strict=True,
         )
     ]
-
-
-def _name(class_names, index):
-    if not 0 <= index < len(class_names):
-        raise ValueError(f"class {index} has no name; class_names has {len(class_names)}")
-    return class_names[index]
-
-
-def _colour(index):
-    """The same for a class in every picture; steps of the golden ratio keep neighbours apart."""
-    rgb = colorsys.hsv_to_rgb(0.98 + index * 0.618034, 0.9 - 0.3 * (index // 5 % 2), 1.0)
-    return tuple(round(255 * c) for c in rgb)
-
-
-def _draw(image, items, if_none):
-    height, width = image.shape[:2]
-    scale = _SIDE / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)
-    for index, _, _, mask in items:
-        if mask is not None:
-            _paint_mask(canvas, mask, _colour(index))
-    draw = ImageDraw.Draw(canvas)
-    boxes = [[min(max(v * scale, 0), size[k % 2] - 1) for k, v in enumerate(i[2])] for i in items]
-    for (index, *_), box in zip(items, boxes, strict=True):
-        draw.rectangle(_ordered(box), outline=_colour(index), width=2)
-    taken = []
-    # The surest is last; its label gets the best place.
-    for (index, label, _, _), box in reversed(list(zip(items, boxes, strict=True))):
-        taken.append(_label(draw, size, label, box, _colour(index), taken))
-    if not items:
-        _label(draw, size, if_none, [4, 4, 4, 4], (230, 230, 230), taken)
-    return canvas
-
-
-def _ordered(box):
-    x0, y0, x1, y1 = box
-    return [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
-
-
-def _paint_mask(canvas, mask, colour):
-    # Bilinear and cut at one half: smooth borders where a small mask is enlarged.
-    mask = Image.fromarray(mask.astype(np.uint8) * 255)
-    mask = mask.resize(canvas.size, Image.Resampling.BILINEAR).point(lambda v: 255 * (v >= 128))
-    inner = np.asarray(mask.filter(ImageFilter.MinFilter(7)))
-    opacity = np.where(inner, 110, np.asarray(mask))  # half transparent within an opaque line
-    canvas.paste(colour, mask=Image.fromarray(opacity.astype(np.uint8)))
-
-
-def _label(draw, size, text, box, colour, taken):
-    """Draw a label at that corner of its box where it hides least of the labels in ``taken``."""
-    font = ImageFont.load_default(_TEXT)
-    width = round(draw.textlength(text, font)) + 6
-    height = _TEXT + 4
-    x0, y0, x1, y1 = box
-    places = [
-        (min(max(x, 0), max(size[0] - width, 0)), min(max(y, 0), max(size[1] - height, 0)))
-        for y in (y0 - height, y1, y0, y1 - height)
-        for x in (x0, x1 - width)
-    ]
-    areas = [(x, y, x + width, y + height) for x, y in places]
-    area = min(areas, key=lambda a: sum(_overlap(a, other) for other in taken))
-    draw.rectangle(area, fill=colour)
-    dark = np.dot(colour, (0.3, 0.59, 0.11)) < 110
-    draw.text((area[0] + 3, area[1] + 1), text, "white" if dark else "black", font)
-    return area
-
-
-def _overlap(a, b):
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _arrange(pairs, titles, columns):
-    """A title row over rows of pairs; the two of a pair touch, pairs stand apart."""
-    rows = [pairs[k : k + columns] for k in range(0, len(pairs), columns)]
-    # Landscape and portrait images share a column, so a cell is as wide as the widest.
-    cell = max(image.width for pair in pairs for image in pair)
-    pair_width = 2 * cell + _GAP // 2
-    heights = [max(pair[0].height for pair in row) for row in rows]
-    title_height = _TITLE + 2 * _GAP
-    width = columns * pair_width + (columns + 1) * 2 * _GAP
-    sheet = Image.new("RGB", (width, title_height + sum(heights) + 2 * _GAP * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    lefts = [2 * _GAP + c * (pair_width + 2 * _GAP) for c in range(columns)]
-    for left in lefts:
-        for side, title in enumerate(titles):
-            middle = left + side * (cell + _GAP // 2) + cell / 2
-            font = ImageFont.load_default(min(_TITLE, _fitting(draw, title, cell)))
-            draw.text((middle, title_height / 2), title, "black", font, anchor="mm")
-    top = title_height
-    for row, height in zip(rows, heights, strict=True):
-        for left, pair in zip(lefts, row, strict=False):
-            for side, image in enumerate(pair):
-                x = left + side * (cell + _GAP // 2) + (cell - image.width) // 2
-                sheet.paste(image, (x, top + (height - image.height) // 2))
-        top += height + 2 * _GAP
-    return sheet
-
-
-def _fitting(draw, text, width):
-    """Font size at which ``text`` is as wide as ``width``."""
-    return max(8, int(_TITLE * width / draw.textlength(text, ImageFont.load_default(_TITLE))))
-
-
-def _save(picture, path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        picture.save(partial, "PNG")

@@ -8,8 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from evonorm_plugins.integrations.coco import DataError
 from evonorm_plugins.integrations.detectron2 import NonFiniteLossError
-from evonorm_plugins.integrations.detectron2.data import DataError
 from evonorm_plugins.integrations.detectron2.engine import (
     StepRecord,
     Trainer,

@@ -4,7 +4,8 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from evonorm_plugins.integrations.detectron2.pictures import _colour, _true_item, draw_predictions
+from evonorm_plugins.integrations.detectron2.pictures import _true_item, draw_predictions
+from evonorm_plugins.integrations.pictures import _colour
 
 NAMES = ["circle", "square"]
 SIDE, GAP = 384, 8  # as drawn: pixels of an image's longer side, half the space around a pair

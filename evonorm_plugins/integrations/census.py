@@ -1,31 +1,31 @@
-"""The norms of every part of a model: logged when Detectron2 builds it, saved with checkpoints."""
+"""The norms of every part of a model."""
 
-import functools
-import logging
 from collections import Counter
 
-from detectron2.layers import FrozenBatchNorm2d
-from detectron2.layers.batch_norm import LayerNorm
-from detectron2.modeling import build_model as _stock_build_model
 from torch import nn
 
 from evonorm_plugins.formulas import effective_groups
-from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import NormAct
-
-# Detectron2's logger prints its children's messages.
-logger = logging.getLogger("detectron2.evonorm_plugins")
 
 _TORCH_NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
     nn.GroupNorm,
     nn.LayerNorm,
-    FrozenBatchNorm2d,
-    LayerNorm,
 )
+# Of Detectron2 and torchvision, which need not be installed.
+_FROZEN = "FrozenBatchNorm2d"
+_OTHER_NORMS = (_FROZEN, "LayerNorm")
 # Parts that are counted by themselves; whatever lies elsewhere goes to its first two names.
-_PARTS = ("backbone.bottom_up", "roi_heads.box_head", "roi_heads.mask_head")
+_PARTS = (
+    *("backbone.bottom_up", "backbone.body", "backbone.fpn"),
+    *("roi_heads.box_head", "roi_heads.mask_head"),
+)
+
+
+def is_norm(module):
+    """Whether a module is a norm, or a norm-activation layer."""
+    return isinstance(module, (NormAct, *_TORCH_NORMS)) or type(module).__name__ in _OTHER_NORMS
 
 
 def norms_of(model):
@@ -37,14 +37,14 @@ def norms_of(model):
     norms = {}
     for name, module in model.named_modules():
         inside_another = name.rpartition(".")[0] in norms
-        if isinstance(module, (NormAct, *_TORCH_NORMS)) and not inside_another:
+        if is_norm(module) and not inside_another:
             norms[name] = _describe(module)
     return norms
 
 
 def _describe(norm):
     kind = type(norm).__name__
-    if isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d):
+    if isinstance(norm, nn.modules.batchnorm._BatchNorm) or kind == _FROZEN:
         return "BN"
     if isinstance(norm, nn.GroupNorm):
         return f"GN(groups={norm.num_groups})"
@@ -67,14 +67,3 @@ def census(model):
         f"{part:<{width}}  " + ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
         for part, counts in parts.items()
     )
-
-
-@functools.wraps(_stock_build_model)
-def build_model(cfg):
-    model = _stock_build_model(cfg)
-    logger.info("Norms of the model by part:\n%s", census(model) or "none")
-    return model
-
-
-def register():
-    rebind(_stock_build_model, build_model)

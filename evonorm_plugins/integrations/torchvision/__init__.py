@@ -1,0 +1,21 @@
+"""torchvision's detectors with any norm-activation layer, trained on sets in COCO's format.
+
+from evonorm_plugins.integrations.torchvision import Options, Run
+
+record = Run(Options(train_json=..., train_images=..., val_json=..., val_images=...)).train()
+"""
+
+from evonorm_plugins.integrations.torchvision.checkpoint import CheckpointError, load_detector
+from evonorm_plugins.integrations.torchvision.models import build_detector, list_detectors
+from evonorm_plugins.integrations.torchvision.options import Options, OptionsError
+from evonorm_plugins.integrations.torchvision.train import Run
+
+__all__ = [
+    "CheckpointError",
+    "Options",
+    "OptionsError",
+    "Run",
+    "build_detector",
+    "list_detectors",
+    "load_detector",
+]

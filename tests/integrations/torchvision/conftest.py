@@ -1,0 +1,21 @@
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory):
+    """Paths of a set of six images to learn and three to evaluate, 48 pixels wide."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    make = load_tool("make_shapes_dataset").make_shapes_dataset
+    return {k: str(v) for k, v in make(folder, train=6, val=3, size=48, class_colours=True).items()}
