@@ -17,6 +17,7 @@ from evonorm_plugins.layers.baselines import (
     RSRejLayer,
 )
 from evonorm_plugins.layers.batch import (
+    BatchDependent,
     BatchStatistics,
     EvoNormB0,
     EvoNormB1,
@@ -40,6 +41,7 @@ __all__ = [
     "BNReLU",
     "BNSwish",
     "BNSwish1",
+    "BatchDependent",
     "BatchStatistics",
     "ConditionalNormAct",
     "CrossReplicaBatchNorm2d",

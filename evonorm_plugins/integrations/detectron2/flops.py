@@ -15,8 +15,8 @@ from evonorm_plugins.integrations.detectron2.patch import wrap_method
 from evonorm_plugins.layers import NormAct
 
 _ELEMENTWISE = (
-    "add", "addcmul", "div", "lerp", "maximum", "mul", "relu", "rsqrt", "sigmoid", "silu", "sqrt",
-    "square", "sub", "tanh",
+    "abs", "add", "addcmul", "clamp", "div", "exp", "lerp", "log", "lt", "maximum", "mul", "neg",
+    "relu", "rsqrt", "sigmoid", "sign", "silu", "sqrt", "square", "sub", "tanh",
 )  # fmt: skip
 _REDUCTIONS = ("mean", "sum", "var", "var_mean")
 _FREE = ("clone", "isfinite", "ones_like", "unflatten", "where")
