@@ -61,19 +61,20 @@ class GraphNormAct(BatchDependent):
         _check_positive_int("groups", groups)
         self.groups = groups
         self.graph = graph.canonical()
+        axes = axes_of(self.graph.nodes)
         self._program = _program(self.graph) if apply_act else ()
         # Number of a node over the batch -> its buffer, its moment.
         self._moving = {
             k: (_BUFFERS[kind] + str(k), kind)
-            for k, (op, _) in enumerate(self._program, len(INITIAL))
+            for k, (op, inputs) in enumerate(self._program, len(INITIAL))
             for kind, over in [AGGREGATIONS.get(op, ("", ""))]
-            if over == "b,w,h"
+            # What is the same for all samples and places is the same in inference.
+            if over == "b,w,h" and axes[inputs[0]] & (BATCH | SPACE)
         }
         for name, value in (("v0", 0.0), ("v1", 1.0)):
             used = apply_act and self.graph.uses(name)
             full = torch.full((num_features,), value, **options) if used else None
             self.register_parameter(name, None if full is None else torch.nn.Parameter(full))
-        axes = axes_of(self.graph.nodes)
         for k, (name, kind) in self._moving.items():
             size = num_features if axes[k] & CHANNELS else 1
             start = torch.zeros if kind == "mean" else torch.ones

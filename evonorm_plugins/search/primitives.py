@@ -1,7 +1,7 @@
 """The primitives of the search in torch.
 
 Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (arXiv 2004.02967),
-Table 1, which asks for "a small epsilon as necessary". Here it is:
+Table 1, which puts a small epsilon where stability needs one. Here that is:
 
 - rms and std: added under the square root, as in every layer of this package.
 - div: a denominator closer to 0 than eps is moved to eps or -eps.
@@ -24,17 +24,17 @@ _DIMS = {"b,w,h": (0, 2, 3), "w,h,c": (1, 2, 3), "w,h": (2, 3)}
 
 
 def div(a, b, eps):
-    """``a / b`` with \\|b\\| at least eps."""
+    """``a / b`` with ``|b|`` at least eps."""
     return a / torch.where(b < 0, b.clamp(max=-eps), b.clamp(min=eps))
 
 
 def log(x, eps):
-    """``sign(x) ln|x|`` with \\|x\\| at least eps."""
+    """``sign(x) ln|x|`` with ``|x|`` at least eps."""
     return x.sign() * x.abs().clamp(min=eps).log()
 
 
 def sqrt(x, eps):
-    """``sign(x) sqrt|x|``, ``x / sqrt(eps)`` where \\|x\\| is below eps."""
+    """``sign(x) sqrt|x|``, ``x / sqrt(eps)`` where ``|x|`` is below eps."""
     return x / x.abs().clamp(min=eps).sqrt()
 
 
