@@ -26,6 +26,7 @@ from evonorm_plugins.layers.batch import (
     SyncEvoNormB1,
     SyncEvoNormB2,
     convert_sync_evonorm,
+    moving_statistics_of,
 )
 from evonorm_plugins.layers.conditional import ConditionalNormAct
 from evonorm_plugins.layers.cross_replica import (
@@ -66,4 +67,5 @@ __all__ = [
     "SyncRSRejLayer",
     "convert_cross_replica",
     "convert_sync_evonorm",
+    "moving_statistics_of",
 ]

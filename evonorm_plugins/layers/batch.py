@@ -106,6 +106,14 @@ class BatchStatistics(BatchDependent):
         self._update(self.running_var, var)
 
 
+def moving_statistics_of(module):
+    """Names of the buffers of one module that are moving averages of batch statistics."""
+    if isinstance(module, BatchDependent):
+        return tuple(module.moving_statistics())
+    names = ("running_mean", "running_var")  # torch's
+    return tuple(name for name in names if getattr(module, name, None) is not None)
+
+
 class _EvoNormB(Fused, BatchStatistics):
     # Name of the functions of :mod:`evonorm_plugins.functional`.
     function = None
