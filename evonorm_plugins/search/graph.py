@@ -62,7 +62,7 @@ class Graph:
 
         def number(part):
             if part not in numbers:
-                if not isinstance(part, tuple):
+                if not isinstance(part, tuple) or not part:
                     raise GraphError(f"unknown node {part!r}; the initial ones are {_initial()}")
                 nodes.append((part[0], *(number(p) for p in part[1:])))
                 numbers[part] = len(INITIAL) + len(nodes) - 1
@@ -197,11 +197,11 @@ class Graph:
         """
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise GraphError(f"cannot read the layer graph {path}: {reason}") from None
         except GraphError as error:
             raise GraphError(f"the layer graph {path}: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise GraphError(f"cannot read the layer graph {path}: {reason}") from None
 
 
 def _initial():

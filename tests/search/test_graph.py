@@ -75,6 +75,8 @@ def test_refused(nodes, message):
 def test_refused_expression():
     with pytest.raises(GraphError, match="unknown node 'v2'; the initial ones are 0 x, 1 zero"):
         Graph.of(("add", "x", "v2"))
+    with pytest.raises(GraphError, match=r"unknown node \(\)"):
+        Graph.of(("add", "x", ()))
     with pytest.raises(GraphError, match="unknown operation 'sub'"):
         Graph.of(("sub", "x", "v0"))
 
@@ -127,6 +129,7 @@ def test_same_structure(one, other):
         (("mean_{b,w,h}", ("mean_{w,h}", "x")), ("mean_{w,h}", ("mean_{b,w,h}", "x"))),
         (("mean_{w,h,c/g}", "v0"), ("add", "v0", "zero")),
         (("std_{w,h}", ("std_{w,h}", "x")), ("std_{w,h}", "x")),
+        (("mean_{w,h}", ("div", "v1", "x")), ("div", "v1", "x")),
         # The same operations at mirrored places.
         (
             ("div", ("div", "x", ("exp", "x")), ("div", ("tanh", "x"), "v1")),
@@ -170,7 +173,7 @@ def disguised(graph, rng):
         last = add("neg", add("neg", last))
     if rng.random() < 0.5 or last < len(nodes) + 3:
         add("add", *rng.sample([last, 1], 2))
-    return Graph(nodes[:100])
+    return Graph(nodes)
 
 
 def test_digest_of_disguised_graphs(reference):
@@ -270,7 +273,9 @@ def test_files_that_are_refused(change, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b"[]", b"3", b"[" * 100_000], ids=lambda c: repr(c[:4])
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[]", b"3", b"[" * 100_000, b"9" * 5000],
+    ids=lambda c: repr(c[:4]),
 )
 def test_files_that_are_no_graph(content, tmp_path):
     path = tmp_path / "layer.json"

@@ -158,6 +158,33 @@ def test_inference_uses_the_moving_statistics(make, draw):
     assert repr(layer).endswith("frozen)")
 
 
+def test_statistics_may_change_before_the_backward_pass(make, draw):
+    """A frozen pass, then one that updates the statistics, then the gradient of the first."""
+    graph = Graph.of(("mul", "x", ("mean_{b,w,h}", "x")))
+    layer, x = make(graph), draw(2, CHANNELS, 3, 4).requires_grad_()
+    (expected,) = torch.autograd.grad(layer.eval()(x).sum(), x)
+    y = layer(x)
+    layer.train()(draw(2, CHANNELS, 3, 4))
+    (actual,) = torch.autograd.grad(y.sum(), x)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("denominator", "expected"),
+    [
+        (("add", ("std_{w,h}", "x"), ("neg", ("std_{w,h}", "x"))), 1e5),
+        (("mul", ("std_{w,h}", "x"), "zero"), 1e5),
+        (("max", ("neg", ("std_{w,h}", "v1")), ("neg", ("exp", "zero"))), -(1e5**0.5)),
+        (("max", ("std_{w,h}", "zero"), ("neg", "v1")), 1e5**0.5),
+    ],
+)
+def test_division_by_little(denominator, expected, draw):
+    """What is known to be apart from zero is divided by as it is; all else is moved to eps."""
+    layer = GraphNormAct(CHANNELS, graph=Graph.of(("div", "v1", denominator))).to(draw(1).device)
+    y = layer(draw(2, CHANNELS, 3, 4))
+    torch.testing.assert_close(y, torch.full_like(y, expected))
+
+
 def test_infinite_statistics_are_not_kept(make, draw):
     layer = make(EVERYTHING)
     before = copy.deepcopy(dict(layer.named_buffers()))
