@@ -10,6 +10,7 @@ from biggan.architecture import stages
 from biggan.blocks import Attention, GeneratorBlock
 from biggan.spectral import SNConv2d, SNLinear, init_orthogonal
 from evonorm_plugins import ConditionalNormAct, convert_cross_replica, get_norm_act
+from evonorm_plugins.layers import moving_statistics_of
 
 
 class Generator(nn.Module):
@@ -97,7 +98,7 @@ def _projection(eps):
 
 def running_statistics_layers(module):
     """The layers of ``module`` that keep moving statistics of batches."""
-    return [m for m in module.modules() if getattr(m, "running_var", None) is not None]
+    return [m for m in module.modules() if moving_statistics_of(m)]
 
 
 @contextlib.contextmanager

@@ -18,16 +18,15 @@ from evonorm_plugins.layers.base import Fused
 
 # What norm-activation layers consist of: named as in torch.ops.aten.
 ELEMENTWISE = (
-    "add", "addcmul", "div", "lerp", "maximum", "mul", "relu", "rsqrt", "sigmoid", "silu", "sqrt",
-    "square", "sub", "tanh",
+    "abs", "add", "addcmul", "clamp", "div", "exp", "lerp", "log", "lt", "maximum", "mul", "neg",
+    "relu", "rsqrt", "sigmoid", "sign", "silu", "sqrt", "square", "sub", "tanh",
 )  # fmt: skip
 REDUCTIONS = ("mean", "sum", "var", "var_mean")
 FREE = ("clone", "isfinite", "ones_like", "unflatten", "where")
 
 _OTHER_ELEMENTWISE = (
-    "abs", "clamp", "clamp_max", "clamp_min", "elu", "exp", "gelu", "hardsigmoid", "hardswish",
-    "hardtanh", "leaky_relu", "log", "minimum", "mish", "neg", "pow", "prelu", "reciprocal",
-    "softplus",
+    "clamp_max", "clamp_min", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
+    "minimum", "mish", "pow", "prelu", "reciprocal", "softplus",
 )  # fmt: skip
 _OTHER_REDUCTIONS = ("_adaptive_avg_pool2d", "_softmax", "_log_softmax", "amax", "argmax")
 _OTHER_FREE = (

@@ -31,8 +31,9 @@ def is_norm(module):
 def norms_of(model):
     """``{module name: description}`` of every norm, the one inside a norm-activation layer aside.
 
-    A description tells what a checkpoint must agree on: the class, and the groups of the S series
-    and of group normalization. Cross-replica layers are described as their plain counterparts.
+    A description tells what a checkpoint must agree on: the class, the groups of the S series and
+    of group normalization, and the digest of a layer graph. Cross-replica layers are described as
+    their plain counterparts.
     """
     norms = {}
     for name, module in model.named_modules():
@@ -50,9 +51,11 @@ def _describe(norm):
         return f"GN(groups={norm.num_groups})"
     if isinstance(norm, NormAct) and not norm.apply_act:
         return f"{kind.removeprefix('Sync')} without activation"
+    kind = kind.removeprefix("Sync")
+    described = [norm.graph.digest()[:12]] if hasattr(norm, "graph") else []
     if hasattr(norm, "groups"):
-        return f"{kind}(groups={effective_groups(norm.num_features, norm.groups)})"
-    return kind.removeprefix("Sync")
+        described.append(f"groups={effective_groups(norm.num_features, norm.groups)}")
+    return f"{kind}({', '.join(described)})" if described else kind
 
 
 def census(model):

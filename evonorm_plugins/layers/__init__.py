@@ -17,6 +17,7 @@ from evonorm_plugins.layers.baselines import (
     RSRejLayer,
 )
 from evonorm_plugins.layers.batch import (
+    BatchDependent,
     BatchStatistics,
     EvoNormB0,
     EvoNormB1,
@@ -25,6 +26,7 @@ from evonorm_plugins.layers.batch import (
     SyncEvoNormB1,
     SyncEvoNormB2,
     convert_sync_evonorm,
+    moving_statistics_of,
 )
 from evonorm_plugins.layers.conditional import ConditionalNormAct
 from evonorm_plugins.layers.cross_replica import (
@@ -40,6 +42,7 @@ __all__ = [
     "BNReLU",
     "BNSwish",
     "BNSwish1",
+    "BatchDependent",
     "BatchStatistics",
     "ConditionalNormAct",
     "CrossReplicaBatchNorm2d",
@@ -64,4 +67,5 @@ __all__ = [
     "SyncRSRejLayer",
     "convert_cross_replica",
     "convert_sync_evonorm",
+    "moving_statistics_of",
 ]

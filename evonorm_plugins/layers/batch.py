@@ -1,5 +1,6 @@
 """EvoNorm-B0, B1 and B2: variance over the batch, cross-replica where asked for (Table 2)."""
 
+import contextlib
 import copy
 
 import torch
@@ -9,20 +10,14 @@ from evonorm_plugins import functional as F
 from evonorm_plugins.layers.base import Fused, NormAct, _check_momentum
 
 
-class BatchStatistics(NormAct):
-    """Base of the layers that divide by a standard deviation over the batch.
+class BatchDependent(NormAct):
+    """Base of the layers that compute something over the batch and keep its moving average.
 
     Args:
-        momentum: weight of the newest batch in the moving variance, 0.1 in the authors' code.
+        momentum: weight of the newest batch in a moving average, 0.1 in the authors' code.
 
-    Buffer ``running_var`` ``(C,)`` starts at ones and is used in eval mode. It averages the biased
-    variance, as the authors' does (``torch.nn.BatchNorm2d`` averages the unbiased one). A batch
-    whose variance is not finite, an empty or overflown one, leaves it as it was.
     The other arguments and the errors raised are those of :class:`NormAct`.
     """
-
-    # False where the statistic is the mean of squares.
-    centred = True
 
     def __init__(
         self, num_features, *, apply_act=True, eps=1e-5, momentum=0.1, device=None, dtype=None
@@ -31,19 +26,29 @@ class BatchStatistics(NormAct):
         _check_momentum(momentum)
         self.momentum = momentum
         self.frozen = False
-        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
 
     def options(self):
         return {"eps": self.eps, "momentum": self.momentum}
 
     def freeze(self):
-        """Use the moving variance in training mode too and never change it."""
+        """Use the moving averages in training mode too and never change them."""
         self.frozen = True
         return self
 
     def uses_batch(self):
         """Whether the layer computes batch statistics in the mode it is in."""
         return self.apply_act and self.training and not self.frozen
+
+    def moving_statistics(self):
+        """``{buffer: "mean", "std" or "rms"}``; of the last two it is what the root is taken of."""
+        raise NotImplementedError
+
+    def observed(self, observer):
+        """Context in which ``observer(buffer, x)`` is told what statistics are computed of.
+
+        ``x`` is ``(N, C, H, W)``, or ``(N, 1, H, W)`` for a buffer that all channels share.
+        """
+        raise NotImplementedError
 
     def extra_repr(self):
         return super().extra_repr() + (", frozen" if self.frozen else "")
@@ -52,19 +57,61 @@ class BatchStatistics(NormAct):
         """Process group to merge statistics over, or None."""
         return None
 
+    def _takes_from(self, x):
+        """Whether the statistics are to be those of ``x``, not the moving ones."""
+        return self.uses_batch() and (x.numel() or self._statistics_group() is not None)
+
+    @torch.no_grad()
+    def _update(self, running, value):
+        new = running.lerp(value.to(running.dtype), self.momentum)
+        # Selected on the device: asking whether it is finite would wait for it.
+        running.copy_(torch.where(torch.isfinite(new), new, running))
+
+
+class BatchStatistics(BatchDependent):
+    """Base of the layers that divide by a standard deviation over the batch.
+
+    Buffer ``running_var`` ``(C,)`` starts at ones and is used in eval mode. It averages the biased
+    variance, as the authors' does (``torch.nn.BatchNorm2d`` averages the unbiased one). A batch
+    whose variance is not finite, an empty or overflown one, leaves it as it was.
+    The arguments and the errors raised are those of :class:`BatchDependent`.
+    """
+
+    # False where the statistic is the mean of squares.
+    centred = True
+
+    def __init__(self, num_features, *, device=None, dtype=None, **options):
+        super().__init__(num_features, device=device, dtype=dtype, **options)
+        self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
+
+    def moving_statistics(self):
+        return {"running_var": "std" if self.centred else "rms"}
+
+    @contextlib.contextmanager
+    def observed(self, observer):
+        hook = self.register_forward_pre_hook(lambda _, inputs: observer("running_var", inputs[0]))
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def _given_variance(self, x):
         """The moving variance where it is what ``x`` is divided by the root of, else None."""
-        if self.uses_batch() and (x.numel() or self._statistics_group() is not None):
+        if self._takes_from(x):
             return None
         # A copy: kept for the backward pass, before which another batch may change the buffer.
         return self.running_var.clone()
 
-    @torch.no_grad()
     def _update_running_var(self, var):
-        old = self.running_var
-        new = old.lerp(var.to(old.dtype), self.momentum)
-        # Selected on the device: asking whether it is finite would wait for it.
-        old.copy_(torch.where(torch.isfinite(new), new, old))
+        self._update(self.running_var, var)
+
+
+def moving_statistics_of(module):
+    """Names of the buffers of one module that are moving averages of batch statistics."""
+    if isinstance(module, BatchDependent):
+        return tuple(module.moving_statistics())
+    names = ("running_mean", "running_var")  # torch's
+    return tuple(name for name in names if getattr(module, name, None) is not None)
 
 
 class _EvoNormB(Fused, BatchStatistics):

@@ -78,12 +78,16 @@ class _BatchNorm(torch.autograd.Function):
         return dx, dweight.to(weight.dtype), dbias.to(weight.dtype), None, None
 
 
+# Class of a layer with batch statistics -> its cross-replica counterpart, EvoNorms aside.
+COUNTERPARTS = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
+
+
 def convert_cross_replica(module, process_group=None):
     """Give every layer of batch statistics in ``module`` those of all ranks, in place.
 
-    EvoNorm-B0, B1 and B2, "RS + rej", and every ``BatchNorm2d`` (those of BN-ReLU and its kin). The
-    layers stay the same objects with the same keys; only their class changes. Returns ``module``.
+    EvoNorm-B0, B1 and B2, "RS + rej", layer graphs, and every ``BatchNorm2d`` (those of BN-ReLU and
+    its kin). The layers stay the same objects with the same keys; only their class changes. Returns
+    ``module``.
     """
-    others = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
     convert_sync_evonorm(module, process_group)
-    return _change_classes(module, others, process_group)
+    return _change_classes(module, COUNTERPARTS, process_group)

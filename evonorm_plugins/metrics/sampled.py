@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from evonorm_plugins.layers import moving_statistics_of
 from evonorm_plugins.metrics.errors import InputError
 
 STANDING_STATISTICS = 100  # forward passes, as ``python -m biggan.sample`` takes by default
@@ -40,9 +41,7 @@ class CheckpointSource:
             self.generator, self.config = load_generator(path, ema=ema, device=str(device))
         except ValueError as error:  # biggan's CheckpointError among them
             raise InputError(str(error)) from None
-        self._has_statistics = any(
-            getattr(m, "running_var", None) is not None for m in self.generator.modules()
-        )
+        self._has_statistics = any(map(moving_statistics_of, self.generator.modules()))
         passes = STANDING_STATISTICS if standing_statistics is None else standing_statistics
         self._passes = passes if self._has_statistics else 0
         next(self._sample(range(min(n, 1)), 1), None)  # finds what is wrong with the options

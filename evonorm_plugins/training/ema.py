@@ -4,6 +4,8 @@ import copy
 
 import torch
 
+from evonorm_plugins.layers import moving_statistics_of
+
 
 class EMA:
     """Exponential moving average of a module, moving statistics of its norms included.
@@ -23,7 +25,8 @@ class EMA:
         self.decay, self.start, self.warmup = decay, start, warmup
         ours, theirs = self.module.state_dict(), module.state_dict()
         averaged = {k for k, _ in module.named_parameters()}
-        averaged |= {k for k in theirs if k.rsplit(".", 1)[-1] in ("running_mean", "running_var")}
+        for name, layer in module.named_modules():
+            averaged |= {f"{name}.{key}".strip(".") for key in moving_statistics_of(layer)}
         # These tensors are the modules' own: both are changed in place, never replaced.
         self.averaged = [(ours[k], theirs[k]) for k in theirs if k in averaged]
         self.copied = [(ours[k], theirs[k]) for k in theirs if k not in averaged]

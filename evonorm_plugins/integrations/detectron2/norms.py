@@ -18,7 +18,7 @@ from torch import nn
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.patch import rebind, wrap_method
-from evonorm_plugins.layers import BatchStatistics, NormAct
+from evonorm_plugins.layers import BatchDependent, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 
 STOCK_NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
@@ -61,7 +61,7 @@ def checked_norm(norm):
         return norm
     raise ValueError(
         f"unknown NORM {norm!r}; Detectron2 has {', '.join(STOCK_NORMS)}; "
-        f"evonorm_plugins adds {', '.join(list_norm_acts())}"
+        f"evonorm_plugins adds {', '.join(list_norm_acts())}, and paths of layer graphs (.json)"
     )
 
 
@@ -129,17 +129,18 @@ def _place_in_order(module, norms):
 def _freeze(original, self):
     original(self)
     for module in self.modules():
-        if isinstance(module, BatchStatistics):
+        if isinstance(module, BatchDependent):
             module.freeze()
     return self
 
 
 def _warn_shared_statistics(original, self, *args, **kwargs):
     original(self, *args, **kwargs)
-    shared = {type(m).__name__ for m in self.modules() if isinstance(m, BatchStatistics)}
+    layers = (m for m in self.modules() if isinstance(m, BatchDependent) and m.uses_batch())
+    shared = {type(m).__name__ for m in layers}
     if shared:
         logger.warning(
-            "RetinaNet's head is shared by all levels, and so is the moving variance of its "
+            "RetinaNet's head is shared by all levels, and so are the moving statistics of its "
             f"{', '.join(sorted(shared))}: inference may be poor; the S series has none."
         )
 

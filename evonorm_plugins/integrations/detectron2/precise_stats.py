@@ -2,9 +2,11 @@
 
 Detectron2's hook knows ``torch.nn.BatchNorm`` alone. Here the moving variance of a layer becomes
 the variance of everything the layer saw in a number of batches, on all ranks, weighted by the
-number of elements: batches and ranks are merged by count, mean and M2 in float64.
+number of elements: batches and ranks are merged by count, mean and M2 in float64. So does every
+moving statistic of a layer graph, with that of what its node saw.
 """
 
+import contextlib
 import functools
 import itertools
 
@@ -15,7 +17,7 @@ from detectron2.utils import comm
 from fvcore.nn import precise_bn
 
 from evonorm_plugins.integrations.detectron2.patch import rebind
-from evonorm_plugins.layers import BatchStatistics
+from evonorm_plugins.layers import BatchDependent
 from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 
 _stock_get_bn_modules = precise_bn.get_bn_modules
@@ -24,7 +26,7 @@ _stock_update_bn_stats = precise_bn.update_bn_stats
 
 def get_batch_statistics_layers(model):
     """Norm-activation layers of ``model`` that use batch statistics in the mode they are in."""
-    return [m for m in model.modules() if isinstance(m, BatchStatistics) and m.uses_batch()]
+    return [m for m in model.modules() if isinstance(m, BatchDependent) and m.uses_batch()]
 
 
 @functools.wraps(_stock_get_bn_modules)
@@ -38,37 +40,40 @@ def update_bn_stats(model, data_loader, num_iters=200, progress=None):
     layers = get_batch_statistics_layers(model)
     seen = {}
 
-    def collect(layer, inputs):
-        parts = local_moments(inputs[0].double(), centred=layer.centred)
-        if layer in seen:
-            parts = merge_moments(*(torch.stack(p) for p in zip(seen[layer], parts, strict=True)))
-        seen[layer] = parts
+    def collector(layer):
+        def collect(name, x):
+            centred = layer.moving_statistics()[name] != "rms"
+            parts = local_moments(x.double(), centred=centred)
+            before = seen.get((layer, name))
+            if before is not None:
+                parts = merge_moments(*(torch.stack(p) for p in zip(before, parts, strict=True)))
+            seen[layer, name] = parts
 
-    handles = [layer.register_forward_pre_hook(collect) for layer in layers]
-    try:
+        return collect
+
+    with contextlib.ExitStack() as observing:
+        for layer in layers:
+            observing.enter_context(layer.observed(collector(layer)))
         if _stock_get_bn_modules(model):
             _stock_update_bn_stats(model, data_loader, num_iters, progress)
         elif layers:
             for inputs in itertools.islice(data_loader, num_iters):
                 model(inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
     for layer in layers:
-        _set_running_var(layer, seen.get(layer))
+        for name, kind in layer.moving_statistics().items():
+            _set_moving_statistic(getattr(layer, name), kind, seen.get((layer, name)))
 
 
-def _set_running_var(layer, moments):
-    var = layer.running_var
+def _set_moving_statistic(buffer, kind, moments):
     if moments is None:  # the layer did not run on this rank; it may have on others
-        zeros = torch.zeros_like(var, dtype=torch.float64)
+        zeros = torch.zeros_like(buffer, dtype=torch.float64)
         moments = zeros.new_zeros(()), zeros, zeros
     if comm.get_world_size() > 1:
         moments = merge_moments(*gather_moments(*moments, dist.group.WORLD))
-    count, _, m2 = moments
-    precise = m2 / count
+    count, mean, m2 = moments
+    precise = torch.where(count > 0, mean, torch.nan) if kind == "mean" else m2 / count
     # Over 0 elements or over values that are not finite there is none: the moving average stays.
-    var.copy_(torch.where(torch.isfinite(precise), precise, var))
+    buffer.copy_(torch.where(torch.isfinite(precise), precise, buffer))
 
 
 def register():
