@@ -86,7 +86,7 @@ def images_of(args):
 @functools.cache
 def ranks_of(device):
     """The processes; a process joins them once."""
-    from biggan.distributed import Ranks
+    from evonorm_plugins.training.distributed import Ranks
 
     return Ranks(device)
 

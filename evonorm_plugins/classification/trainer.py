@@ -20,7 +20,7 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A training loss is NaN or infinite; the weights are those of the step before.
+    """A training loss or gradient is NaN or infinite; the weights are those of the step before.
 
     ``result`` is what :func:`evonorm_plugins.classification.train.train` has so far.
     """
@@ -145,16 +145,22 @@ class Trainer:
 
     def _apply(self, loss):
         if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"step {self.step + 1}: the training loss is {loss} (lr "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}); the weights are those of step "
-                f"{self.step}. A lower lr, a longer warmup or clip_grad may help"
-            )
+            raise NonFiniteLossError(self._not_finite(f"the training loss is {loss}"))
         self.scaler.unscale_(self.optimizer)
-        if self.config.clip_grad is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad, foreach=True)
+        limit = self.config.clip_grad if self.config.clip_grad is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
+        # The scaler leaves out steps with infinite gradients and lowers its factor.
+        if not (math.isfinite(norm) or self.scaler.is_enabled()):
+            raise NonFiniteLossError(self._not_finite(f"the norm of the gradients is {norm}"))
         self.scaler.step(self.optimizer)
         self.scaler.update()
+
+    def _not_finite(self, what):
+        lr = self.optimizer.param_groups[0]["lr"]
+        return (
+            f"step {self.step + 1}: {what} (lr {lr:.3g}); the weights are those of step "
+            f"{self.step}. A lower lr, a longer warmup or clip_grad may help"
+        )
 
     # ---- state ----
 

@@ -169,6 +169,17 @@ def test_not_finite_names_the_step_and_keeps_what_there_is(config, tmp_path, mon
     assert FORMAT.load(tmp_path / "run/checkpoint.pt")["step"] == 4
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing(config):
+    values = config()
+    trainer = Trainer(values, Ranks("cpu"), open_data(values))
+    parameters = list(trainer.model.parameters())
+    before = [p.detach().clone() for p in parameters]
+    parameters[0].register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(NonFiniteLossError, match="step 1: the norm of the gradients is nan"):
+        trainer.train_step(trainer.data.train.batches(0), 10, 10)
+    assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+
+
 def test_a_large_rate_with_clipping_stays_finite(config):
     result = train(config(lr=10.0, clip_grad=0.1, steps=6))
     assert result["val_loss"] == result["val_loss"]
