@@ -28,6 +28,7 @@ from evonorm_plugins.training.config import ConfigError
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
 )
+SHIPPED = sorted(Path(__file__).parents[2].glob("configs/*_sweep.yaml"))
 SEARCH = {"norm": ["BN-ReLU", "EvoNormS0(groups=4)"], "lr": ["1e-1", 0.01, 0.001]}
 
 
@@ -331,6 +332,13 @@ try:
 except SweepInterrupted as error:
     print(error)
 """
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_shipped_sweeps(path):
+    """Every file is read, and so is the config of every trial."""
+    sweep = load_sweep(path)
+    assert sweep.choose()
 
 
 @needs_ray
