@@ -216,7 +216,7 @@ def test_retinanet_warns_of_moving_variances_shared_by_levels(caplog):
     retinanet_head("EvoNormS0")
     assert "shared" not in caplog.text
     retinanet_head("EvoNormB0")
-    assert "moving variance of its EvoNormB0" in caplog.text
+    assert "moving statistics of its EvoNormB0" in caplog.text
 
 
 def test_semantic_head():
