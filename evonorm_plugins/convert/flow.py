@@ -7,6 +7,11 @@ from evonorm_plugins.convert import gates, kinds
 from evonorm_plugins.convert.tracing import Call, FlowTracer, trace
 
 MODES = ("train", "eval")
+_IN_WORDS = {
+    **dict.fromkeys(("add", "iadd"), "an addition"),
+    **dict.fromkeys(("mul", "imul"), "a product"),
+    **dict.fromkeys(("cat", "concat"), "a concatenation"),
+}
 
 
 class Followed(NamedTuple):
@@ -198,9 +203,8 @@ class _Reader:
             return f"{type(module).__name__} {join(self.path, node.target)}"
         if node.op == "get_attr":
             return f"parameter {join(self.path, node.target)}"
-        if kinds.is_addition(node):
-            return "an addition"
-        return node.target if isinstance(node.target, str) else _name(node.target)
+        name = node.target if isinstance(node.target, str) else _name(node.target)
+        return _IN_WORDS.get(name.strip("_"), name)
 
     def _origin(self, node):
         """Where the input of an activation comes from, in words."""

@@ -4,15 +4,13 @@ Classes of libraries that this package does not import (torchvision, timm, Detec
 their names.
 """
 
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from evonorm_plugins.convert.in_place import iadd, imul
+from evonorm_plugins.convert.in_place import imul
 from evonorm_plugins.layers import NormAct
 
 # Self-gated or rectifying, of torch. Sigmoid, tanh and their kin are not among them: after a norm
@@ -143,11 +141,6 @@ def is_passing_call(node):
         named = getattr(node.target, "__name__", "") in _PASSING_FUNCTIONS_BY_NAME
         return named or node.target in _PASSING_FUNCTIONS
     return node.op == "call_method" and node.target in _PASSING_METHODS
-
-
-def is_addition(node):
-    functions = (operator.add, iadd, torch.add)
-    return node.target in functions or node.target in ("add", "add_")
 
 
 # Applied twice, they change nothing.

@@ -136,13 +136,13 @@ class _Planner:
 
     def _resolve_unknown(self, path, calls, others):
         """Find out by the order of children what tracing did not tell; adds to ``others``."""
-        for unknown in {name for _, followed in calls for name in followed.unknown}:
+        for unknown in dict.fromkeys(name for _, followed in calls for name in followed.unknown):
             module = self.model.get_submodule(unknown)
             shown = f"{type(module).__name__} {unknown}"
             if order.starts_with_activation(module, self.activations):
                 return f"its output goes to {shown}, {self._untraceable(unknown)}"
             others.append(shown)
-        for name in {followed.leaves for _, followed in calls if followed.leaves}:
+        for name in dict.fromkeys(followed.leaves for _, followed in calls if followed.leaves):
             reason = self._by_order(path, name)
             if reason or path in self.plan.pairs:
                 return reason
