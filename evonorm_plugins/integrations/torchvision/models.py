@@ -96,7 +96,7 @@ def _hint(name, known):
 def _small_mask_rcnn(num_classes, **options):
     """R-18, FPN and heads of 64 channels, anchors of 8 to 128 pixels: for a CPU and small images.
 
-    Norms are where the paper's Mask R-CNN has them: backbone, FPN, box and mask head.
+    Norms are where the Detectron2 configs have them: backbone, FPN, box and mask head.
     """
     channels, fc, bn = 64, 256, nn.BatchNorm2d
     body = resnet18(weights=None)
