@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -271,32 +270,6 @@ def test_without_ray_nothing_is_written(sweep_file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])
-def test_an_address_that_is_none(address):
-    with pytest.raises(RayError, match=r"must be HOST:PORT .* or auto"):
-        ray_tune._check_address(address)
-
-
-def test_a_cluster_that_is_not_there():
-    with pytest.raises(RayError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        ray_tune._check_address("127.0.0.1:1")
-
-
-HANGS = """
-import time, types
-from evonorm_plugins.classification.sweep import ray_tune
-ray_tune._START_SECONDS = 0.1
-ray = types.SimpleNamespace(init=lambda **options: time.sleep(60), is_initialized=lambda: False)
-ray_tune._connect(ray, None, None)
-"""
-
-
-def test_a_start_that_hangs_ends():
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: Ray has not started within 0.1 s; its logs are in")
-
-
 def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
     path = sweep_file(trials=2)
     assert main(path, ["modell=x"]) == 2
@@ -375,19 +348,6 @@ def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch
         (0.5, 0.5),
         (0.001, 0.001),
     ]
-
-
-def test_more_cpus_than_there_are(sweep_file):
-    ray = types.SimpleNamespace(
-        init=lambda **options: None,
-        is_initialized=lambda: False,
-        cluster_resources=lambda: {"CPU": 2.0},
-        shutdown=lambda: None,
-    )
-    with pytest.raises(RayError, match="cpus_per_trial=4, and this machine has 2"):
-        ray_tune._connect(ray, load_sweep(sweep_file(cpus_per_trial=4)), None)
-    with pytest.raises(RayError, match="gpus_per_trial=1, and this machine has 0"):
-        ray_tune._connect(ray, load_sweep(sweep_file(gpus_per_trial=1)), None)
 
 
 def test_ray_is_imported_by_nothing_but_a_sweep_that_runs():

@@ -3,9 +3,9 @@
 import sys
 
 from evonorm_plugins.classification.sweep.config import Sweep, load_sweep
-from evonorm_plugins.classification.sweep.ray_tune import RayError
 from evonorm_plugins.classification.sweep.report import as_text
 from evonorm_plugins.classification.sweep.run import SweepInterrupted, run_sweep
+from evonorm_plugins.training.cluster import RayError
 from evonorm_plugins.training.config import ConfigError
 
 __all__ = ["RayError", "Sweep", "SweepInterrupted", "load_sweep", "main", "run_sweep"]

@@ -3,17 +3,12 @@
 import functools
 import logging
 import os
-import socket
-import sys
 import tempfile
-import threading
 from pathlib import Path
 
-# Megabytes: trials exchange numbers, not tensors. Ray's own choice is a third of the memory.
-_OBJECT_STORE = 80
-_START_SECONDS = 120
+from evonorm_plugins.training.cluster import RayError, connect
+
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would send reports
     "RAY_AIR_NEW_OUTPUT": "0",  # tables on stdout
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # CSV, JSON and TensorBoard of each trial
     "TUNE_FORCE_TRIAL_CLEANUP_S": "10",  # after Ctrl-C a trial would run on for up to 10 minutes
@@ -21,24 +16,18 @@ _QUIET = {
 }
 
 
-class RayError(RuntimeError):
-    """Ray is not installed, cannot start, or does not answer."""
-
-
 def start(sweep, address):
-    """Start Ray on this machine, or connect to a cluster's at ``address``.
+    """Start Ray for the trials of ``sweep``; see :func:`evonorm_plugins.training.cluster.connect`.
 
     Raises:
-        RayError: Ray is not installed, cannot start, does not answer, or this machine has not what
-            one trial of ``sweep`` asks for.
+        RayError: as there, or Ray Tune is not installed.
     """
     os.environ.update(_QUIET)
     try:
-        import ray
-        import ray.tune
+        import ray.tune  # noqa: F401
     except ImportError as error:
         raise RayError(f'a sweep needs Ray ({error}): pip install "ray[tune]"') from None
-    _connect(ray, sweep, address)
+    connect(address, unit="trial", cpus=sweep.cpus_per_trial, gpus=sweep.gpus_per_trial)
     # What fails is reported by ended(), not as a traceback from inside of Ray.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
@@ -106,66 +95,3 @@ def _trial(settings, configs, train, threads):
     config = configs[settings["trial"]]
     outcome = run_trial(config, train, lambda record: tune.report({"record": record}))
     tune.report({"outcome": outcome})
-
-
-def _connect(ray, sweep, address):
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        options |= {"address": "local", "include_dashboard": False}
-        options |= {"object_store_memory": _OBJECT_STORE * 2**20}
-        if ray.is_initialized():
-            raise RayError("Ray runs in this process already")
-    else:
-        options["address"] = address
-        _check_address(address)
-    # Ray starts its processes from here, not from a thread: they end with the thread they are from.
-    timer = threading.Timer(_START_SECONDS, _give_up, [address])
-    timer.daemon = True
-    timer.start()
-    try:
-        ray.init(**options)
-    except Exception as error:
-        where = "start" if address is None else f"connect to {address}"
-        raise RayError(f"Ray cannot {where}: {' '.join(str(error).split())}") from error
-    finally:
-        timer.cancel()
-    if address is None:
-        _check_resources(ray, sweep)
-
-
-def _check_address(address):
-    """A cluster that is not there, found out in seconds instead of minutes."""
-    if address == "auto":
-        return
-    host, colon, port = address.rpartition(":")
-    if address.startswith("ray://") or not (colon and host and port.isdigit()):
-        raise RayError(
-            f"address={address!r} must be HOST:PORT of a Ray cluster's head (port 6379 unless told "
-            "otherwise), or auto on one of its machines"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError as error:
-        raise RayError(f"no Ray cluster answers at {address}: {error}") from None
-
-
-def _check_resources(ray, sweep):
-    # A trial that asks for more than there is would wait for ever.
-    there = ray.cluster_resources()
-    for kind, wanted in (("CPU", sweep.cpus_per_trial), ("GPU", sweep.gpus_per_trial)):
-        if wanted > there.get(kind, 0):
-            ray.shutdown()
-            key = f"{kind.lower()}s_per_trial"
-            raise RayError(f"{key}={wanted:g}, and this machine has {there.get(kind, 0):g}")
-
-
-def _give_up(address):
-    what = "started" if address is None else f"answered at {address}"
-    print(
-        f"error: Ray has not {what} within {_START_SECONDS} s; its logs are in "
-        "/tmp/ray/session_latest/logs",
-        file=sys.stderr,
-        flush=True,
-    )
-    # The main thread waits inside of Ray, where no exception reaches it.
-    os._exit(1)

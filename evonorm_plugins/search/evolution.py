@@ -1,0 +1,87 @@
+"""Which layer to try next: evolution and random search (paper, Section 4.1). Needs no torch."""
+
+import math
+import random
+from collections import deque
+
+from evonorm_plugins.search.mutation import mutate, random_graph
+
+
+class Evolution:
+    """Asynchronous regularised evolution of layer graphs.
+
+    A parent is the winner of a tournament among a random share of the most recent genotypes; its
+    child is the parent mutated twice, or with probability ``random_share`` a new random graph.
+
+    Args:
+        space: "B" or "S".
+        seed: every proposal depends on it, on its number and on the genotypes known then.
+        window: genotypes that can be parents, the most recent ones.
+        tournament: share of them that takes part in a tournament.
+        winner: "pareto": a random one of those that no other beats on every anchor architecture;
+            "average": the one with the best mean over them.
+        random_share: 1 is random search.
+        mutations: of a child.
+
+    Only genotypes with scores, those that no filter rejected, are ever in the window.
+    """
+
+    def __init__(
+        self,
+        space="B",
+        *,
+        seed=0,
+        window=2500,
+        tournament=0.05,
+        winner="pareto",
+        random_share=0.5,
+        mutations=2,
+    ):
+        self.space, self.seed, self.tournament = space, seed, tournament
+        self.winner, self.random_share, self.mutations = winner, random_share, mutations
+        self.window = deque(maxlen=window)
+
+    def propose(self, number, attempt=0):
+        """``(graph, number of the parent or None)`` to try as candidate ``number``.
+
+        Args:
+            attempt: another one gives another proposal, for one that is known already.
+        """
+        rng = random.Random(f"{self.seed}/{number}/{attempt}")
+        if not self.window or rng.random() < self.random_share:
+            return random_graph(rng, self.space), None
+        size = max(1, math.ceil(self.tournament * len(self.window)))
+        parent = self._winner(rng.sample(self.window, size), rng)
+        return mutate(parent[1], rng, self.space, self.mutations), parent[0]
+
+    def add(self, number, graph, scores):
+        """Take a candidate that passed into the window.
+
+        Args:
+            scores: validation accuracy on each anchor, in the same order for all.
+        """
+        self.window.append((number, graph, tuple(scores)))
+
+    def _winner(self, members, rng):
+        if self.winner == "average":
+            return max(members, key=lambda member: sum(member[2]))
+        return rng.choice(pareto_front(members, key=lambda member: member[2]))
+
+
+def pareto_front(members, key):
+    """Those that no other one dominates, in their order.
+
+    One dominates another where it is at least as good by every number of ``key(member)``, and
+    better by one; of equals, all are there.
+    """
+    front = []
+    # Whatever dominates a point comes before it in this order, and so does one of the front.
+    for point in sorted({key(member) for member in members}, reverse=True):
+        if not any(_at_least(other, point) for other in front):
+            front.append(point)
+    best = set(front)
+    return [member for member in members if key(member) in best]
+
+
+def _at_least(a, b):
+    return all(x >= y for x, y in zip(a, b, strict=True))

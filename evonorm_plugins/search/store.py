@@ -1,0 +1,285 @@
+"""Every candidate of a search, in one SQLite file: written after each result, read while it runs.
+
+The file is all that a search needs to go on: candidates that were handed out and have no result are
+in it too, and a result is counted once.
+"""
+
+import contextlib
+import fcntl
+import json
+import sqlite3
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from evonorm_plugins.search.graph import Graph, GraphError
+
+_FORMAT = "evonorm_plugins layer search"
+_VERSION = 1
+_TABLES = """
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE candidates (
+    number INTEGER PRIMARY KEY,  -- in the order of proposals, from 0
+    digest TEXT NOT NULL,        -- the same for structurally equal graphs
+    nodes TEXT NOT NULL,         -- JSON
+    parent INTEGER,              -- the number of what it was mutated from
+    status TEXT NOT NULL,        -- pending, passed, rejected, failed
+    filter TEXT,                 -- which one rejected it
+    scores TEXT,                 -- JSON: anchor architecture -> validation accuracy
+    details TEXT,                -- JSON: what the filters measured
+    seconds TEXT,                -- JSON: stage -> seconds of a worker
+    cost REAL,                   -- their sum
+    seed INTEGER,                -- of its training
+    same_as INTEGER,             -- the number of the equal candidate whose result this is
+    attempts INTEGER NOT NULL,   -- workers that it was handed to
+    error TEXT,                  -- of a failed one
+    finished INTEGER UNIQUE,     -- in the order of results, from 0
+    finished_at REAL             -- Unix time
+) STRICT;
+CREATE INDEX by_digest ON candidates (digest);
+CREATE INDEX by_status ON candidates (status, finished);
+"""
+
+
+class StoreError(RuntimeError):
+    """A file that is not a search's, is damaged, or is in use; the message names it."""
+
+
+@dataclass
+class Candidate:
+    """One row: a graph and what is known of it. See the comments beside the columns."""
+
+    number: int
+    graph: Graph
+    parent: int | None = None
+    status: str = "pending"
+    filter: str | None = None
+    scores: dict = field(default_factory=dict)
+    details: dict = field(default_factory=dict)
+    seconds: dict = field(default_factory=dict)
+    cost: float = 0.0
+    seed: int | None = None
+    same_as: int | None = None
+    attempts: int = 0
+    error: str | None = None
+    finished: int | None = None
+    finished_at: float | None = None
+
+    @property
+    def score(self):
+        """Mean validation accuracy over the anchors, or None."""
+        return sum(self.scores.values()) / len(self.scores) if self.scores else None
+
+
+class Store:
+    """The file of a search.
+
+    Args:
+        path: of an existing file; :meth:`create` makes one.
+        write: to write to it, as one process at a time can.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StoreError: it is not a search's, damaged, or being written by another process.
+    """
+
+    def __init__(self, path, *, write=False):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no search in {self.path}")
+        self._lock = _lock(self.path) if write else None
+        mode = "rw" if write else "ro"
+        with self._errors():
+            self._db = sqlite3.connect(f"file:{_quoted(self.path)}?mode={mode}", uri=True)
+            self._db.row_factory = sqlite3.Row
+            about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
+            if write:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                # A crash of the machine may take the last results, which are then run again.
+                self._db.execute("PRAGMA synchronous = NORMAL")
+        if about.get("format") != _FORMAT or about.get("version") != str(_VERSION):
+            version = f"{about.get('format')!r} version {about.get('version')!r}"
+            raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version {_VERSION}")
+        with self._errors():
+            self.config = json.loads(about["config"])
+
+    @classmethod
+    def create(cls, path, config):
+        """A new file at ``path``, for a search with a plain dictionary of options.
+
+        Raises:
+            FileExistsError: there is a file.
+            OSError, StoreError: it cannot be written.
+        """
+        path = Path(path)
+        if path.exists():
+            raise FileExistsError(f"{path} holds a search already")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.new")
+        partial.unlink(missing_ok=True)
+        about = {"format": _FORMAT, "version": str(_VERSION), "config": json.dumps(config)}
+        try:
+            with contextlib.closing(sqlite3.connect(partial)) as db, db:
+                db.executescript(_TABLES)
+                db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write {path}: {error}") from None
+        partial.rename(path)
+        return cls(path, write=True)
+
+    def close(self):
+        with self._errors():
+            self._db.close()
+        if self._lock:
+            self._lock.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.close()
+
+    # ---- writing ----
+
+    def propose(self, candidate):
+        """Add a pending candidate. Its number must be :meth:`next_number`."""
+        c = candidate
+        with self._errors(), self._db:
+            self._db.execute(
+                "INSERT INTO candidates (number, digest, nodes, parent, status, seed, attempts) "
+                "VALUES (?, ?, ?, ?, 'pending', ?, 0)",
+                (c.number, c.graph.digest(), json.dumps(c.graph.nodes), c.parent, c.seed),
+            )
+
+    def handed_out(self, number):
+        """Count one more worker that a candidate was given to; returns how many it is."""
+        with self._errors(), self._db:
+            self._db.execute(
+                "UPDATE candidates SET attempts = attempts + 1 WHERE number = ?", (number,)
+            )
+            row = self._db.execute("SELECT attempts FROM candidates WHERE number = ?", (number,))
+            return row.fetchone()[0]
+
+    def record(self, number, status, **values):
+        """Write the result of a pending candidate, in one transaction.
+
+        Args:
+            status: "passed", "rejected" or "failed".
+            values: other columns of :class:`Candidate`.
+
+        Returns:
+            The place of the result among all of them, or None where it had one: nothing changes.
+        """
+        for key in ("scores", "details", "seconds"):
+            if key in values:
+                values[key] = json.dumps(values[key])
+        values |= {"status": status, "finished_at": time.time()}
+        columns = ", ".join(f"{key} = ?" for key in values)
+        with self._errors(), self._db:
+            place = self._db.execute("SELECT coalesce(max(finished) + 1, 0) FROM candidates")
+            place = place.fetchone()[0]
+            changed = self._db.execute(
+                f"UPDATE candidates SET {columns}, finished = ? "
+                "WHERE number = ? AND status = 'pending'",
+                (*values.values(), place, number),
+            )
+        return place if changed.rowcount else None
+
+    # ---- reading ----
+
+    def __getitem__(self, number):
+        """Raises KeyError where there is no candidate of that number."""
+        found = self._candidates("number = ?", (number,))
+        if not found:
+            raise KeyError(f"there is no candidate {number} in {self.path}")
+        return found[0]
+
+    def __len__(self):
+        """Results there are."""
+        return self._value("SELECT count(finished) FROM candidates")
+
+    def next_number(self):
+        return self._value("SELECT coalesce(max(number) + 1, 0) FROM candidates")
+
+    def find(self, digest):
+        """The first candidate with that digest that has a result or is being tried, or None."""
+        found = self._candidates("digest = ? ORDER BY number LIMIT 1", (digest,))
+        return found[0] if found else None
+
+    def pending(self):
+        """Candidates without a result, in order of their numbers."""
+        return self._candidates("status = 'pending' ORDER BY number")
+
+    def recent(self, count):
+        """The last ``count`` candidates that passed, in order of their results."""
+        found = self._candidates("status = 'passed' ORDER BY finished DESC LIMIT ?", (count,))
+        return found[::-1]
+
+    def best(self, count):
+        """``count`` candidates that passed, highest mean score first, equal graphs once."""
+        mean = "(SELECT avg(value) FROM json_each(scores))"
+        where = f"status = 'passed' AND same_as IS NULL ORDER BY {mean} DESC, number LIMIT ?"
+        return self._candidates(where, (count,))
+
+    def finished(self):
+        """All candidates with a result, in the order of results."""
+        return self._candidates("finished IS NOT NULL ORDER BY finished")
+
+    def counts(self):
+        """``{outcome: number}`` of results: "passed", "failed", or the filter that rejected."""
+        rows = self._rows(
+            "SELECT coalesce(filter, status) AS outcome, count(*) AS n FROM candidates "
+            "WHERE finished IS NOT NULL GROUP BY outcome"
+        )
+        return {row["outcome"]: row["n"] for row in rows}
+
+    def _value(self, query):
+        return self._rows(query)[0][0]
+
+    def _rows(self, query, values=()):
+        with self._errors():
+            return self._db.execute(query, values).fetchall()
+
+    def _candidates(self, where, values=()):
+        rows = self._rows(f"SELECT * FROM candidates WHERE {where}", values)
+        return [self._candidate(dict(row)) for row in rows]
+
+    def _candidate(self, row):
+        digest = row.pop("digest")
+        try:
+            graph = Graph(json.loads(row.pop("nodes")))
+            if graph.digest() != digest:
+                raise GraphError(f"its digest is {digest!r}, that of its nodes {graph.digest()!r}")
+            for key in ("scores", "details", "seconds"):
+                row[key] = json.loads(row[key] or "{}")
+        except ValueError as error:
+            raise StoreError(
+                f"{self.path} is damaged: candidate {row['number']}: {error}"
+            ) from None
+        return Candidate(graph=graph, **row)
+
+    @contextlib.contextmanager
+    def _errors(self):
+        try:
+            yield
+        except (sqlite3.Error, KeyError, json.JSONDecodeError) as error:
+            raise StoreError(
+                f"{self.path} is no search's file or is damaged: {error or type(error).__name__}"
+            ) from None
+
+
+def _quoted(path):
+    from urllib.parse import quote
+
+    return quote(str(path.absolute()))
+
+
+def _lock(path):
+    """Held until the file is closed or the process ends, however it ends."""
+    lock = open(path.with_name(f".{path.name}.lock"), "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StoreError(f"{path} is being written by another process") from None
+    return lock
