@@ -28,7 +28,7 @@ CREATE TABLE candidates (
     scores TEXT,                 -- JSON: anchor architecture -> validation accuracy
     details TEXT,                -- JSON: what the filters measured
     seconds TEXT,                -- JSON: stage -> seconds of a worker
-    cost REAL,                   -- their sum
+    cost REAL NOT NULL DEFAULT 0, -- their sum
     seed INTEGER,                -- of its training
     same_as INTEGER,             -- the number of the equal candidate whose result this is
     attempts INTEGER NOT NULL,   -- workers that it was handed to
@@ -90,7 +90,7 @@ class Store:
         self._lock = _lock(self.path) if write else None
         mode = "rw" if write else "ro"
         with self._errors():
-            self._db = sqlite3.connect(f"file:{_quoted(self.path)}?mode={mode}", uri=True)
+            self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True)
             self._db.row_factory = sqlite3.Row
             about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
             if write:
@@ -262,21 +262,17 @@ class Store:
     def _errors(self):
         try:
             yield
+        except sqlite3.OperationalError as error:
+            known = "no such table" in str(error)
+            what = "is no search's file" if known else f"cannot be used: {error}"
+            raise StoreError(f"{self.path} {what}") from None
         except (sqlite3.Error, KeyError, json.JSONDecodeError) as error:
-            raise StoreError(
-                f"{self.path} is no search's file or is damaged: {error or type(error).__name__}"
-            ) from None
-
-
-def _quoted(path):
-    from urllib.parse import quote
-
-    return quote(str(path.absolute()))
+            raise StoreError(f"{self.path} is no search's file or is damaged: {error}") from None
 
 
 def _lock(path):
     """Held until the file is closed or the process ends, however it ends."""
-    lock = open(path.with_name(f".{path.name}.lock"), "w")
+    lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed by the store)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

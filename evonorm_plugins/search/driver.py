@@ -1,0 +1,163 @@
+"""The loop of a search: proposes candidates, hands them out, records what comes back.
+
+There is no barrier: whenever a worker is free it gets a candidate, made from what is known then.
+The store has every candidate before a worker has it, so that a search goes on wherever it stopped.
+"""
+
+import statistics
+from collections import Counter, deque
+
+from evonorm_plugins.search.store import Candidate
+
+# A candidate that so many workers died with is not handed out again.
+MAX_ATTEMPTS = 3
+# Candidates in a row that could not be evaluated: the fault is not theirs.
+MAX_FAILURES = 10
+_WAIT_SECONDS = 1.0
+
+
+class SearchError(RuntimeError):
+    """The search cannot go on; what was found so far is in its store."""
+
+
+class SearchInterrupted(SearchError):
+    """The search was stopped from outside."""
+
+
+class Driver:
+    """One search, from its first candidate or from where its store left off.
+
+    A candidate that is structurally equal to one that has a result gets that result, without a
+    worker; one that is equal to another that is being evaluated is proposed anew.
+
+    Args:
+        store: :class:`Store`, open for writing.
+        workers: :class:`Workers`, or what acts like them.
+        evolution: :class:`Evolution` without candidates.
+        candidates: results to end with, those of earlier runs included.
+        seed: of the candidates' training, for the record.
+        on_result: called with each :class:`Candidate` that has a result, and this driver.
+    """
+
+    def __init__(self, store, workers, evolution, *, candidates, seed=0, on_result=None):
+        self.store, self.workers, self.evolution = store, workers, evolution
+        self.candidates, self.seed = candidates, seed
+        self._on_result = on_result or (lambda candidate, driver: None)
+        for candidate in store.recent(evolution.window.maxlen):
+            evolution.add(candidate.number, candidate.graph, candidate.scores.values())
+        # Those that an earlier driver had handed out are handed out again, before new ones.
+        self._again = deque(store.pending())
+        self._next = store.next_number()
+        self._running, self._digests = {}, {c.graph.digest() for c in self._again}
+        self.done, self.counts = len(store), Counter(store.counts())
+        self.repeated, self._failures = 0, 0
+        # Of this run: seconds that results waited for the driver, and results of each turn.
+        self.waits, self.turns = deque(maxlen=100_000), deque(maxlen=100_000)
+
+    @property
+    def running(self):
+        """Candidates that workers have now."""
+        return len(self._running)
+
+    def run(self):
+        """Evaluate candidates until there are as many results as asked for.
+
+        Raises:
+            SearchError: :data:`MAX_FAILURES` candidates in a row could not be evaluated.
+            StoreError: a result cannot be written.
+        """
+        while True:
+            self._hand_out()
+            if not self._running and not self._again and self._missing() <= 0:
+                return
+            results = self.workers.wait(_WAIT_SECONDS)
+            if results:
+                self.turns.append(len(results))
+            for result in results:
+                self._take(result)
+
+    def _missing(self):
+        return self.candidates - self.done - len(self._running) - len(self._again)
+
+    def _hand_out(self):
+        while self.workers.free:
+            if self._again:
+                candidate = self._again.popleft()
+            elif self._missing() > 0:
+                candidate = self._propose()
+            else:
+                return
+            if candidate is None:
+                continue
+            candidate.attempts = self.store.handed_out(candidate.number)
+            self._running[candidate.number] = candidate
+            self.workers.submit(candidate.number, candidate.graph)
+
+    def _propose(self):
+        """A new candidate for a worker, or None where its result is known already."""
+        attempt, digest = 0, None
+        while digest is None or digest in self._digests:
+            graph, parent = self.evolution.propose(self._next, attempt)
+            digest, attempt = graph.digest(), attempt + 1
+        known = self.store.find(digest)
+        candidate = Candidate(self._next, graph, parent=parent, seed=self.seed)
+        self.store.propose(candidate)
+        self._next += 1
+        if known is None:
+            self._digests.add(digest)
+            return candidate
+        self.repeated += 1
+        same = {key: getattr(known, key) for key in ("filter", "scores", "details", "error")}
+        self._record(candidate, known.status, same_as=known.number, **same)
+        return None
+
+    def _take(self, result):
+        candidate = self._running.pop(result.number)
+        if result.evaluation is None:
+            self._failed(candidate, result)
+            return
+        self._failures = 0
+        self.waits.append(result.waited)
+        e = result.evaluation
+        status = "passed" if e.filter is None else "rejected"
+        values = {"filter": e.filter, "scores": e.scores, "details": e.details}
+        values |= {"seconds": e.seconds, "cost": sum(e.seconds.values())}
+        self._record(candidate, status, **values)
+
+    def _failed(self, candidate, result):
+        if result.lost and candidate.attempts < MAX_ATTEMPTS:
+            self._again.append(candidate)
+            return
+        self._record(candidate, "failed", error=result.error)
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise SearchError(
+                f"{self._failures} candidates in a row could not be evaluated; the last one, "
+                f"candidate {candidate.number}: {result.error}"
+            )
+
+    def _record(self, candidate, status, **values):
+        place = self.store.record(candidate.number, status, **values)
+        if place is None:
+            return
+        self._digests.discard(candidate.graph.digest())
+        candidate.status, candidate.finished = status, place
+        for key, value in values.items():
+            setattr(candidate, key, value)
+        self.done += 1
+        self.counts[candidate.filter or status] += 1
+        if status == "passed":
+            self.evolution.add(candidate.number, candidate.graph, candidate.scores.values())
+        self._on_result(candidate, self)
+
+    def queue_report(self):
+        """How long results waited for the driver in this run, as text."""
+        if not self.waits:
+            return "no results"
+        waits = sorted(self.waits)
+        most = max(self.turns)
+        return (
+            f"results waited {statistics.median(waits) * 1e3:.0f} ms for the driver "
+            f"(95%: {waits[int(0.95 * (len(waits) - 1))] * 1e3:.0f} ms, longest "
+            f"{waits[-1] * 1e3:.0f} ms); {statistics.mean(self.turns):.1f} a turn, at most {most}"
+        )

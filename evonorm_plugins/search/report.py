@@ -1,0 +1,200 @@
+"""What a search found, as text and pictures."""
+
+import itertools
+import statistics
+
+from evonorm_plugins.search.checks import FILTERS
+
+COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
+# Best candidates whose mean is the measure of progress (paper, Figure 10).
+TOP = 10
+
+
+def summary(store, cpus=1):
+    """Results by outcome, what they cost and how fast they came.
+
+    Args:
+        cpus: CPUs of a worker, for core hours.
+    """
+    candidates = store.finished()
+    if not candidates:
+        return "no results yet"
+    lines = [f"{len(candidates)} candidates, {len(store.pending())} more handed out"]
+    counts = store.counts()
+    tried = [c for c in candidates if c.same_as is None]
+    order = [o for o in ("passed", *FILTERS, "failed") if o in counts]
+    for outcome in [*order, *(o for o in counts if o not in order)]:
+        own = [c for c in tried if (c.filter or c.status) == outcome]
+        seconds = sum(c.cost for c in own)
+        share = counts[outcome] / len(candidates)
+        lines.append(f"  {outcome:<12} {counts[outcome]:>7} {share:>7.1%} {seconds:>10.0f} s")
+    repeated = len(candidates) - len(tried)
+    lines.append(f"  of all, {repeated} were equal to an earlier one and not tried again")
+    hours = sum(c.cost for c in tried) * cpus / 3600
+    if hours:
+        lines.append(
+            f"{hours:.2f} core hours: {len(candidates) / hours:.0f} candidates, "
+            f"{counts.get('passed', 0) / hours:.1f} of them passed, in a core hour"
+        )
+    stages = {}
+    for c in tried:
+        for stage, seconds in c.seconds.items():
+            stages[stage] = stages.get(stage, 0) + seconds
+    if stages:
+        total = sum(stages.values()) or 1
+        shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in stages.items())
+        lines.append(f"time of workers: {shares}")
+    return "\n".join(lines)
+
+
+def table(candidates):
+    """The given candidates, one a line: number, scores, formula."""
+    anchors = list(candidates[0].scores)
+    head = ["number", "mean", *anchors, "formula"]
+    rows = [
+        [
+            str(c.number),
+            f"{c.score:.4f}",
+            *(f"{c.scores[a]:.4f}" for a in anchors),
+            str(c.graph),
+        ]
+        for c in candidates
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in [head, *rows]:
+        cells = [v.rjust(w) for v, w in zip(row[:-1], widths, strict=False)]
+        lines.append("  ".join([*cells, row[-1]]))
+    return "\n".join(lines)
+
+
+def describe(candidate):
+    """All that is known of one candidate."""
+    c = candidate
+    lines = [f"candidate {c.number}: {c.filter or c.status}", str(c.graph), c.graph.digest()]
+    if c.parent is not None:
+        lines.append(f"mutated from candidate {c.parent}")
+    if c.same_as is not None:
+        lines.append(f"equal to candidate {c.same_as}, whose results these are")
+    if c.scores:
+        accuracies = ", ".join(f"{a} {s:.4f}" for a, s in c.scores.items())
+        lines.append(f"validation accuracy: {accuracies}; mean {c.score:.4f}")
+    lines += [f"{key}: {value}" for key, value in c.details.items()]
+    if c.seconds:
+        times = ", ".join(f"{stage} {s:.1f}" for stage, s in c.seconds.items())
+        lines.append(f"seconds: {times}")
+    if c.error:
+        lines.append(f"error: {c.error}")
+    return "\n".join(lines)
+
+
+def progress_of_top(candidates, count=TOP):
+    """Mean and deviation of the best so far, after each result from the first that passed on.
+
+    Args:
+        candidates: in the order of results; equal graphs count once.
+
+    Returns:
+        ``[(results so far, mean score of the best, their standard deviation), ...]``; with fewer
+        than ``count`` passed, of all of them.
+    """
+    best, found = [], []
+    for k, candidate in enumerate(candidates, 1):
+        if candidate.status == "passed" and candidate.same_as is None:
+            best = sorted([*best, candidate.score], reverse=True)[:count]
+        if best:
+            found.append((k, statistics.fmean(best), statistics.pstdev(best)))
+    return found
+
+
+def plot_top(searches, path, count=TOP):
+    """Mean and deviation of the top candidates against results (paper, Figure 10).
+
+    Args:
+        searches: ``{label: candidates in the order of results}``.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (label, candidates), colour in zip(searches.items(), itertools.cycle(COLOURS)):
+        curve = progress_of_top(candidates, count)
+        if not curve:
+            continue
+        x, mean, deviation = zip(*curve, strict=True)
+        axes.plot(x, mean, color=colour, label=label)
+        low = [m - d for m, d in zip(mean, deviation, strict=True)]
+        high = [m + d for m, d in zip(mean, deviation, strict=True)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("candidates")
+    axes.set_ylabel(f"validation accuracy of the best {count}")
+    axes.legend()
+    _save(figure, plt, path)
+
+
+def plot_histogram(searches, path):
+    """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2)."""
+    plt = _pyplot()
+    passed = {label: _scored(candidates) for label, candidates in searches.items()}
+    anchors = list(next(c.scores for found in passed.values() for c in found))
+    size = (3.2 * len(anchors), 3.2)
+    figure, axes = plt.subplots(1, len(anchors), figsize=size, layout="constrained", squeeze=False)
+    for panel, anchor in zip(axes[0], anchors, strict=True):
+        for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
+            scores = [c.scores[anchor] for c in found]
+            panel.hist(scores, bins=30, range=(0, 1), color=colour, alpha=0.6, label=label)
+        panel.set_title(anchor)
+        panel.set_xlabel("validation accuracy")
+        panel.set_yscale("log")
+    axes[0][0].set_ylabel("layers")
+    axes[0][0].legend()
+    _save(figure, plt, path)
+
+
+def plot_calibration(searches, path):
+    """Accuracy on each anchor against that on every other one, with Spearman's correlation."""
+    plt = _pyplot()
+    passed = {label: _scored(candidates) for label, candidates in searches.items()}
+    anchors = list(next(c.scores for found in passed.values() for c in found))
+    pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
+    size = (3.6 * len(pairs), 3.6)
+    figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
+    for panel, (a, b) in zip(axes[0], pairs, strict=True):
+        for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
+            xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
+            panel.scatter(xs, ys, s=8, color=colour, alpha=0.6, label=label)
+        panel.set_xlabel(a)
+        panel.set_ylabel(b)
+        rank = rank_correlation(
+            [c.scores[a] for c in everything], [c.scores[b] for c in everything]
+        )
+        panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
+    axes[0][0].legend()
+    _save(figure, plt, path)
+
+
+def rank_correlation(xs, ys):
+    """Spearman's, or None where there are fewer than two different values."""
+    try:
+        return statistics.correlation(xs, ys, method="ranked")
+    except statistics.StatisticsError:
+        return None
+
+
+FIGURES = {"top": plot_top, "histogram": plot_histogram, "calibration": plot_calibration}
+
+
+def _scored(candidates):
+    return [c for c in candidates if c.scores and c.same_as is None]
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(figure, plt, path):
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
