@@ -4,7 +4,9 @@ There is no barrier: whenever a worker is free it gets a candidate, made from wh
 The store has every candidate before a worker has it, so that a search goes on wherever it stopped.
 """
 
+import math
 import statistics
+import time
 from collections import Counter, deque
 
 from evonorm_plugins.search.store import Candidate
@@ -34,15 +36,19 @@ class Driver:
         store: :class:`Store`, open for writing.
         workers: :class:`Workers`, or what acts like them.
         evolution: :class:`Evolution` without candidates.
-        candidates: results to end with, those of earlier runs included.
+        candidates: results to end with, those of earlier runs included; None for no such end.
+        hours: from now on; then no more candidates are handed out, and those that workers have
+            are waited for. None for no such end.
         seed: of the candidates' training, for the record.
-        on_result: called with each :class:`Candidate` that has a result, and this driver.
+
+    ``on_result``, where it is set, is called with each :class:`Candidate` that has a result, and
+    this driver.
     """
 
-    def __init__(self, store, workers, evolution, *, candidates, seed=0, on_result=None):
+    def __init__(self, store, workers, evolution, *, candidates=None, hours=None, seed=0):
         self.store, self.workers, self.evolution = store, workers, evolution
-        self.candidates, self.seed = candidates, seed
-        self._on_result = on_result or (lambda candidate, driver: None)
+        self.candidates, self.seed, self.on_result = candidates, seed, None
+        self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
         for candidate in store.recent(evolution.window.maxlen):
             evolution.add(candidate.number, candidate.graph, candidate.scores.values())
         # Those that an earlier driver had handed out are handed out again, before new ones.
@@ -68,7 +74,7 @@ class Driver:
         """
         while True:
             self._hand_out()
-            if not self._running and not self._again and self._missing() <= 0:
+            if not self._running and not self._wanted():
                 return
             results = self.workers.wait(_WAIT_SECONDS)
             if results:
@@ -76,17 +82,16 @@ class Driver:
             for result in results:
                 self._take(result)
 
-    def _missing(self):
-        return self.candidates - self.done - len(self._running) - len(self._again)
+    def _wanted(self):
+        """Whether one more candidate is to be handed out."""
+        if time.monotonic() >= self._end:
+            return False
+        known = self.done + len(self._running) + len(self._again)
+        return bool(self._again) or self.candidates is None or known < self.candidates
 
     def _hand_out(self):
-        while self.workers.free:
-            if self._again:
-                candidate = self._again.popleft()
-            elif self._missing() > 0:
-                candidate = self._propose()
-            else:
-                return
+        while self.workers.free and self._wanted():
+            candidate = self._again.popleft() if self._again else self._propose()
             if candidate is None:
                 continue
             candidate.attempts = self.store.handed_out(candidate.number)
@@ -148,7 +153,8 @@ class Driver:
         self.counts[candidate.filter or status] += 1
         if status == "passed":
             self.evolution.add(candidate.number, candidate.graph, candidate.scores.values())
-        self._on_result(candidate, self)
+        if self.on_result:
+            self.on_result(candidate, self)
 
     def queue_report(self):
         """How long results waited for the driver in this run, as text."""

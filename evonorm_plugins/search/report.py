@@ -3,11 +3,11 @@
 import itertools
 import statistics
 
-from evonorm_plugins.search.checks import FILTERS
-
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
+# In the order of their costs.
+_OUTCOMES = ("not finite", "constant", "quality", "stability", "training", "passed", "failed")
 
 
 def summary(store, cpus=1):
@@ -22,8 +22,7 @@ def summary(store, cpus=1):
     lines = [f"{len(candidates)} candidates, {len(store.pending())} more handed out"]
     counts = store.counts()
     tried = [c for c in candidates if c.same_as is None]
-    order = [o for o in ("passed", *FILTERS, "failed") if o in counts]
-    for outcome in [*order, *(o for o in counts if o not in order)]:
+    for outcome in [o for o in _OUTCOMES if o in counts]:
         own = [c for c in tried if (c.filter or c.status) == outcome]
         seconds = sum(c.cost for c in own)
         share = counts[outcome] / len(candidates)
@@ -157,15 +156,14 @@ def plot_calibration(searches, path):
     pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
     size = (3.6 * len(pairs), 3.6)
     figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
+    everything = [c.scores for found in passed.values() for c in found]
     for panel, (a, b) in zip(axes[0], pairs, strict=True):
         for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
             xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
             panel.scatter(xs, ys, s=8, color=colour, alpha=0.6, label=label)
         panel.set_xlabel(a)
         panel.set_ylabel(b)
-        rank = rank_correlation(
-            [c.scores[a] for c in everything], [c.scores[b] for c in everything]
-        )
+        rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])
         panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
     axes[0][0].legend()
     _save(figure, plt, path)

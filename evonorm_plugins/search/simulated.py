@@ -7,10 +7,19 @@ decides. So a child shares much of its parent's score, as layers do, and the bes
 import hashlib
 import math
 import random
+import resource
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 from evonorm_plugins.search.evaluate import Evaluation
+from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.operations import INITIAL
+from evonorm_plugins.search.run import drive
+from evonorm_plugins.search.store import Store
+from evonorm_plugins.search.workers import Workers
+from evonorm_plugins.training.cluster import connect
 
 ANCHORS = ("first", "second", "third")
 # Share of the full cost that the check of quality takes: 100 of 2,000 steps.
@@ -54,6 +63,56 @@ class Simulated:
         evaluation = simulate(graph, self.seconds)
         time.sleep(sum(evaluation.seconds.values()))
         return evaluation
+
+
+def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0.5, path=None):
+    """A whole search with Ray, store and evolution, whose candidates only wait; as text.
+
+    Args:
+        workers: candidates that are evaluated at a time, in ``processes`` processes of this
+            machine, so that many fit.
+        candidates: results to end with.
+        seconds: see :func:`simulate`.
+        path: of the store; None keeps none.
+
+    Raises:
+        FileExistsError: there is a store.
+        RayError, SearchError, SearchInterrupted: see :func:`evonorm_plugins.search.run.run_search`.
+    """
+    processes = min(processes, workers)
+    about = {"simulated": {"workers": workers, "candidates": candidates, "seconds": seconds}}
+    with tempfile.TemporaryDirectory() as folder:
+        path = path or Path(folder, "search.sqlite")
+        ray = connect(None, unit="worker", cpus=0)
+        try:
+            with Store.create(path, about) as store:
+                slots = workers // processes
+                pool = Workers(ray, Simulated(seconds), actors=processes, slots=slots, cpus=0)
+                evolution = Evolution(random_share=random_share)
+                wall, used = time.perf_counter(), time.process_time()
+                driver = drive(store, pool, evolution, candidates=candidates)
+                wall, used = time.perf_counter() - wall, time.process_time() - used
+                return _simulation_report(driver, processes * slots, wall, used)
+        finally:
+            ray.shutdown()
+
+
+def _simulation_report(driver, workers, wall, used):
+    busy = sum(c.cost for c in driver.store.finished()) / (workers * wall)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabytes = peak / 2 ** (20 if sys.platform == "darwin" else 10)
+    best = driver.store.best(10)
+    lines = [
+        f"{driver.done} results in {wall:.1f} s with {workers} workers: "
+        f"{driver.done / wall:.0f} a second, {driver.repeated} of them equal to earlier ones",
+        f"workers were busy {busy:.1%} of the time",
+        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result, at most "
+        f"{megabytes:.0f} MB of memory",
+        driver.queue_report(),
+    ]
+    if best:
+        lines.append(f"mean score of the best 10: {sum(c.score for c in best) / len(best):.4f}")
+    return "\n".join(lines)
 
 
 def _score(graph, anchor):

@@ -1,0 +1,179 @@
+"""The command line of ``tools/search.py``."""
+
+import argparse
+from pathlib import Path
+
+from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.search import report
+from evonorm_plugins.search.config import load_config
+from evonorm_plugins.search.driver import SearchError
+from evonorm_plugins.search.graph import GraphError
+from evonorm_plugins.search.run import run_search, say
+from evonorm_plugins.search.simulated import run_simulation
+from evonorm_plugins.search.store import Store, StoreError
+from evonorm_plugins.training.cluster import RayError
+from evonorm_plugins.training.config import ConfigError
+
+EXAMPLES = """
+examples:
+  an hour on this machine:
+    tools/search.py run --config configs/search_B.yaml data=cifar10-train.zip hours=1
+  on a Ray cluster whose machines see the same files; the same command again with --resume goes on:
+    tools/search.py run --config configs/search_S.yaml --address HOST:6379 \\
+        data=/data/cifar10-train.zip candidates=100000 workers=5000
+  what it found so far, while it runs or after it:
+    tools/search.py top output/search.sqlite
+    tools/search.py show output/search.sqlite
+    tools/search.py show output/search.sqlite 1234
+  a layer as a norm of Detectron2 and BigGAN (NORM: path/to/layer.json):
+    tools/search.py export output/search.sqlite 1234 layer.json
+  evolution beside random search:
+    tools/search.py plot top evolution=a.sqlite random=b.sqlite --out top.png
+  the driver alone, with candidates that only wait:
+    tools/search.py simulate --workers 5000 --candidates 50000 --seconds 60
+
+exit status: 0 done, 1 failed or stopped, 2 bad input
+"""
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="tools/search.py",
+        description="Search for norm-activation layers, and look at what was found.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name, text):
+        return commands.add_parser(name, help=text, description=text)
+
+    run = command("run", "Search, from the beginning or from where it stopped.")
+    run.add_argument("--config", required=True, metavar="FILE", help="YAML file of configs/")
+    run.add_argument("--resume", action="store_true", help="go on with the search in the store")
+    run.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; else this machine")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
+
+    top = command("top", "The best layers of a search.")
+    top.add_argument("store", type=Path)
+    top.add_argument("--count", type=_positive, default=report.TOP)
+
+    show = command("show", "One candidate; without a number, the whole search in numbers.")
+    show.add_argument("store", type=Path)
+    show.add_argument("number", type=int, nargs="?")
+
+    export = command("export", "Write a candidate as a layer file, which every NORM option takes.")
+    export.add_argument("store", type=Path)
+    export.add_argument("number", type=int)
+    export.add_argument("out", type=Path)
+
+    plot = command("plot", "Pictures of one search, or of several side by side.")
+    plot.add_argument("figure", choices=report.FIGURES)
+    plot.add_argument("stores", nargs="+", metavar="LABEL=STORE")
+    plot.add_argument("--out", type=Path, required=True)
+
+    simulate = command("simulate", "Try the driver with workers that only wait; no training.")
+    simulate.add_argument("--workers", type=_positive, default=5000)
+    simulate.add_argument("--candidates", type=_positive, default=20_000)
+    simulate.add_argument("--seconds", type=float, default=60.0, help="mean of one that passes")
+    simulate.add_argument("--processes", type=_positive, default=10, help="that hold the workers")
+    simulate.add_argument("--random", action="store_true", help="random search, not evolution")
+    simulate.add_argument("--store", type=Path, help="keep the results; else they are discarded")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        _COMMANDS[args.command](args)
+    except (ConfigError, DataError, FileNotFoundError, FileExistsError, GraphError) as error:
+        say(f"error: {error}")
+        return 2
+    except (RayError, SearchError, StoreError, OSError) as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+def _run(args):
+    config = load_config(args.config, args.overrides)
+    driver = run_search(config, address=args.address, resume=args.resume)
+    say(report.summary(driver.store, config.cpus_per_worker))
+    say(driver.queue_report())
+
+
+def _top(args):
+    with Store(args.store) as store:
+        best = store.best(args.count)
+        print(report.table(best) if best else "no candidate has passed yet")
+
+
+def _show(args):
+    with Store(args.store) as store:
+        if args.number is None:
+            print(report.summary(store, store.config.get("cpus_per_worker", 1)))
+        else:
+            print(report.describe(_candidate(store, args.number)))
+
+
+def _export(args):
+    with Store(args.store) as store:
+        candidate = _candidate(store, args.number)
+    about = {"candidate": candidate.number, "scores": candidate.scores}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    candidate.graph.canonical().save(args.out, about=about)
+    say(f"{args.out}: {candidate.graph}; NORM: {args.out} in a config")
+
+
+def _plot(args):
+    searches = {}
+    for text in args.stores:
+        label, equals, path = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} is not of the form LABEL=STORE")
+        with Store(path) as store:
+            searches[label] = store.finished()
+    if not any(c.scores for candidates in searches.values() for c in candidates):
+        raise ConfigError(f"no candidate of {' '.join(args.stores)} has passed yet")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    report.FIGURES[args.figure](searches, args.out)
+
+
+def _simulate(args):
+    if args.seconds <= 0:
+        raise ConfigError(f"--seconds {args.seconds:g} must be above 0")
+    print(
+        run_simulation(
+            args.workers,
+            args.candidates,
+            args.seconds,
+            processes=args.processes,
+            random_share=1.0 if args.random else 0.5,
+            path=args.store,
+        )
+    )
+
+
+def _candidate(store, number):
+    try:
+        return store[number]
+    except KeyError as error:
+        raise ConfigError(error.args[0]) from None
+
+
+def _positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} must be at least 1")
+    return value
+
+
+_COMMANDS = {
+    "run": _run,
+    "top": _top,
+    "show": _show,
+    "export": _export,
+    "plot": _plot,
+    "simulate": _simulate,
+}

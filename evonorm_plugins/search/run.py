@@ -1,0 +1,178 @@
+"""A search from its config to its end: store, Ray, workers, progress."""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from evonorm_plugins.search.config import check_same
+from evonorm_plugins.search.driver import Driver, SearchError, SearchInterrupted
+from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.proxy import to_dict
+from evonorm_plugins.search.store import Store
+from evonorm_plugins.search.workers import Workers
+from evonorm_plugins.training.cluster import connect
+from evonorm_plugins.training.config import ConfigError
+
+_EVOLUTION = ("space", "seed", "window", "tournament", "winner", "random_share", "mutations")
+
+
+class ProxyTask:
+    """What a worker makes its evaluator of: the proxy task of a config, its data read once."""
+
+    def __init__(self, config):
+        self.config = config
+
+    def __call__(self, cpus):
+        import torch
+
+        from evonorm_plugins.search.evaluate import evaluate
+        from evonorm_plugins.search.proxy import task_data
+
+        torch.set_num_threads(cpus)
+        task_data(self.config)
+        return functools.partial(evaluate, task=self.config)
+
+
+def run_search(config, *, address=None, resume=False):
+    """Search until there are as many results as asked for; returns the driver.
+
+    Args:
+        config: :class:`evonorm_plugins.search.config.Config`.
+        address: of a Ray cluster (``HOST:6379``, or ``auto`` on one of its machines), whose
+            machines see the same files; None starts Ray on this machine.
+        resume: go on with the search in ``config.store``, if there is one.
+
+    Raises:
+        ConfigError: the store holds a search with other options, or one and ``resume`` is False.
+        FileNotFoundError: the data is not there.
+        RayError: Ray is not installed, cannot start or cannot be reached.
+        SearchError: no worker can start, or no candidate can be evaluated.
+        SearchInterrupted: Ctrl-C or SIGTERM.
+        StoreError: the store is damaged, or another search writes to it.
+    """
+    for key in ("data", "val_data"):
+        path = getattr(config, key)
+        if path and not os.path.exists(path):
+            raise FileNotFoundError(f"there is no {key}={path!r}")
+    with _opened(config, resume) as store:
+        needs = {"cpus": config.cpus_per_worker, "gpus": config.gpus_per_worker}
+        ray = connect(address, unit="worker", **needs)
+        try:
+            actors = config.workers or _room(ray, **needs)
+            workers = Workers(ray, ProxyTask(config), actors=actors, **needs)
+            return drive(
+                store,
+                workers,
+                Evolution(**{key: getattr(config, key) for key in _EVOLUTION}),
+                candidates=config.candidates,
+                hours=config.hours,
+                seed=config.seed,
+            )
+        finally:
+            ray.shutdown()
+
+
+def drive(store, workers, evolution, **options):
+    """Run a :class:`Driver` with a progress bar, until it ends or is stopped; returns it.
+
+    Args:
+        options: of the driver.
+
+    Raises:
+        SearchError, SearchInterrupted: see :func:`run_search`.
+    """
+    from tqdm import tqdm
+
+    driver = Driver(store, workers, evolution, **options)
+    best = store.best(1)
+    say(f"{driver.done} results so far in {store.path}")
+    with (
+        tqdm(total=driver.candidates, initial=driver.done, unit="layer", dynamic_ncols=True) as bar,
+        _stopping(),
+    ):
+        state = _State(bar, best[0].score if best else None)
+        driver.on_result = state.show
+        try:
+            workers.check()
+            driver.run()
+        except KeyboardInterrupt:
+            bar.close()
+            raise SearchInterrupted(
+                f"stopped with {driver.done} results in {store.path}, {driver.running} candidates "
+                "were being evaluated; the same command with --resume goes on"
+            ) from None
+        except RuntimeError as error:
+            if isinstance(error, SearchError):
+                raise
+            raise SearchError(f"no worker can start: {error}") from None
+        finally:
+            workers.close()
+    return driver
+
+
+class _State:
+    """What the progress bar shows, brought up to date a few times a second."""
+
+    def __init__(self, bar, best):
+        self.bar, self.best, self.shown = bar, best, 0.0
+
+    def show(self, candidate, driver):
+        score = candidate.score
+        if score is not None and (self.best is None or score > self.best):
+            self.best = score
+            self.bar.write(
+                f"candidate {candidate.number}: {score:.4f}  {candidate.graph}", sys.stderr
+            )
+        self.bar.update(driver.done - self.bar.n)
+        if time.monotonic() - self.shown > 0.5:
+            self.shown = time.monotonic()
+            counts = {name: driver.counts[name] for name in sorted(driver.counts)}
+            best = {} if self.best is None else {"best": f"{self.best:.4f}"}
+            self.bar.set_postfix({**counts, **best, "running": driver.running})
+
+
+@contextlib.contextmanager
+def _opened(config, resume):
+    path = Path(config.store)
+    if not path.exists():
+        store = Store.create(path, to_dict(config))
+    elif not resume:
+        raise ConfigError(
+            f"store={path} holds a search already: go on with --resume, or name another one"
+        )
+    else:
+        store = Store(path, write=True)
+        check_same(config, store.config, path)
+    with store:
+        yield store
+
+
+def _room(ray, cpus, gpus):
+    there = ray.cluster_resources()
+    room = there.get("CPU", 0) // cpus
+    if gpus:
+        room = min(room, there.get("GPU", 0) // gpus)
+    return max(1, int(room))
+
+
+@contextlib.contextmanager
+def _stopping():
+    """SIGTERM as Ctrl-C, until the end of the block."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def say(text):
+    """To people: stdout is for results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,155 @@
+"""Workers on Ray: results, errors, processes that die, a driver that is killed."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evonorm_plugins.search.evaluate import Evaluation
+from evonorm_plugins.search.graph import Graph
+from evonorm_plugins.search.store import Store
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
+)
+GRAPHS = [Graph([("exp", 0)] + [("exp", 4 + i) for i in range(k)]) for k in range(8)]
+
+
+@pytest.fixture(scope="module")
+def ray():
+    from evonorm_plugins.training.cluster import connect
+
+    ray = connect(None, unit="worker", cpus=1)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield ray
+    ray.shutdown()
+
+
+class Evaluator:
+    """Kills its process the first time it gets graph 2, raises for graph 4."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, cpus):
+        if Path(self.folder, "cannot start").exists():
+            raise FileNotFoundError("there is no data")
+        return self.evaluate
+
+    def evaluate(self, graph):
+        length = len(graph.nodes)
+        with open(Path(self.folder, "seen"), "a") as f:
+            print(length - 1, file=f)
+        if length == 3 and not Path(self.folder, "died").exists():
+            Path(self.folder, "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if length == 5:
+            raise ValueError("not this one")
+        time.sleep(0.05)
+        return Evaluation(scores={"a": length / 10}, seconds={"training": 0.05})
+
+
+def test_dead_processes_and_errors(ray, tmp_path):
+    from evonorm_plugins.search.workers import Workers
+
+    workers = Workers(ray, Evaluator(tmp_path), actors=2, slots=2, cpus=0.5)
+    workers.check()
+    todo, results = list(enumerate(GRAPHS)), {}
+    deadline = time.monotonic() + 120
+    while len(results) < len(GRAPHS):
+        assert time.monotonic() < deadline
+        while todo and workers.free:
+            workers.submit(*todo.pop(0))
+        for result in workers.wait(0.5):
+            if result.lost:
+                todo.append((result.number, GRAPHS[result.number]))
+            else:
+                results[result.number] = result
+    workers.close()
+    assert results[4].error == "ValueError: not this one"
+    assert {n: r.evaluation.scores["a"] for n, r in results.items() if n != 4} == {
+        n: (n + 1) / 10 for n in range(8) if n != 4
+    }
+    seen = (tmp_path / "seen").read_text().split()
+    assert seen.count("2") >= 2
+    assert {result.lost for result in results.values()} == {False}
+
+
+def test_workers_that_cannot_start(ray, tmp_path):
+    from evonorm_plugins.search.workers import Workers
+
+    (tmp_path / "cannot start").touch()
+    workers = Workers(ray, Evaluator(tmp_path), actors=1)
+    with pytest.raises(RuntimeError, match="FileNotFoundError: there is no data"):
+        workers.check()
+    workers.close()
+
+
+SEARCH = """
+import sys
+from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.run import drive
+from evonorm_plugins.search.simulated import Simulated
+from evonorm_plugins.search.store import Store
+from evonorm_plugins.search.workers import Workers
+from evonorm_plugins.training.cluster import connect
+
+path, new = sys.argv[1:]
+ray = connect(None, unit="worker", cpus=1)
+with Store.create(path, {}) if new == "new" else Store(path, write=True) as store:
+    workers = Workers(ray, Simulated(2.0), actors=2, slots=2, cpus=0)
+    drive(store, workers, Evolution(), candidates=60)
+"""
+
+
+def search(path, new):
+    command = [sys.executable, "-c", SEARCH, str(path), new]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def results_of(path, at_least, process):
+    """Wait until a running search has so many results; returns how many."""
+    for _ in range(600):
+        if path.exists():
+            with Store(path) as store:
+                if len(store) >= at_least:
+                    return len(store)
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    raise AssertionError("no results for a minute")
+
+
+def test_a_search_whose_driver_is_killed_goes_on(tmp_path):
+    path = tmp_path / "search.sqlite"
+    process = search(path, "new")
+    known = results_of(path, 20, process)
+    process.kill()
+    process.wait()
+    with Store(path) as store:
+        before = {c.number: c.finished for c in store.finished()}
+        assert len(before) >= known
+        pending = [c.number for c in store.pending()]
+        assert pending
+    process = search(path, "old")
+    assert process.wait(timeout=120) == 0, process.stderr.read()
+    with Store(path) as store:
+        found = store.finished()
+    assert [c.finished for c in found] == list(range(60))
+    assert sorted(c.number for c in found) == list(range(60))
+    assert {c.number: c.finished for c in found if c.number in before} == before
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    path = tmp_path / "search.sqlite"
+    process = search(path, "new")
+    results_of(path, 5, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) != 0
+    assert "the same command with --resume goes on" in process.stderr.read()
+    with Store(path) as store:
+        assert len(store) >= 5

@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Search for norm-activation layers; see docs/search.md."""
+
+import sys
+
+from evonorm_plugins.search.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
