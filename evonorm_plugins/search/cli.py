@@ -8,6 +8,7 @@ from evonorm_plugins.search import report
 from evonorm_plugins.search.config import load_config
 from evonorm_plugins.search.driver import SearchError
 from evonorm_plugins.search.graph import GraphError
+from evonorm_plugins.search.rerank import write_sweep
 from evonorm_plugins.search.run import run_search, say
 from evonorm_plugins.search.simulated import run_simulation
 from evonorm_plugins.search.store import Store, StoreError
@@ -29,6 +30,9 @@ examples:
     tools/search.py export output/search.sqlite 1234 layer.json
   evolution beside random search:
     tools/search.py plot top evolution=a.sqlite random=b.sqlite --out top.png
+  the ten best on a whole model, images of the training set held out to decide:
+    tools/search.py rerank output/search.sqlite --config configs/cifar10_resnet50_EvoNormS0.yaml \\
+        --out output/rerank --norms BN-ReLU EvoNormB0 data=cifar10-train.zip holdout=5000
   the driver alone, with candidates that only wait:
     tools/search.py simulate --workers 5000 --candidates 50000 --seconds 60
 
@@ -72,6 +76,16 @@ def parse_args(argv=None):
     plot.add_argument("stores", nargs="+", metavar="LABEL=STORE")
     plot.add_argument("--out", type=Path, required=True)
 
+    rerank = command("rerank", "Train a whole model with each of the best layers: a sweep.")
+    rerank.add_argument("store", type=Path)
+    rerank.add_argument("--config", type=Path, required=True, help="of tools/train_classifier.py")
+    rerank.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="for the sweep")
+    rerank.add_argument("--count", type=_positive, default=report.TOP)
+    rerank.add_argument("--norms", nargs="+", default=[], help="other layers beside them")
+    rerank.add_argument("--resume", action="store_true", help="go on with the sweep in the folder")
+    rerank.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster")
+    rerank.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
+
     simulate = command("simulate", "Try the driver with workers that only wait; no training.")
     simulate.add_argument("--workers", type=_positive, default=5000)
     simulate.add_argument("--candidates", type=_positive, default=20_000)
@@ -86,14 +100,13 @@ def main(argv=None):
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
     try:
-        _COMMANDS[args.command](args)
+        return _COMMANDS[args.command](args) or 0
     except (ConfigError, DataError, FileNotFoundError, FileExistsError, GraphError) as error:
         say(f"error: {error}")
         return 2
     except (RayError, SearchError, StoreError, OSError) as error:
         say(f"error: {error}")
         return 1
-    return 0
 
 
 def _run(args):
@@ -120,9 +133,8 @@ def _show(args):
 def _export(args):
     with Store(args.store) as store:
         candidate = _candidate(store, args.number)
-    about = {"candidate": candidate.number, "scores": candidate.scores}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    candidate.graph.canonical().save(args.out, about=about)
+    candidate.export(args.out)
     say(f"{args.out}: {candidate.graph}; NORM: {args.out} in a config")
 
 
@@ -138,6 +150,14 @@ def _plot(args):
         raise ConfigError(f"no candidate of {' '.join(args.stores)} has passed yet")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report.FIGURES[args.figure](searches, args.out)
+
+
+def _rerank(args):
+    from evonorm_plugins.classification import sweep
+
+    with Store(args.store) as store:
+        path = write_sweep(store, args.config, args.out, count=args.count, norms=args.norms)
+    return sweep.main(path, args.overrides, resume=args.resume, address=args.address)
 
 
 def _simulate(args):
@@ -175,5 +195,6 @@ _COMMANDS = {
     "show": _show,
     "export": _export,
     "plot": _plot,
+    "rerank": _rerank,
     "simulate": _simulate,
 }

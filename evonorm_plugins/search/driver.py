@@ -57,7 +57,8 @@ class Driver:
         self._running, self._digests = {}, {c.graph.digest() for c in self._again}
         self.done, self.counts = len(store), Counter(store.counts())
         self.repeated, self._failures = 0, 0
-        # Of this run: seconds that results waited for the driver, and results of each turn.
+        # Of this run: times of workers, see Result, and how many results came at once.
+        self.ran, self.travelled, self.waited = 0.0, 0.0, 0.0
         self.waits, self.turns = deque(maxlen=100_000), deque(maxlen=100_000)
 
     @property
@@ -123,6 +124,8 @@ class Driver:
             return
         self._failures = 0
         self.waits.append(result.waited)
+        self.ran, self.waited = self.ran + result.ran, self.waited + result.waited
+        self.travelled += result.travelled
         e = result.evaluation
         status = "passed" if e.filter is None else "rejected"
         values = {"filter": e.filter, "scores": e.scores, "details": e.details}
@@ -157,13 +160,14 @@ class Driver:
             self.on_result(candidate, self)
 
     def queue_report(self):
-        """How long results waited for the driver in this run, as text."""
+        """How long results waited for the driver in this run, and workers for candidates."""
         if not self.waits:
             return "no results"
         waits = sorted(self.waits)
-        most = max(self.turns)
+        middle, high = (1e3 * waits[int(q * (len(waits) - 1))] for q in (0.5, 0.95))
+        idle = self.travelled + self.waited
         return (
-            f"results waited {statistics.median(waits) * 1e3:.0f} ms for the driver "
-            f"(95%: {waits[int(0.95 * (len(waits) - 1))] * 1e3:.0f} ms, longest "
-            f"{waits[-1] * 1e3:.0f} ms); {statistics.mean(self.turns):.1f} a turn, at most {most}"
+            f"results waited {middle:.0f} ms for the driver (95%: {high:.0f} ms, longest "
+            f"{waits[-1] * 1e3:.0f} ms), {statistics.mean(self.turns):.1f} came at once, at most "
+            f"{max(self.turns)}; workers waited {idle / (self.ran + idle):.2%} of their time"
         )

@@ -89,30 +89,33 @@ def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0
                 slots = workers // processes
                 pool = Workers(ray, Simulated(seconds), actors=processes, slots=slots, cpus=0)
                 evolution = Evolution(random_share=random_share)
-                wall, used = time.perf_counter(), time.process_time()
+                pool.check()
+                wall, used, before = time.perf_counter(), time.process_time(), _peak_memory()
                 driver = drive(store, pool, evolution, candidates=candidates)
                 wall, used = time.perf_counter() - wall, time.process_time() - used
-                return _simulation_report(driver, processes * slots, wall, used)
+                return _simulation_report(driver, processes * slots, wall, used, before)
         finally:
             ray.shutdown()
 
 
-def _simulation_report(driver, workers, wall, used):
-    busy = sum(c.cost for c in driver.store.finished()) / (workers * wall)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    megabytes = peak / 2 ** (20 if sys.platform == "darwin" else 10)
+def _simulation_report(driver, workers, wall, used, before):
     best = driver.store.best(10)
     lines = [
         f"{driver.done} results in {wall:.1f} s with {workers} workers: "
         f"{driver.done / wall:.0f} a second, {driver.repeated} of them equal to earlier ones",
-        f"workers were busy {busy:.1%} of the time",
-        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result, at most "
-        f"{megabytes:.0f} MB of memory",
+        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result; {_peak_memory():.0f} MB "
+        f"of memory at most, {before:.0f} MB of it before the first candidate",
         driver.queue_report(),
     ]
     if best:
         lines.append(f"mean score of the best 10: {sum(c.score for c in best) / len(best):.4f}")
     return "\n".join(lines)
+
+
+def _peak_memory():
+    """Highest resident size of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def _score(graph, anchor):

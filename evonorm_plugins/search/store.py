@@ -70,6 +70,11 @@ class Candidate:
         """Mean validation accuracy over the anchors, or None."""
         return sum(self.scores.values()) / len(self.scores) if self.scores else None
 
+    def export(self, path):
+        """Write the layer as a file that every ``NORM`` option takes."""
+        about = {"candidate": self.number, "scores": self.scores}
+        self.graph.canonical().save(path, about=about)
+
 
 class Store:
     """The file of a search.

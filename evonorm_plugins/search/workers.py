@@ -11,14 +11,17 @@ class Result:
     """What came back for one candidate.
 
     ``evaluation`` is None where the worker was lost (``lost``) or raised; ``error`` says why.
-    ``waited`` is the time in seconds from the end of the evaluation until it was taken in here.
+    Times in seconds: ``ran``, the evaluation; ``waited``, from its end until it was taken in here;
+    ``travelled``, from its submission here until it began.
     """
 
     number: int
     evaluation: object = None
     error: str = ""
     lost: bool = False
+    ran: float = 0.0
     waited: float = 0.0
+    travelled: float = 0.0
 
 
 class Workers:
@@ -39,7 +42,7 @@ class Workers:
         self._make = ray.put((make_evaluator, cpus))
         self._actor = ray.remote(_Worker)
         self._actors, self._free = [None] * actors, []
-        self._starting, self._running = {}, {}  # reference -> place, (number, place, actor)
+        self._starting, self._running = {}, {}  # reference -> place, (number, place, actor, time)
         for place in range(actors):
             self._start(place)
 
@@ -64,7 +67,8 @@ class Workers:
         """Hand a candidate to a free worker."""
         place = self._free.pop()
         actor = self._actors[place]
-        self._running[actor.evaluate.remote(graph.nodes)] = number, place, actor
+        reference = actor.evaluate.remote(graph.nodes)
+        self._running[reference] = number, place, actor, time.time()
 
     def wait(self, seconds):
         """The results that are there, after waiting for the first for at most so long."""
@@ -102,9 +106,9 @@ class Workers:
             self._free += [place] * self._slots
 
     def _result(self, reference):
-        number, place, actor = self._running.pop(reference)
+        number, place, actor, submitted = self._running.pop(reference)
         try:
-            evaluation, ended = self._ray.get(reference)
+            evaluation, began, ended = self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             self._release(place, actor)
             return Result(number, error=_reason(error))
@@ -112,7 +116,10 @@ class Workers:
             self._lost(place, actor)
             return Result(number, error=_reason(error), lost=True)
         self._release(place, actor)
-        return Result(number, evaluation, waited=max(0.0, time.time() - ended))
+        # Clocks of two machines may differ.
+        waited, travelled = max(0.0, time.time() - ended), max(0.0, began - submitted)
+        times = {"ran": ended - began, "waited": waited, "travelled": travelled}
+        return Result(number, evaluation, **times)
 
     def _release(self, place, actor):
         if self._actors[place] is actor:
@@ -134,8 +141,8 @@ class _Worker:
         return True
 
     def evaluate(self, nodes):
-        evaluation = self._evaluate(Graph.unchecked(nodes))
-        return evaluation, time.time()
+        began = time.time()
+        return self._evaluate(Graph.unchecked(nodes)), began, time.time()
 
 
 def _reason(error):

@@ -45,7 +45,14 @@ class Inline:
         number, graph = self.order(self.waiting)[0]
         self.waiting.remove((number, graph))
         found = self.answer(number, graph)
-        result = {"evaluation": None, "error": "", "lost": False, "waited": 0.0}
+        result = {
+            "evaluation": None,
+            "error": "",
+            "lost": False,
+            "ran": 2.0,
+            "waited": 0.5,
+            "travelled": 0.0,
+        }
         return [SimpleNamespace(number=number, **{**result, **found})]
 
 
@@ -217,4 +224,5 @@ def test_the_queue_is_reported(store):
     search = driver(store, Inline(1))
     assert search.queue_report() == "no results"
     search.run()
-    assert search.queue_report().startswith("results waited 0 ms for the driver (95%: 0 ms")
+    assert search.queue_report().startswith("results waited 500 ms for the driver (95%: 500 ms")
+    assert search.queue_report().endswith("at most 1; workers waited 20.00% of their time")
