@@ -147,11 +147,13 @@ class Trainer:
         if not math.isfinite(loss):
             raise NonFiniteLossError(self._not_finite(f"the training loss is {loss}"))
         self.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_grad if self.config.clip_grad is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         # The scaler leaves out steps with infinite gradients and lowers its factor.
-        if not (math.isfinite(norm) or self.scaler.is_enabled()):
+        if not (torch.isfinite(norm) or self.scaler.is_enabled()):
             raise NonFiniteLossError(self._not_finite(f"the norm of the gradients is {norm}"))
+        if self.config.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
