@@ -46,7 +46,8 @@ class Trainer:
             _keep_memory()
         torch.manual_seed(mixed_seed(config.seed) % 2**63)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = _build(config, len(data.classes)).to(self.device, memory_format=layout)
+        model = build_classifier(config, len(data.classes))
+        self.model = model.to(self.device, memory_format=layout)
         if config.cross_replica:
             convert_cross_replica(self.model)
         self.layout, self.step = layout, 0
@@ -187,7 +188,15 @@ class Trainer:
         self.step = state["step"]
 
 
-def _build(config, num_classes):
+def build_classifier(config, num_classes):
+    """The model of a config, with its width, options and norm.
+
+    Args:
+        config: checked :class:`evonorm_plugins.classification.config.Config`.
+
+    Raises:
+        ConfigError: the model, its options or its norm.
+    """
     width = {} if config.width is None else {"width": config.width}
     try:
         return build_model(
