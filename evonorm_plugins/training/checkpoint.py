@@ -78,11 +78,12 @@ class Format:
         except Exception as error:
             # What torch says of a file with code in it is advice to run that code.
             raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}): it is cut off, or no checkpoint "
-                "of this package"
+                f"cannot read checkpoint {path} ({path.stat().st_size} bytes): it is cut off, or "
+                f"no checkpoint of this package ({type(error).__name__})"
             ) from None
         if not isinstance(state, dict) or state.get("format") != self.name:
-            raise CheckpointError(f"{path} is not a checkpoint of {self.name.split()[-1]}")
+            kind = self.name.removeprefix("evonorm-plugins ")
+            raise CheckpointError(f"{path} is not a {kind} checkpoint")
         if state["version"] > self.version:
             raise CheckpointError(
                 f"{path} has version {state['version']}, this package reads up to {self.version}"
