@@ -16,7 +16,7 @@ from evonorm_plugins.classification.config import MODEL_KEYS, to_dict
 from evonorm_plugins.classification.data import open_data
 from evonorm_plugins.classification.trainer import NonFiniteLossError, Trainer
 from evonorm_plugins.training.checkpoint import Format, replacing
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.config import ConfigError, check_unchanged
 from evonorm_plugins.training.distributed import Ranks, Stop
 from evonorm_plugins.training.random_state import random_state, set_random_state
 from evonorm_plugins.training.records import Records
@@ -61,13 +61,7 @@ class Run:
     def __init__(self, config, ranks, *, resume=False, on_epoch=None):
         self.config, self.ranks, self.on_epoch = config, ranks, on_epoch
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
-        exists = os.path.exists(self.path)
-        if exists and not resume:
-            raise ConfigError(
-                f"output_dir={config.output_dir} holds a run already: go on with --resume, or name "
-                "another one"
-            )
-        state = FORMAT.load(self.path) if exists else None
+        state = FORMAT.resumed(self.path, resume=resume)
         self.data = open_data(config, ranks.rank, ranks.size)
         if state:
             self._check_state(state)
@@ -250,11 +244,7 @@ class Run:
         FORMAT.save(state, self.path)
 
     def _check_state(self, state):
-        before, now = state["config"], to_dict(self.config)
-        changed = [k for k in MODEL_KEYS if before.get(k, now[k]) != now[k]]
-        if changed:
-            what = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in changed)
-            raise ConfigError(f"{self.path} was trained with {what}: give the same or a new folder")
+        check_unchanged(self.path, state["config"], to_dict(self.config), MODEL_KEYS)
         if state["classes"] != self.data.classes:
             raise ConfigError(
                 f"{self.path} was trained on {len(state['classes'])} classes, the data has "

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from evonorm_plugins.training.config import ConfigError
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or read, or used for what was asked."""
@@ -89,6 +91,22 @@ class Format:
                 f"{path} has version {state['version']}, this package reads up to {self.version}"
             )
         return state
+
+    def resumed(self, path, *, resume):
+        """What a run begins with: :meth:`load`, or None where there is no file yet.
+
+        Raises:
+            ConfigError: there is one and ``resume`` is False.
+            CheckpointError: see :meth:`load`.
+        """
+        if not os.path.exists(path):
+            return None
+        if not resume:
+            raise ConfigError(
+                f"output_dir={os.path.dirname(path)} holds a run already: go on with --resume, or "
+                "name another one"
+            )
+        return self.load(path)
 
 
 def _is_full(error, folder):
