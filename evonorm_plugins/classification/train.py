@@ -3,9 +3,7 @@
 import json
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 
 import torch
@@ -18,6 +16,7 @@ from evonorm_plugins.classification.trainer import NonFiniteLossError, Trainer
 from evonorm_plugins.training.checkpoint import Format, replacing
 from evonorm_plugins.training.config import ConfigError, check_unchanged
 from evonorm_plugins.training.distributed import Ranks, Stop
+from evonorm_plugins.training.memory import peak_memory
 from evonorm_plugins.training.random_state import random_state, set_random_state
 from evonorm_plugins.training.records import Records
 
@@ -202,7 +201,7 @@ class Run:
             "step_seconds_median": step_time,
             "images_per_second": step_time and self.trainer.images_per_step / step_time,
             "seconds": self.seconds,
-            "peak_memory_mib": _peak_memory(self.ranks.device) / 2**20,
+            "peak_memory_mib": peak_memory(self.ranks.device) / 2**20,
             "epochs": self.epochs,
             "loss_curve": self.curve,
             "config": to_dict(self.config),
@@ -257,14 +256,6 @@ class Run:
             setattr(self, name, state[name])
         if self.ranks.rank < len(state["random"]):
             set_random_state(state["random"][self.ranks.rank], self.ranks.device)
-
-
-def _peak_memory(device):
-    """Bytes: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _versions(ranks):
