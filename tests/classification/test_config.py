@@ -35,6 +35,7 @@ def test_files_overrides_and_back(tmp_path):
         ({"norm": "EvoNormS9"}, "did you mean 'EvoNormS2'"),
         ({"precision": "fp16", "device": "cpu"}, "needs a GPU"),
         ({"crop_scale": 2}, "at most 1"),
+        ({"model_options": {3: 1}}, "{3: 1}: the name of an option is text"),
     ],
 )
 def test_bad_values(values, message):
