@@ -10,7 +10,7 @@ from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
 from biggan.sources import open_source
 from biggan.trainer import Trainer
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.config import ConfigError, check_unchanged
 from evonorm_plugins.training.distributed import Stop
 from evonorm_plugins.training.random_state import random_state, set_random_state
 
@@ -40,13 +40,7 @@ class Run:
     def __init__(self, config, ranks, *, resume=False):
         self.config, self.ranks = config, ranks
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
-        exists = os.path.exists(self.path)
-        if exists and not resume:
-            raise ConfigError(
-                f"output_dir={config.output_dir} holds a run already: go on with --resume, or name "
-                "another one"
-            )
-        state = checkpoint.load(self.path) if exists else None
+        state = checkpoint.FORMAT.resumed(self.path, resume=resume)
         self.source = open_source(config.data, config.resolution)
         check_source(self.source, config)
         config.num_classes = len(self.source.classes)
@@ -210,13 +204,8 @@ class Run:
                 f"({_some(state['classes'])}), the data has {len(self.source.classes)} "
                 f"({_some(self.source.classes)})"
             )
+        check_unchanged(self.path, before, now, MODEL_KEYS)
         changed = [k for k in now if before.get(k, now[k]) != now[k]]
-        fixed = [k for k in changed if k in MODEL_KEYS]
-        if fixed:
-            what = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in fixed)
-            raise ConfigError(
-                f"{self.path} was trained with {what}: give the same, or a new folder"
-            )
         notes = [f"{k} was {before[k]!r}, is {now[k]!r}" for k in changed if k != "output_dir"]
         if state["images"] != len(self.source.labels):
             notes.append(

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -178,17 +177,15 @@ def times(args, names):
 
 def memory(args, name):
     """MiB that three steps need at most beyond what the process had before them."""
-    step = step_of(args, name)
-    if args.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        for _ in range(3):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    from evonorm_plugins.training.memory import peak_memory
+
+    step, device = step_of(args, name), torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_memory(device)
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+    return (peak_memory(device) - before) / 2**20
 
 
 def memory_apart(args, name, argv):

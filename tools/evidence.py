@@ -158,11 +158,9 @@ def folded_cost(config):
 
     from evonorm_plugins import count_flops, fold_for_inference
     from evonorm_plugins.classification.config import from_dict
-    from evonorm_plugins.classification.models import build_model
+    from evonorm_plugins.classification.trainer import build_classifier
 
-    config = from_dict(config)
-    width = {} if config.width is None else {"width": config.width}
-    model = build_model(config.model, 10, config.norm, **config.model_options, **width).eval()
+    model = build_classifier(from_dict(config), 10).eval()
     image = torch.zeros(1, 3, 32, 32)
     return [
         (sum(p.numel() for p in m.parameters()), count_flops(m, image).total)

@@ -94,6 +94,7 @@ def main(argv=None):
     from evonorm_plugins.integrations.steps import NonFiniteLossError
     from evonorm_plugins.integrations.torchvision import CheckpointError, Options, OptionsError, Run
     from evonorm_plugins.metrics.errors import InputError
+    from evonorm_plugins.training.checkpoint import NoSpaceError
 
     logger = logging.getLogger("evonorm_plugins")
     logger.setLevel(logging.INFO)
@@ -104,12 +105,12 @@ def main(argv=None):
     try:
         run = Run(options, resume=args.resume, evaluate_only=args.eval_only)
         run.evaluate() if args.eval_only else run.train()
+    except (NonFiniteLossError, NoSpaceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (OptionsError, DataError, InputError, ConvertError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except NonFiniteLossError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         return 1

@@ -139,6 +139,8 @@ def from_dict(values):
         raise ConfigError(f"milestones={config.milestones} must be epochs in rising order")
     if config.precision == "fp16" and config.device == "cpu":
         raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
+    if not all(isinstance(key, str) for key in config.model_options):
+        raise ConfigError(f"model_options={config.model_options}: the name of an option is text")
     if config.norm is not None:
         _check_norm(config.norm)
     return config

@@ -3,9 +3,7 @@
 import json
 import os
 import platform
-import resource
 import statistics
-import sys
 import time
 
 import torch
@@ -16,8 +14,9 @@ from evonorm_plugins.classification.config import MODEL_KEYS, to_dict
 from evonorm_plugins.classification.data import open_data
 from evonorm_plugins.classification.trainer import NonFiniteLossError, Trainer
 from evonorm_plugins.training.checkpoint import Format, replacing
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.config import ConfigError, check_unchanged
 from evonorm_plugins.training.distributed import Ranks, Stop
+from evonorm_plugins.training.memory import peak_memory
 from evonorm_plugins.training.random_state import random_state, set_random_state
 from evonorm_plugins.training.records import Records
 
@@ -61,13 +60,7 @@ class Run:
     def __init__(self, config, ranks, *, resume=False, on_epoch=None):
         self.config, self.ranks, self.on_epoch = config, ranks, on_epoch
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
-        exists = os.path.exists(self.path)
-        if exists and not resume:
-            raise ConfigError(
-                f"output_dir={config.output_dir} holds a run already: go on with --resume, or name "
-                "another one"
-            )
-        state = FORMAT.load(self.path) if exists else None
+        state = FORMAT.resumed(self.path, resume=resume)
         self.data = open_data(config, ranks.rank, ranks.size)
         if state:
             self._check_state(state)
@@ -208,7 +201,7 @@ class Run:
             "step_seconds_median": step_time,
             "images_per_second": step_time and self.trainer.images_per_step / step_time,
             "seconds": self.seconds,
-            "peak_memory_mib": _peak_memory(self.ranks.device) / 2**20,
+            "peak_memory_mib": peak_memory(self.ranks.device) / 2**20,
             "epochs": self.epochs,
             "loss_curve": self.curve,
             "config": to_dict(self.config),
@@ -250,11 +243,7 @@ class Run:
         FORMAT.save(state, self.path)
 
     def _check_state(self, state):
-        before, now = state["config"], to_dict(self.config)
-        changed = [k for k in MODEL_KEYS if before.get(k, now[k]) != now[k]]
-        if changed:
-            what = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in changed)
-            raise ConfigError(f"{self.path} was trained with {what}: give the same or a new folder")
+        check_unchanged(self.path, state["config"], to_dict(self.config), MODEL_KEYS)
         if state["classes"] != self.data.classes:
             raise ConfigError(
                 f"{self.path} was trained on {len(state['classes'])} classes, the data has "
@@ -267,14 +256,6 @@ class Run:
             setattr(self, name, state[name])
         if self.ranks.rank < len(state["random"]):
             set_random_state(state["random"][self.ranks.rank], self.ranks.device)
-
-
-def _peak_memory(device):
-    """Bytes: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _versions(ranks):

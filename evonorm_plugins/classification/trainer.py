@@ -46,7 +46,8 @@ class Trainer:
             _keep_memory()
         torch.manual_seed(mixed_seed(config.seed) % 2**63)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model = _build(config, len(data.classes)).to(self.device, memory_format=layout)
+        model = build_classifier(config, len(data.classes))
+        self.model = model.to(self.device, memory_format=layout)
         if config.cross_replica:
             convert_cross_replica(self.model)
         self.layout, self.step = layout, 0
@@ -147,11 +148,13 @@ class Trainer:
         if not math.isfinite(loss):
             raise NonFiniteLossError(self._not_finite(f"the training loss is {loss}"))
         self.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_grad if self.config.clip_grad is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit, foreach=True).item()
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         # The scaler leaves out steps with infinite gradients and lowers its factor.
-        if not (math.isfinite(norm) or self.scaler.is_enabled()):
+        if not (torch.isfinite(norm) or self.scaler.is_enabled()):
             raise NonFiniteLossError(self._not_finite(f"the norm of the gradients is {norm}"))
+        if self.config.clip_grad:
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm, foreach=True)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
@@ -185,7 +188,15 @@ class Trainer:
         self.step = state["step"]
 
 
-def _build(config, num_classes):
+def build_classifier(config, num_classes):
+    """The model of a config, with its width, options and norm.
+
+    Args:
+        config: checked :class:`evonorm_plugins.classification.config.Config`.
+
+    Raises:
+        ConfigError: the model, its options or its norm.
+    """
     width = {} if config.width is None else {"width": config.width}
     try:
         return build_model(

@@ -33,7 +33,7 @@ class Call(NamedTuple):
     number: int
 
 
-def _autowrapped_functions():
+def autowrapped_functions():
     """Functions that must not be traced: those that timm, if it is there, says so of."""
     names = "timm.layers", "timm.layers._fx"
     timm = next((sys.modules[n] for n in names if hasattr(sys.modules.get(n), _TIMM)), None)
@@ -54,7 +54,7 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(self):
-        super().__init__(autowrap_functions=_autowrapped_functions())
+        super().__init__(autowrap_functions=autowrapped_functions())
         self._calls = [Call("", 0)]
         self._numbers = Counter()
         self._counts = Counter()

@@ -1,13 +1,13 @@
 """The data flow of a model: which layer reads what another one writes."""
 
 import operator
-import sys
 from collections import Counter
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from evonorm_plugins import layers
+from evonorm_plugins.convert.tracing import autowrapped_functions
 from evonorm_plugins.fold import absorb
 from evonorm_plugins.fold.affine import MatrixOnly, is_frozen_batch_norm
 from evonorm_plugins.fold.ways import IDENTITIES, is_shape_query, way_through
@@ -32,9 +32,7 @@ class Readers:
 
 class _Tracer(fx.Tracer):
     def __init__(self):
-        # timm names functions that must not be traced.
-        timm = getattr(sys.modules.get("timm.layers"), "get_notrace_functions", list)
-        super().__init__(autowrap_functions=tuple(timm()))
+        super().__init__(autowrap_functions=autowrapped_functions())
 
     def is_leaf_module(self, module, name):
         own = (layers.NormAct, layers.ConditionalNormAct, nn.modules.batchnorm._BatchNorm)

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
-import resource
 import time
 
 import numpy as np
 import torch
+
+from evonorm_plugins.training.memory import peak_memory
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -87,13 +88,9 @@ class StepRecord:
 
     def summary(self):
         """``{"seconds_per_iteration": median, "peak_memory_mib": ..., "peak_memory_of": ...}``."""
-        if torch.cuda.is_available():
-            peak, of = torch.cuda.max_memory_allocated() / 2**20, "cuda"
-        else:
-            # Kilobytes on Linux.
-            peak, of = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, "process"
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
             "seconds_per_iteration": float(np.median(self.seconds)) if self.seconds else None,
-            "peak_memory_mib": peak,
-            "peak_memory_of": of,
+            "peak_memory_mib": peak_memory(device) / 2**20,
+            "peak_memory_of": "cuda" if device.type == "cuda" else "process",
         }

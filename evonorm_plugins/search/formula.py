@@ -1,5 +1,6 @@
 """Layer graphs as formulas, in text and in LaTeX. Needs no torch."""
 
+import functools
 from collections import Counter
 
 from evonorm_plugins.search.operations import AGGREGATIONS, INITIAL
@@ -77,9 +78,12 @@ def _negated(graph, k, names):
     return inputs[0] if op == "neg" else None
 
 
-def _closed(part, at_least, brackets="()"):
+def _closed(part, at_least, left="(", right=")"):
     written, strength = part
-    return written if strength >= at_least else f"{brackets[0]}{written}{brackets[-1]}"
+    return written if strength >= at_least else f"{left}{written}{right}"
+
+
+_bracketed = functools.partial(_closed, left=r"\left(", right=r"\right)")
 
 
 class _Text:
@@ -150,11 +154,6 @@ class _Latex:
             "sqrt": rf"\operatorname{{sign}}\left({a}\right) \sqrt{{\left|{a}\right|}}",
         }
         return written[op], _PRODUCT if op in ("log", "sqrt") else _ATOM
-
-
-def _bracketed(part, at_least):
-    written, strength = part
-    return written if strength >= at_least else rf"\left({written}\right)"
 
 
 def _power(part):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from evonorm_plugins.training.config import ConfigError
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, or read, or used for what was asked."""
@@ -78,16 +80,33 @@ class Format:
         except Exception as error:
             # What torch says of a file with code in it is advice to run that code.
             raise CheckpointError(
-                f"{path} cannot be read ({type(error).__name__}): it is cut off, or no checkpoint "
-                "of this package"
+                f"cannot read checkpoint {path} ({path.stat().st_size} bytes): it is cut off, or "
+                f"no checkpoint of this package ({type(error).__name__})"
             ) from None
         if not isinstance(state, dict) or state.get("format") != self.name:
-            raise CheckpointError(f"{path} is not a checkpoint of {self.name.split()[-1]}")
+            kind = self.name.removeprefix("evonorm-plugins ")
+            raise CheckpointError(f"{path} is not a {kind} checkpoint")
         if state["version"] > self.version:
             raise CheckpointError(
                 f"{path} has version {state['version']}, this package reads up to {self.version}"
             )
         return state
+
+    def resumed(self, path, *, resume):
+        """What a run begins with: :meth:`load`, or None where there is no file yet.
+
+        Raises:
+            ConfigError: there is one and ``resume`` is False.
+            CheckpointError: see :meth:`load`.
+        """
+        if not os.path.exists(path):
+            return None
+        if not resume:
+            raise ConfigError(
+                f"output_dir={os.path.dirname(path)} holds a run already: go on with --resume, or "
+                "name another one"
+            )
+        return self.load(path)
 
 
 def _is_full(error, folder):

@@ -65,6 +65,14 @@ def check_minimum(config, minimum):
             raise ConfigError(f"{key}={value} must be at least {lowest}")
 
 
+def check_unchanged(path, before, now, keys):
+    """Raise :class:`ConfigError` where a checkpoint's config, ``before``, differs in ``keys``."""
+    changed = [k for k in keys if before.get(k, now[k]) != now[k]]
+    if changed:
+        what = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in changed)
+        raise ConfigError(f"{path} was trained with {what}: give the same, or a new folder")
+
+
 def _read(path, seen=()):
     if not path.is_file():
         raise FileNotFoundError(f"there is no config file {path}")

@@ -196,14 +196,14 @@ def test_bad_checkpoints(saved, tmp_path):
     with pytest.raises(CheckpointError, match="cut off, or no checkpoint of this package"):
         load_generator(path)
     torch.save({"weights": 1}, path)
-    with pytest.raises(CheckpointError, match="is not a checkpoint of biggan"):
+    with pytest.raises(CheckpointError, match="is not a biggan checkpoint"):
         load_generator(path)
     torch.save({"format": "evonorm-plugins biggan", "version": 99}, path)
     with pytest.raises(CheckpointError, match="has version 99"):
         load_generator(path)
     with zipfile.ZipFile(tmp_path / "code.pt", "w") as archive:
         archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'touch /tmp/ran'\ntR.")
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint .*code\.pt"):
         load_generator(tmp_path / "code.pt")
 
 

@@ -8,6 +8,7 @@ import torch
 from evonorm_plugins.classification.config import ConfigError, from_dict, load_config, to_dict
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.classification.optim import lr_factor, make_optimizer, scaled_lr
+from evonorm_plugins.classification.trainer import build_classifier
 
 
 def test_files_overrides_and_back(tmp_path):
@@ -34,6 +35,7 @@ def test_files_overrides_and_back(tmp_path):
         ({"norm": "EvoNormS9"}, "did you mean 'EvoNormS2'"),
         ({"precision": "fp16", "device": "cpu"}, "needs a GPU"),
         ({"crop_scale": 2}, "at most 1"),
+        ({"model_options": {3: 1}}, "{3: 1}: the name of an option is text"),
     ],
 )
 def test_bad_values(values, message):
@@ -112,7 +114,7 @@ def test_shipped_configs(path):
         return
     assert path.stem in (config.output_dir.rpartition("/")[2], "cifar10_mini_inception")
     with torch.device("meta"):
-        model = build_model(config.model, 10, config.norm, **config.model_options)
+        model = build_classifier(config, 10)
     make_optimizer(model, config, config.lr)
 
 

@@ -1,5 +1,7 @@
 """Architectures against those of torchvision and timm with the same weights."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -8,7 +10,9 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import efficientnet as torchvision_efficientnet
 
+from evonorm_plugins.classification.config import ConfigError, from_dict
 from evonorm_plugins.classification.models import build_model, list_models
+from evonorm_plugins.classification.trainer import build_classifier
 from evonorm_plugins.layers import EvoNormS0
 
 
@@ -152,6 +156,7 @@ def test_models_of_libraries_are_converted():
     [
         ("resnet50_cifr", "BN-ReLU", {}, "did you mean 'resnet50_cifar'"),
         ("resnet50_cifar", "BN-ReLU", {"widht": 1}, "no option 'widht'; it has width"),
+        ("mini_inception", "BN-ReLU", {"name": 1}, "no option 'name'; it has none"),
         ("resnet50_cifar", None, {}, "needs a norm"),
         ("resnet50_cifar", "BN-ReLU(groups=3)", {}, "groups"),
         ("mobilenetv2_cifar", "BN-ReLU", {"width": 0}, "width=0 must be above 0"),
@@ -166,6 +171,29 @@ def test_models_of_libraries_are_converted():
 def test_bad_input(name, norm, options, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, 10, norm, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "option", "value"),
+    [
+        ("torchvision:mobilenet_v2", "width_mult", "wide"),
+        ("torchvision:mobilenet_v2", "width", 0.5),
+        ("torchvision:mobilenet_v2", "round_nearest", 0),
+        ("torchvision:mobilenet_v2", "num_classes", 10),
+        ("torchvision:mobilenet_v2", "norm", "BN-ReLU"),
+        ("torchvision:resnet18", "groups", 2),
+        ("timm:resnet18", "widht", 1),
+        ("timm:resnet18", "act_layer", "relo"),
+        ("timm:resnet18", "in_chans", -1),
+        ("timm:resnet18", "drop_rate", "1e-1"),
+        ("mobilenetv2_cifar", "width", "wide"),
+    ],
+)
+def test_a_bad_option_is_named(model, option, value):
+    config = from_dict({"model": model, "model_options": {option: value}})
+    with pytest.raises(ConfigError, match=re.escape(model)) as caught, torch.device("meta"):
+        build_classifier(config, 10)
+    assert re.search(rf"{option}\b.*{value!r}", str(caught.value))
 
 
 def test_every_name_is_built():

@@ -1,4 +1,7 @@
-"""One process of a group: runs the cases of ``test_cross_replica.py``; see ``sync_ranks.py``."""
+"""One process of a group: runs the cases of a ``test_cross_replica.py``; see ``sync_ranks.py``.
+
+A case is the name of a layer, and ``(N, 4, H, W)`` inputs and gradients of every rank.
+"""
 
 import datetime
 import sys
@@ -8,6 +11,36 @@ import torch
 import torch.distributed as dist
 
 from evonorm_plugins import convert_cross_replica, get_norm_act
+
+
+def draw_case(name, shapes):
+    xs = [torch.randn(shape, dtype=torch.float64) * 2 + 1 for shape in shapes]
+    return name, xs, [torch.randn_like(x) for x in xs]
+
+
+def assert_equal_the_whole(case, found, *, by_position):
+    """What :func:`outcome` gave on every rank is what the layer gives on the batch of all.
+
+    ``by_position``: every position is a sample of its own there, so that images have any sizes.
+    """
+
+    def join(parts):
+        if by_position:
+            parts = [x.permute(0, 2, 3, 1).reshape(-1, 4, 1, 1) for x in parts]
+        return torch.cat(parts)
+
+    name, xs, dys = case
+    layer = get_norm_act(name, 4, dtype=torch.float64)
+    x = join(xs).requires_grad_()
+    y = layer(x)
+    dx, *parameters = torch.autograd.grad(y, [x, *layer.parameters()], join(dys))
+    torch.testing.assert_close(join([f["y"] for f in found]), y)
+    torch.testing.assert_close(join([f["gradients"][0] for f in found]), dx)
+    for k, expected in enumerate(parameters, 1):
+        # Local: the processes' gradients add up to those of the whole.
+        torch.testing.assert_close(sum(f["gradients"][k] for f in found), expected)
+    for f in found:
+        torch.testing.assert_close(f["buffers"], dict(layer.named_buffers()))
 
 
 def outcome(name, xs, dys, rank):

@@ -1,15 +1,13 @@
 """Layer graphs with the statistics of all ranks: two processes equal one on both parts."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from evonorm_plugins import convert_cross_replica, get_norm_act
 from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.layer import GraphNormAct, SyncGraphNormAct
+from tests.layers import cross_replica_ranks
 
-SCRIPT = Path(__file__).parents[1] / "layers" / "cross_replica_ranks.py"
 GRAPHS = {
     # Of positions alone: sizes may differ. A deviation and a root of what statistics are part of.
     "positions": (
@@ -41,42 +39,21 @@ CASES = [(name, shape) for name in GRAPHS for shape in SHAPES[name]]
 
 @pytest.fixture(scope="module")
 def outcomes(run_ranks, tmp_path_factory):
-    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
-        pytest.skip("this torch has no gloo")
     folder, cases = tmp_path_factory.mktemp("graphs"), {}
     for name, shape in CASES:
         path = folder / f"{name}.json"
         Graph.of(GRAPHS[name]).save(path)
-        xs = [torch.randn(s, dtype=torch.float64) * 2 + 1 for s in SHAPES[name][shape]]
-        cases[name, shape] = f"{path}(eps=0.1)", xs, [torch.randn_like(x) for x in xs]
-    return cases, run_ranks(SCRIPT, cases, 2)
-
-
-def rows(x):
-    """Every position a sample of its own: images of any sizes in one batch."""
-    return x.permute(0, 2, 3, 1).reshape(-1, 4, 1, 1)
+        cases[name, shape] = cross_replica_ranks.draw_case(f"{path}(eps=0.1)", SHAPES[name][shape])
+    return cases, run_ranks(cross_replica_ranks.__file__, cases, 2)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_two_ranks_equal_the_batch_of_both(name, shape, outcomes):
     cases, ranks = outcomes
-    path, xs, dys = cases[name, shape]
-
-    def join(parts):
-        return torch.cat([rows(p) for p in parts] if name == "positions" else parts)
-
-    layer = get_norm_act(path, 4, dtype=torch.float64)
-    x = join(xs).requires_grad_()
-    y = layer(x)
-    dx, *parameters = torch.autograd.grad(y, [x, *layer.parameters()], join(dys))
     found = [rank[name, shape] for rank in ranks]
-    torch.testing.assert_close(join([f["y"] for f in found]), y)
-    torch.testing.assert_close(join([f["gradients"][0] for f in found]), dx)
-    for k, expected in enumerate(parameters, 1):
-        # Local: the processes' gradients add up to those of the whole.
-        torch.testing.assert_close(sum(f["gradients"][k] for f in found), expected)
-    for f in found:
-        torch.testing.assert_close(f["buffers"], dict(layer.named_buffers()))
+    cross_replica_ranks.assert_equal_the_whole(
+        cases[name, shape], found, by_position=name == "positions"
+    )
 
 
 def test_classes(tmp_path):

@@ -25,7 +25,7 @@ def list_models():
     return list(_BUILDERS)
 
 
-def build_model(name, num_classes, norm, **options):
+def build_model(name, num_classes, norm, /, **options):
     """A classifier: images ``(N, 3, H, W)`` to logits ``(N, num_classes)``.
 
     Args:
@@ -56,8 +56,11 @@ def build_model(name, num_classes, norm, **options):
     known = [p for p in inspect.signature(builder).parameters if p not in ("num_classes", "norm")]
     unknown = [key for key in options if key not in known]
     if unknown:
-        raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}")
+        raise ValueError(
+            f"{name} has no option {unknown[0]!r}; it has {', '.join(known) or 'none'}"
+        )
     try:
         return builder(num_classes=num_classes, norm=norm, **options)
-    except TypeError as error:  # of the norm: an option that it does not have
-        raise ValueError(f"norm={norm!r}: {error}") from None
+    except TypeError as error:  # of an option of the architecture or of the norm
+        given = {"norm": norm, **options}
+        raise ValueError(f"{name} cannot be built with {given}: {error}") from None

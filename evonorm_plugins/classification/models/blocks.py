@@ -75,6 +75,43 @@ class InvertedResidual(nn.Module):
         return x + y if self.skip else y
 
 
+class InvertedResidualNet(nn.Module):
+    """Images ``(N, 3, H, W)`` to logits ``(N, num_classes)``: blocks between two convolutions.
+
+    Args:
+        stages: expansion, kernel, channels, blocks and stride of the first one, for each.
+        width: factor of all channels but the last ones.
+        last: channels of the last convolution.
+        squeeze: whether blocks have squeeze-excitation, to a quarter of their input's channels.
+    """
+
+    def __init__(self, num_classes, norm, stages, *, width, last, squeeze=False):
+        super().__init__()
+        channels = scaled(32, width)
+        layers = [conv_norm(3, channels, 3, norm)]  # stride 2 on ImageNet
+        for expand, kernel, outputs, blocks, stride in stages:
+            for k in range(blocks):
+                inputs, channels = channels, scaled(outputs, width)
+                layers.append(
+                    InvertedResidual(
+                        inputs,
+                        channels,
+                        norm,
+                        kernel=kernel,
+                        stride=stride if k == 0 else 1,
+                        expand=expand,
+                        squeeze=max(1, inputs // 4) if squeeze else 0,
+                    )
+                )
+        layers.append(conv_norm(channels, last, 1, norm))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(last, num_classes)
+        initialise(self)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
 def initialise(model):
     """Convolutions by He's rule over their outputs, linear layers with a deviation of 0.01."""
     for module in model.modules():

@@ -1,6 +1,8 @@
 """Classifiers of torchvision and timm with any norm-activation layer, without trained weights."""
 
-from evonorm_plugins.convert import convert
+import inspect
+
+from evonorm_plugins.convert import ConvertError, convert
 from evonorm_plugins.convert.models import build_model
 
 # They give several logits in training, unless told not to.
@@ -26,9 +28,21 @@ def build_library_model(name, num_classes, norm, options):
         options = {"aux_logits": False, "init_weights": True, **options}
     try:
         model = build_model(name, num_classes=num_classes, **options)
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be built with {options}: {error}") from None
+    except (ConvertError, ImportError):
+        raise
+    except Exception as error:  # whatever a constructor does with a value that it cannot use
+        raise ValueError(f"{name} cannot be built with {options}: {error!r}") from None
+    _check_numbers(name, model, options)
     return model if norm is None else convert(model, norm).model
+
+
+def _check_numbers(name, model, options):
+    # Text, as YAML reads 1e-1, is kept by some constructors and fails in the first step.
+    parameters = inspect.signature(type(model)).parameters
+    for key, value in options.items():
+        default = getattr(parameters.get(key), "default", None)
+        if isinstance(value, str) and type(default) in (int, float):
+            raise ValueError(f"{name}: {key}={value!r} is not a number, such as {default}")
 
 
 def _check_is_classifier(name):

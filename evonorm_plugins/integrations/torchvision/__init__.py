@@ -5,10 +5,11 @@ from evonorm_plugins.integrations.torchvision import Options, Run
 record = Run(Options(train_json=..., train_images=..., val_json=..., val_images=...)).train()
 """
 
-from evonorm_plugins.integrations.torchvision.checkpoint import CheckpointError, load_detector
+from evonorm_plugins.integrations.torchvision.checkpoint import load_detector
 from evonorm_plugins.integrations.torchvision.models import build_detector, list_detectors
 from evonorm_plugins.integrations.torchvision.options import Options, OptionsError
 from evonorm_plugins.integrations.torchvision.train import Run
+from evonorm_plugins.training.checkpoint import CheckpointError
 
 __all__ = [
     "CheckpointError",

@@ -1,59 +1,25 @@
-"""Checkpoints: written whole or not at all, read without running anything."""
+"""Checkpoints of detectors, with what they were built from."""
 
-from pathlib import Path
-
-import torch
-
-from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.torchvision.models import build_detector
+from evonorm_plugins.training.checkpoint import CheckpointError, Format
 
-FORMAT = "evonorm-plugins torchvision detector"
-VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or is of another model."""
+FORMAT = Format("evonorm-plugins torchvision detector")
 
 
 def save(path, model, options, categories, **more):
-    """Write the model, what it was built from, and ``more``, a dictionary of plain values."""
+    """Write the model, what it was built from, and ``more``, a dictionary of plain values.
+
+    Raises:
+        NoSpaceError: the disk is full; what was at ``path`` is still there.
+    """
     state = {
-        "format": FORMAT,
-        "version": VERSION,
         "model": model.state_dict(),
         "norms": norms_of(model),
         "options": options.to_dict(),
         "categories": list(categories),
     }
-    with replacing(path) as partial:
-        torch.save({**state, **more}, partial)
-
-
-def read(path):
-    """What :func:`save` wrote, on the CPU.
-
-    Raises:
-        CheckpointError: no such file, cut off, or something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # What torch says of a file with code in it is advice to run that code.
-        raise CheckpointError(
-            f"cannot read checkpoint {path} ({path.stat().st_size} bytes): it is cut off, or was "
-            f"not written by tools/train_torchvision.py ({type(error).__name__})"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by tools/train_torchvision.py")
-    if state["version"] > VERSION:
-        raise CheckpointError(
-            f"{path} has version {state['version']}, this package reads up to {VERSION}"
-        )
-    return state
+    FORMAT.save({**state, **more}, path)
 
 
 def load_into(model, state, path, categories):
@@ -91,7 +57,7 @@ def load_detector(path):
     Raises:
         CheckpointError: the file cannot be read.
     """
-    state = read(path)
+    state = FORMAT.load(path)
     options, categories = state["options"], state["categories"]
     model, _ = build_detector(
         options["model"],

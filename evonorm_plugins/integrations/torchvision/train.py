@@ -97,14 +97,14 @@ class Run:
     def _state(self, resume):
         """The checkpoint to begin with, if any, and its path."""
         if self.checkpoint.exists() and resume:
-            return checkpoint.read(self.checkpoint), self.checkpoint
+            return checkpoint.FORMAT.load(self.checkpoint), self.checkpoint
         if self.checkpoint.exists() and not self.evaluate_only:
             raise OptionsError(
                 f"output_dir {self.folder} holds a run already: go on with --resume, or name "
                 "another one"
             )
         if self.options.weights:
-            return checkpoint.read(self.options.weights), Path(self.options.weights)
+            return checkpoint.FORMAT.load(self.options.weights), Path(self.options.weights)
         if self.evaluate_only:
             raise OptionsError("evaluation needs weights")
         return None, None
@@ -124,7 +124,8 @@ class Run:
             ``{"bbox": {...}, "segm": {...}}``, AP in percent; nothing without a set to evaluate.
 
         Raises:
-            NonFiniteLossError: training cannot go on; the last checkpoint is from before.
+            NonFiniteLossError, NoSpaceError: training cannot go on; the last checkpoint is from
+                before.
         """
         options = self.options
         with _log_file(self.folder / "log.txt"):

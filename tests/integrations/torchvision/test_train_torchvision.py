@@ -102,6 +102,15 @@ def test_a_loss_that_is_not_finite(shapes, tmp_path, capsys):
         assert len(list(csv.DictReader(file))) >= 1
 
 
+def test_a_full_disk(shapes, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert run(shapes, "--output-dir", tmp_path, "--iterations", 1) == 1
+    assert f"no space left to write {tmp_path}/checkpoint.pt" in message(capsys)
+
+
 def message(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ")
@@ -145,6 +154,9 @@ def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
     cut.write_bytes((trained / "checkpoint.pt").read_bytes()[:1000])
     assert run(shapes, "--weights", cut, "--output-dir", tmp_path) == 2
     assert f"cannot read checkpoint {cut} (1000 bytes): it is cut off" in message(capsys)
+    torch.save({"format": "evonorm-plugins biggan"}, cut)
+    assert run(shapes, "--weights", cut, "--output-dir", tmp_path) == 2
+    assert f"{cut} is not a torchvision detector checkpoint" in message(capsys)
 
 
 @pytest.mark.parametrize(
