@@ -18,9 +18,9 @@ from evonorm_plugins.training.config import ConfigError
 EXAMPLES = """
 examples:
   an hour on this machine:
-    tools/search.py run --config configs/search_B.yaml data=cifar10-train.zip hours=1
+    tools/search.py run --config configs/search/B.yaml data=cifar10-train.zip hours=1
   on a Ray cluster whose machines see the same files; the same command again with --resume goes on:
-    tools/search.py run --config configs/search_S.yaml --address HOST:6379 \\
+    tools/search.py run --config configs/search/S.yaml --address HOST:6379 \\
         data=/data/cifar10-train.zip candidates=100000 workers=5000
   what it found so far, while it runs or after it:
     tools/search.py top output/search.sqlite

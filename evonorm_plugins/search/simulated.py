@@ -7,11 +7,11 @@ decides. So a child shares much of its parent's score, as layers do, and the bes
 import hashlib
 import math
 import random
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+import torch
 
 from evonorm_plugins.search.evaluate import Evaluation
 from evonorm_plugins.search.evolution import Evolution
@@ -20,6 +20,7 @@ from evonorm_plugins.search.run import drive
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
+from evonorm_plugins.training.memory import peak_memory
 
 ANCHORS = ("first", "second", "third")
 # Share of the full cost that the check of quality takes: 100 of 2,000 steps.
@@ -90,7 +91,7 @@ def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0
                 pool = Workers(ray, Simulated(seconds), actors=processes, slots=slots, cpus=0)
                 evolution = Evolution(random_share=random_share)
                 pool.check()
-                wall, used, before = time.perf_counter(), time.process_time(), _peak_memory()
+                wall, used, before = time.perf_counter(), time.process_time(), _megabytes()
                 driver = drive(store, pool, evolution, candidates=candidates)
                 wall, used = time.perf_counter() - wall, time.process_time() - used
                 return _simulation_report(driver, processes * slots, wall, used, before)
@@ -103,8 +104,8 @@ def _simulation_report(driver, workers, wall, used, before):
     lines = [
         f"{driver.done} results in {wall:.1f} s with {workers} workers: "
         f"{driver.done / wall:.0f} a second, {driver.repeated} of them equal to earlier ones",
-        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result; {_peak_memory():.0f} MB "
-        f"of memory at most, {before:.0f} MB of it before the first candidate",
+        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result; at most "
+        f"{_megabytes():.0f} MB of memory, {before:.0f} MB of it before the first candidate",
         driver.queue_report(),
     ]
     if best:
@@ -112,10 +113,8 @@ def _simulation_report(driver, workers, wall, used, before):
     return "\n".join(lines)
 
 
-def _peak_memory():
-    """Highest resident size of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2 ** (20 if sys.platform == "darwin" else 10)
+def _megabytes():
+    return peak_memory(torch.device("cpu")) / 2**20
 
 
 def _score(graph, anchor):
