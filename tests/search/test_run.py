@@ -1,0 +1,111 @@
+"""Whole searches by the command line: options, going on, what is refused."""
+
+import importlib.util
+import json
+
+import pytest
+
+from evonorm_plugins.search.cli import main
+from evonorm_plugins.search.config import ConfigError, check_same, from_dict, load_config
+from evonorm_plugins.search.proxy import to_dict
+from evonorm_plugins.search.store import Store
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
+)
+
+# ``images`` of conftest makes two classes that a few steps tell apart.
+TINY = [
+    *("holdout=20", "resolution=8", "batch_size=10", "val_batch_size=20", "steps=2"),
+    *("quality_steps=1", "quality_accuracy=0", "stability_steps=1", "stability_batch=4"),
+    *("anchors=[mobilenetv2_cifar]", "stability_anchor=mobilenetv2_cifar", "width=0.1"),
+]
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "search.yaml"
+    path.write_text(json.dumps({"data": "images", "candidates": 5}))  # JSON is YAML
+    return path
+
+
+def test_shipped_configs():
+    from pathlib import Path
+
+    files = sorted(Path(__file__).parents[2].glob("configs/search/*.yaml"))
+    assert [f.stem for f in files] == ["B", "S", "random"]
+    configs = {f.stem: load_config(f, ["data=x", "candidates=10"]) for f in files}
+    b, s, random = configs["B"], configs["S"], configs["random"]
+    assert (b.space, b.training_steps, b.random_share) == ("B", 2000, 0.5)
+    assert (s.space, s.training_steps, s.random_share) == ("S", 5000, 0.5)
+    assert (random.space, random.random_share) == ("B", 1)
+    assert (b.window, b.tournament, b.mutations) == (2500, 0.05, 2)
+    assert (b.batch_size, b.resolution, b.lr, b.quality_steps) == (128, 24, 0.1, 100)
+    assert len({c.store for c in configs.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"random_share": 1.5}, "random_share=1.5 is a share, at most 1"),
+        ({"tournament": 5}, "tournament=5.0 is a share, at most 1"),
+        ({"tournament": 0}, "tournament=0.0 must be at least"),
+        ({"winner": "best"}, "winner='best' is not one of pareto, average"),
+        ({"window": 0}, "window=0 must be at least 1"),
+        ({"candidates": None}, "give candidates=NUMBER or hours=NUMBER"),
+        ({"candidate": 3}, "there is no option 'candidate'; did you mean 'candidates'?"),
+        ({"filters": ["speed"]}, "'speed' is not one of trial, quality, stability"),
+    ],
+)
+def test_bad_options(values, message):
+    with pytest.raises(ConfigError) as error:
+        from_dict({"data": "x", "candidates": 5, **values})
+    assert message in str(error.value)
+
+
+def test_what_a_resumed_search_may_change():
+    config = from_dict({"data": "x", "candidates": 5})
+    saved = json.loads(json.dumps(to_dict(config)))
+    check_same(from_dict({"data": "y", "candidates": 50, "workers": 3}), saved, "s.sqlite")
+    message = r"s.sqlite was begun with seed=0 \(now 1\): give the same, or another store"
+    with pytest.raises(ConfigError, match=message):
+        check_same(from_dict({"data": "x", "candidates": 5, "seed": 1}), saved, "s.sqlite")
+
+
+def test_data_that_is_not_there(config_file, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--config", str(config_file), "data=none.zip"]) == 2
+    assert capsys.readouterr().err == "error: there is no data='none.zip'\n"
+    assert not (tmp_path / "output").exists()
+
+
+@needs_ray
+def test_a_search_from_its_beginning_to_its_end(config_file, images, tmp_path, capsys):
+    store = tmp_path / "found.sqlite"
+    command = ["run", "--config", str(config_file), f"data={images}", f"store={store}", *TINY]
+    assert main(command) == 0
+    assert "5 candidates, 0 more handed out" in capsys.readouterr().err
+    assert main(command) == 2  # it is there
+    assert "holds a search already: go on with --resume" in capsys.readouterr().err
+    assert main([*command, "--resume", "seed=1"]) == 2
+    assert "was begun with seed=0 (now 1)" in capsys.readouterr().err
+    with Store(store) as found:
+        before = found.finished()
+        assert len(before) == 5
+        assert {c.status for c in before} <= {"passed", "rejected"}
+        assert all(set(c.scores) == {"mobilenetv2_cifar"} for c in before if c.status == "passed")
+    assert main([*command, "--resume", "candidates=7"]) == 0
+    with Store(store) as found:
+        assert found.finished()[:5] == before
+        assert len(found) == 7
+
+
+@needs_ray
+def test_data_that_workers_cannot_read(config_file, tmp_path, capsys):
+    (tmp_path / "bad.zip").write_text("no zip")
+    store = tmp_path / "found.sqlite"
+    command = ["run", "--config", str(config_file), f"data={tmp_path / 'bad.zip'}"]
+    assert main([*command, f"store={store}"]) == 1
+    err = capsys.readouterr().err
+    assert "no worker can start" in err
+    assert "bad.zip" in err
