@@ -34,6 +34,7 @@ def test_files_overrides_and_back(tmp_path):
         ({"norm": "EvoNormS9"}, "did you mean 'EvoNormS2'"),
         ({"precision": "fp16", "device": "cpu"}, "needs a GPU"),
         ({"crop_scale": 2}, "at most 1"),
+        ({"holdout": 5, "val_data": "v"}, "holdout=5 is instead of val_data=v"),
     ],
 )
 def test_bad_values(values, message):
