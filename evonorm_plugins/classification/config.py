@@ -21,6 +21,7 @@ class Config:
     # ---- data ----
     data: str = ""  # folder or .zip of class folders, or torchvision's folder of CIFAR-10
     val_data: str = ""
+    holdout: int = 0  # instead of val_data: images of data, as large a share of every class
     reader: str = "auto"  # "memory": decoded once; "files": read in every epoch
     resolution: int | None = None  # of what the model is trained on; None: see the docs
     augment: str = "standard"  # or "none", "randaugment"
@@ -98,7 +99,9 @@ MINIMUM = {
     **dict.fromkeys(("batch_size", "accumulations", "val_batch_size", "prefetch", "log_every"), 1),
     **dict.fromkeys(("val_resolution", "val_resize", "max_train_images", "max_val_images"), 1),
     **dict.fromkeys(("steps", "base_batch", "resolution"), 1),
-    **dict.fromkeys(("padding", "workers", "seed", "warmup", "eval_every", "max_corrupt"), 0),
+    **dict.fromkeys(
+        ("padding", "workers", "seed", "warmup", "eval_every", "max_corrupt", "holdout"), 0
+    ),
     **dict.fromkeys(("momentum", "beta2", "alpha", "weight_decay", "label_smoothing"), 0),
     **dict.fromkeys(("ema_decay", "checkpoint_every", "epochs", "power"), 0),
     **dict.fromkeys(("randaugment_ops", "randaugment_magnitude"), 0),
@@ -141,6 +144,10 @@ def from_dict(values):
         raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
     if not all(isinstance(key, str) for key in config.model_options):
         raise ConfigError(f"model_options={config.model_options}: the name of an option is text")
+    if config.holdout and config.val_data:
+        raise ConfigError(
+            f"holdout={config.holdout} is instead of val_data={config.val_data}: give one of them"
+        )
     if config.norm is not None:
         _check_norm(config.norm)
     return config

@@ -46,24 +46,26 @@ def open_data(config, rank=0, ranks=1):
 
     Raises:
         DataError: nothing is there, it is of no known kind, a class has no images, images do not
-            decode, validation has other classes, or there are fewer images than an update takes.
+            decode, validation has other classes, all images are held out, or there are fewer images
+            than an update takes.
     """
     train = _open(config.data, "data", train=True)
-    val = _open(config.val_data, "val_data", train=False)
+    val = train if config.holdout else _open(config.val_data, "val_data", train=False)
     if train.classes != val.classes:
         other = sorted(set(train.classes) ^ set(val.classes)) or ["in another order"]
         raise DataError(
             f"data={config.data} and val_data={config.val_data} have different classes: "
             f"{', '.join(other[:5])}"
         )
-    chosen = _some(len(train.labels), config.max_train_images, config.seed)
+    kept, held = _split(train, val, config)
+    chosen = kept[_some(len(kept), config.max_train_images, config.seed)]
     update = config.batch_size * config.accumulations * ranks
     if len(chosen) < update:
         raise DataError(
             f"{len(chosen)} training images are fewer than one update takes: batch_size="
             f"{config.batch_size} x accumulations={config.accumulations} x {ranks} ranks"
         )
-    val_chosen = _some(len(val.labels), config.max_val_images, config.seed)[rank::ranks]
+    val_chosen = held[_some(len(held), config.max_val_images, config.seed)][rank::ranks]
     if _in_memory(train, config):
         return _memory_data(train, val, chosen, val_chosen, config, rank, ranks)
     from evonorm_plugins.classification.files import files_data
@@ -72,15 +74,19 @@ def open_data(config, rank=0, ranks=1):
 
 
 def _memory_data(train, val, chosen, val_chosen, config, rank, ranks):
-    images, labels = _images(train, config.data)[chosen], torch.as_tensor(train.labels)[chosen]
-    val_images = _images(val, config.val_data)[val_chosen]
+    images = _images(train, config.data)
+    val_images = images if val is train else _images(val, config.val_data)
+    images, labels = images[chosen], torch.as_tensor(train.labels)[chosen]
+    val_images = val_images[val_chosen]
     val_labels = torch.as_tensor(val.labels)[val_chosen]
     if config.augment == "randaugment":
         raise DataError("augment=randaugment is for images read from files: reader=files")
     size = config.resolution or min(images.shape[2:])
     val_size = config.val_resolution or min(val_images.shape[2:])
     if val_size > min(val_images.shape[2:]):
-        raise DataError(f"val_resolution={val_size} is more than {config.val_data} has")
+        raise DataError(
+            f"val_resolution={val_size} is more than {config.val_data or config.data} has"
+        )
     mean, std = _moments(images)
 
     def val_batches():
@@ -139,6 +145,27 @@ def _some(length, count, seed):
     if count is None or count >= length:
         return torch.arange(length)
     return torch.randperm(length, generator=generator_of(seed, 3))[:count].sort().values
+
+
+def _split(train, val, config):
+    """Numbers of the images of each source to choose from, in rising order."""
+    if not config.holdout:
+        return torch.arange(len(train.labels)), torch.arange(len(val.labels))
+    count = len(train.labels)
+    if config.holdout >= count:
+        raise DataError(
+            f"holdout={config.holdout} leaves none of the {count} images of {config.data} to train "
+            "on"
+        )
+    labels = torch.as_tensor(train.labels)
+    order = torch.randperm(count, generator=generator_of(config.seed, 4))
+    order = order[labels[order].argsort(stable=True)]  # class by class, at random within
+    sizes = torch.bincount(labels)
+    place = torch.arange(count) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    # Of every class those go first whose place in it, as a share of it, is lowest.
+    share = (place + 0.5).double() / sizes.repeat_interleave(sizes)
+    order = order[share.argsort(stable=True)]
+    return order[config.holdout :].sort().values, order[: config.holdout].sort().values
 
 
 def _moments(images):

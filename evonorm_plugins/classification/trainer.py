@@ -98,7 +98,7 @@ class Trainer:
             labels = labels.to(self.device, non_blocking=True)
             with self._sync(last=k == config.accumulations - 1):
                 with self._autocast():
-                    logits = self.parallel(self._input(images)).float()
+                    logits = self.parallel(self.inputs(images)).float()
                 loss = nn.functional.cross_entropy(
                     logits, labels, label_smoothing=config.label_smoothing
                 )
@@ -124,14 +124,15 @@ class Trainer:
         for images, labels in self.data.val_batches():
             labels = labels.to(self.device, non_blocking=True)
             with self._autocast():
-                logits = model(self._input(images)).float()
+                logits = model(self.inputs(images)).float()
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             right = (logits.argmax(1) == labels).sum()
             totals += torch.stack([loss, right, torch.tensor(len(labels), device=self.device)])
         loss, right, count = self.ranks.sum(totals).tolist()
         return {"val_loss": loss / count, "val_accuracy": right / count}
 
-    def _input(self, images):
+    def inputs(self, images):
+        """What the model takes, on its device, of uint8 images ``(N, 3, H, W)``."""
         x = images.to(self.device, non_blocking=True).float().div_(255)
         return x.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 

@@ -99,6 +99,7 @@ def _parse(override, text):
 def _typed(field, value):
     """``value`` as the type of the field, so that ``1e-4``, a string to YAML, is a number."""
     key, kind = field.name, getattr(field.type, "__name__", str(field.type))
+    item = str if "str" in str(field.type) else int  # of a list
     if value is None and "None" in kind:
         return None
     try:
@@ -115,10 +116,12 @@ def _typed(field, value):
                 raise ValueError
             return float(value)
         if kind.startswith("list"):
-            return [int(v) for v in value]
+            if isinstance(value, str):
+                raise ValueError
+            return [item(v) for v in value]
         if kind.startswith("dict"):
             return dict(value)
         return str(value)
     except (TypeError, ValueError):
-        wanted = kind.replace("list", "list of integers")
+        wanted = kind.replace("list", f"list of {'names' if item is str else 'integers'}")
         raise ConfigError(f"{key}={value!r} is not {wanted}") from None

@@ -36,6 +36,7 @@ def test_files_overrides_and_back(tmp_path):
         ({"precision": "fp16", "device": "cpu"}, "needs a GPU"),
         ({"crop_scale": 2}, "at most 1"),
         ({"model_options": {3: 1}}, "{3: 1}: the name of an option is text"),
+        ({"holdout": 5, "val_data": "v"}, "holdout=5 is instead of val_data=v"),
     ],
 )
 def test_bad_values(values, message):

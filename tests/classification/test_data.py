@@ -106,6 +106,29 @@ def test_a_choice_of_images_is_fixed(config):
     assert torch.equal(some[0].train.images, some[1].train.images)
 
 
+@pytest.mark.parametrize("reader", ["memory", "files"])
+def test_images_held_out(config, make_zip, reader):
+    """As large a share of every class, once each, and never trained on."""
+    path = make_zip("some.zip", per_class=9, classes="abc")
+    options = {"data": path, "val_data": "", "reader": reader, "augment": "none", "batch_size": 21}
+    options |= {"resolution": 16, "val_resize": 18}  # files: as in training, round(16 / CROP_SHARE)
+
+    def split(seed, holdout=6):
+        data = open_data(config(**options, seed=seed, holdout=holdout))
+        images, labels = _take(data, 1)[0]
+        held = [(x, y) for xs, ys in data.val_batches() for x, y in zip(xs, ys, strict=True)]
+        assert data.val_length == holdout
+        return images, labels, torch.stack([x for x, _ in held]), torch.stack([y for _, y in held])
+
+    images, labels, held, held_labels = split(0)
+    assert torch.bincount(held_labels).tolist() == [2, 2, 2]
+    assert torch.bincount(labels).tolist() == [7, 7, 7]
+    assert len(torch.cat([images, held]).flatten(1).unique(dim=0)) == 27
+    assert torch.equal(split(0)[2], held)
+    assert not torch.equal(split(1)[2], held)
+    assert sorted(torch.bincount(split(0, 5)[3]).tolist()) == [1, 2, 2]
+
+
 def test_decoded_once(config, cache, monkeypatch):
     options = config()
     before = open_data(options).train.images
@@ -199,6 +222,8 @@ def test_bad_images(tmp_path, config, make_zip, files, message):
         ({"data": ""}, "data=PATH"),
         ({"data": "nowhere.zip"}, "no such folder or file"),
         ({"data": __file__}, "neither a folder nor a .zip"),
+        ({"val_data": "", "holdout": 32}, "holdout=32 leaves none of the 32 images"),
+        ({"val_data": "", "holdout": 30}, "2 training images are fewer than one update"),
         ({"batch_size": 33}, "32 training images are fewer than one update"),
         ({"resolution": 40}, "resolution=40, but the images are 16x16"),
         ({"val_resolution": 40}, "val_resolution=40 is more"),

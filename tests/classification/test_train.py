@@ -154,12 +154,12 @@ def test_average_of_the_weights(config, tmp_path):
 
 
 def test_not_finite_names_the_step_and_keeps_what_there_is(config, tmp_path, monkeypatch):
-    real = Trainer._input
+    real = Trainer.inputs
 
     def broken(self, images):
         return real(self, images) * (float("nan") if self.step == 6 else 1)
 
-    monkeypatch.setattr(Trainer, "_input", broken)
+    monkeypatch.setattr(Trainer, "inputs", broken)
     with pytest.raises(NonFiniteLossError, match=r"step 7: the training loss is nan") as caught:
         train(config(checkpoint_every=1))
     result = caught.value.result
@@ -192,7 +192,7 @@ def test_label_smoothing(config):
     trainer = Trainer(values, Ranks("cpu"), open_data(values))
     with torch.no_grad():
         images, labels = next(iter(trainer.data.train.batches(0)))
-        logs = trainer.model(trainer._input(images)).log_softmax(1)
+        logs = trainer.model(trainer.inputs(images)).log_softmax(1)
     expected = -(
         0.75 * logs.gather(1, labels[:, None]) + 0.25 * logs.gather(1, 1 - labels[:, None])
     )

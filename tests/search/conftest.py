@@ -1,11 +1,14 @@
-"""What the tests of the search share: a device, and graphs computed by numpy, node by node."""
+"""What the tests of the search share: graphs computed by numpy, node by node, and a tiny task."""
 
 import math
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+
+from tests.biggan.pictures import picture
 
 
 @pytest.fixture(scope="session")
@@ -86,3 +89,42 @@ def reference():
 @pytest.fixture(scope="session")
 def reference_aggregation():
     return aggregate
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A zip of 3 classes of 20 images of 16x16."""
+    path = tmp_path_factory.mktemp("images") / "images.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for k, label in enumerate("abc"):
+            for i in range(20):
+                archive.writestr(f"{label}/{i:02d}.png", picture(k, i, size=16))
+    return str(path)
+
+
+@pytest.fixture
+def options(images, tmp_path, monkeypatch):
+    """``options(**values)``: those of a task of a second, as a dictionary."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(**values):
+        return {
+            "data": images,
+            "holdout": 12,
+            "resolution": 12,
+            "batch_size": 8,
+            "val_batch_size": 5,
+            "anchors": ["resnet50_cifar", "mobilenetv2_cifar"],
+            "width": 0.03,
+            "groups": 4,
+            "steps": 4,
+            "lr": 0.01,
+            "quality_steps": 2,
+            "quality_accuracy": 0,
+            "stability_batch": 4,
+            "stability_steps": 2,
+            "device": os.environ.get("EVONORM_TEST_DEVICE", "cpu"),
+            **values,
+        }
+
+    return make
