@@ -93,7 +93,12 @@ def parse_args(argv=None):
     simulate.add_argument("--processes", type=_positive, default=10, help="that hold the workers")
     simulate.add_argument("--random", action="store_true", help="random search, not evolution")
     simulate.add_argument("--store", type=Path, help="keep the results; else they are discarded")
-    return parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in args or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # key=value after another option
+        args.overrides += rest
+    return args
 
 
 def main(argv=None):
@@ -111,9 +116,7 @@ def main(argv=None):
 
 def _run(args):
     config = load_config(args.config, args.overrides)
-    driver = run_search(config, address=args.address, resume=args.resume)
-    say(report.summary(driver.store, config.cpus_per_worker))
-    say(driver.queue_report())
+    print(run_search(config, address=args.address, resume=args.resume))
 
 
 def _top(args):

@@ -172,9 +172,14 @@ def plot_calibration(searches, path):
 def rank_correlation(xs, ys):
     """Spearman's, or None where there are fewer than two different values."""
     try:
-        return statistics.correlation(xs, ys, method="ranked")
+        return statistics.correlation(_ranks(xs), _ranks(ys))
     except statistics.StatisticsError:
         return None
+
+
+def _ranks(values):
+    # Equal values have the mean of their ranks.
+    return [sum(v < x for v in values) + sum(v == x for v in values) / 2 for x in values]
 
 
 FIGURES = {"top": plot_top, "histogram": plot_histogram, "calibration": plot_calibration}

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from evonorm_plugins.search import report
 from evonorm_plugins.search.config import check_same
 from evonorm_plugins.search.driver import Driver, SearchError, SearchInterrupted
 from evonorm_plugins.search.evolution import Evolution
@@ -38,7 +39,7 @@ class ProxyTask:
 
 
 def run_search(config, *, address=None, resume=False):
-    """Search until there are as many results as asked for; returns the driver.
+    """Search until there are as many results as asked for; returns a report of it, as text.
 
     Args:
         config: :class:`evonorm_plugins.search.config.Config`.
@@ -64,7 +65,7 @@ def run_search(config, *, address=None, resume=False):
         try:
             actors = config.workers or _room(ray, **needs)
             workers = Workers(ray, ProxyTask(config), actors=actors, **needs)
-            return drive(
+            driver = drive(
                 store,
                 workers,
                 Evolution(**{key: getattr(config, key) for key in _EVOLUTION}),
@@ -72,6 +73,7 @@ def run_search(config, *, address=None, resume=False):
                 hours=config.hours,
                 seed=config.seed,
             )
+            return f"{report.summary(store, config.cpus_per_worker)}\n{driver.queue_report()}"
         finally:
             ray.shutdown()
 
