@@ -18,7 +18,7 @@ def draw_case(name, shapes):
     return name, xs, [torch.randn_like(x) for x in xs]
 
 
-def assert_equal_the_whole(case, found, *, by_position):
+def assert_as_one(case, found, *, by_position):
     """What :func:`outcome` gave on every rank is what the layer gives on the batch of all.
 
     ``by_position``: every position is a sample of its own there, so that images have any sizes.

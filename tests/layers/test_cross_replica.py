@@ -30,9 +30,7 @@ def test_two_ranks_equal_the_batch_of_both(name, shape, outcomes):
     if name == "EvoNormB0" and shape != "equal":
         pytest.skip("it looks at whole images too: see test_sync.py")
     found = [rank[name, shape] for rank in ranks]
-    cross_replica_ranks.assert_equal_the_whole(
-        cases[name, shape], found, by_position=name != "EvoNormB0"
-    )
+    cross_replica_ranks.assert_as_one(cases[name, shape], found, by_position=name != "EvoNormB0")
 
 
 def test_only_the_class_changes():

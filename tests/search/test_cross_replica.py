@@ -51,9 +51,7 @@ def outcomes(run_ranks, tmp_path_factory):
 def test_two_ranks_equal_the_batch_of_both(name, shape, outcomes):
     cases, ranks = outcomes
     found = [rank[name, shape] for rank in ranks]
-    cross_replica_ranks.assert_equal_the_whole(
-        cases[name, shape], found, by_position=name == "positions"
-    )
+    cross_replica_ranks.assert_as_one(cases[name, shape], found, by_position=name == "positions")
 
 
 def test_classes(tmp_path):
