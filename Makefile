@@ -11,7 +11,7 @@ ARGS ?=
 
 help:
 	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
-	@echo "make test        run the tests; ARGS=... goes to pytest"
+	@echo "make test        run the tests, a process for each core; ARGS=... goes to pytest"
 	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
 	@echo "make lint        ruff, lint and format"
 	@echo "make install     $(VENV) with everything, Detectron2 if it can be had"
@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/python tools/demo.py $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 bench: install
 	$(BIN)/python tools/benchmark.py layers

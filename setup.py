@@ -48,13 +48,15 @@ EXTRAS = {
         "numpy",
         "pillow",
         "pyyaml",
-        "ray[tune]",  # sweeps
+        "ray[tune]",  # sweeps and the layer search
         "tensorboard",
         "timm",
         "torchvision",
         "tqdm",
     ],
-    "test": ["numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "ruff", "timm"],
+    "test": [
+        *("numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist", "ruff", "timm"),
+    ],
 }
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
