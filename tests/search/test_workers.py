@@ -17,6 +17,7 @@ from evonorm_plugins.search.store import Store
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
 )
+ROOT = Path(__file__).parents[2]
 GRAPHS = [Graph([("exp", 0)] + [("exp", 4 + i) for i in range(k)]) for k in range(8)]
 
 
@@ -144,12 +145,31 @@ def test_a_search_whose_driver_is_killed_goes_on(tmp_path):
     assert {c.number: c.finished for c in found if c.number in before} == before
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+def simulate(*options):
+    command = [sys.executable, ROOT / "tools/search.py", "simulate", "--processes", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, *map(str, options)], text=True, cwd=ROOT, **pipes)
+
+
+def test_a_stopped_search_says_how_to_go_on(tmp_path):
     path = tmp_path / "search.sqlite"
-    process = search(path, "new")
+    process = simulate("--workers", 4, "--seconds", 2, "--store", path)
     results_of(path, 5, process)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) != 0
-    assert "the same command with --resume goes on" in process.stderr.read()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the same command with --resume goes on" in err
     with Store(path) as store:
         assert len(store) >= 5
+
+
+def test_a_simulation_reports_throughput_memory_and_queue():
+    process = simulate("--workers", 40, "--seconds", 0.1, "--candidates", 200)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("200 results in ")
+    assert " with 40 workers: " in lines[0]
+    assert "ms of a core for a result; at most" in lines[1]
+    assert lines[2].startswith("results waited ")
+    assert lines[3].startswith("mean score of the best 10: 0.")
