@@ -18,6 +18,8 @@ from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
 from evonorm_plugins.training.config import ConfigError
 
+# Seconds until the lack of a worker is mentioned.
+_PATIENCE = 60
 _EVOLUTION = ("space", "seed", "window", "tournament", "winner", "random_share", "mutations")
 
 
@@ -99,7 +101,7 @@ def drive(store, workers, evolution, **options):
         state = _State(bar, best[0].score if best else None)
         driver.on_result = state.show
         try:
-            workers.check()
+            _wait_for_worker(workers)
             driver.run()
         except KeyboardInterrupt:
             bar.close()
@@ -107,13 +109,17 @@ def drive(store, workers, evolution, **options):
                 f"stopped with {driver.done} results in {store.path}, {driver.running} candidates "
                 "were being evaluated; the same command with --resume goes on"
             ) from None
-        except RuntimeError as error:
-            if isinstance(error, SearchError):
-                raise
-            raise SearchError(f"no worker can start: {error}") from None
         finally:
             workers.close()
     return driver
+
+
+def _wait_for_worker(workers):
+    try:
+        while not workers.check(_PATIENCE):
+            say("no worker has started yet: is there room for one?")
+    except RuntimeError as error:
+        raise SearchError(f"no worker can start: {error}") from None
 
 
 class _State:
@@ -137,20 +143,25 @@ class _State:
             self.bar.set_postfix({**counts, **best, "running": driver.running})
 
 
-@contextlib.contextmanager
 def _opened(config, resume):
     path = Path(config.store)
     if not path.exists():
-        store = Store.create(path, to_dict(config))
-    elif not resume:
-        raise ConfigError(
-            f"store={path} holds a search already: go on with --resume, or name another one"
-        )
-    else:
-        store = Store(path, write=True)
+        return Store.create(path, to_dict(config))
+    store = Store(path, write=True)
+    try:
+        if store.next_number() == 0:  # a search that never began, for lack of a worker
+            store.close()
+            path.unlink()
+            return Store.create(path, to_dict(config))
+        if not resume:
+            raise ConfigError(
+                f"store={path} holds a search already: go on with --resume, or name another one"
+            )
         check_same(config, store.config, path)
-    with store:
-        yield store
+    except BaseException:
+        store.close()
+        raise
+    return store
 
 
 def _room(ray, cpus, gpus):

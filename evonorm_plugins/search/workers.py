@@ -51,17 +51,18 @@ class Workers:
         """Candidates that can be submitted now."""
         return len(self._free)
 
-    def check(self):
-        """Wait for the first worker to be ready.
+    def check(self, seconds=None):
+        """Wait for the first worker to be ready; False if none is after so many seconds.
 
         Raises:
             RuntimeError: it cannot be made; the message is the reason.
         """
-        done, _ = self._ray.wait(list(self._starting), num_returns=1)
+        done, _ = self._ray.wait(list(self._starting), num_returns=1, timeout=seconds)
         try:
-            self._ray.get(done[0])
+            self._ray.get(done)
         except self._ray.exceptions.RayError as error:
             raise RuntimeError(_reason(error)) from error
+        return bool(done)
 
     def submit(self, number, graph):
         """Hand a candidate to a free worker."""

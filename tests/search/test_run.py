@@ -8,6 +8,7 @@ import pytest
 from evonorm_plugins.search.cli import main
 from evonorm_plugins.search.config import ConfigError, check_same, from_dict, load_config
 from evonorm_plugins.search.proxy import to_dict
+from evonorm_plugins.search.run import _opened
 from evonorm_plugins.search.store import Store
 
 needs_ray = pytest.mark.skipif(
@@ -107,5 +108,9 @@ def test_data_that_workers_cannot_read(config_file, tmp_path, capsys):
     command = ["run", "--config", str(config_file), f"data={tmp_path / 'bad.zip'}"]
     assert main([*command, f"store={store}"]) == 1
     err = capsys.readouterr().err
-    assert "no worker can start" in err
+    assert "error: no worker can start: " in err
     assert "bad.zip" in err
+    # Nothing was tried: it is no search to go on with.
+    assert main([*command, f"store={store}", "data=none.zip"]) == 2
+    with _opened(load_config(config_file, ["data=x", f"store={store}", "seed=3"]), False) as new:
+        assert new.config["seed"] == 3
