@@ -109,7 +109,7 @@ def plot(args):
         axes[0].plot(*zip(*points, strict=True), label=norm, **style)
     axes[0].set_xticks(range(len(x)), x)
     axes[0].set(xlabel=args.x.replace("_", " "), ylabel="accuracy, %")
-    axes[0].legend(frameon=False)
+    axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, args.out)
 
 
