@@ -24,7 +24,7 @@ demo: install
 	$(BIN)/python tools/demo.py $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: install
 	$(BIN)/python tools/benchmark.py layers
