@@ -1,19 +1,26 @@
 """The command line of ``tools/search.py``."""
 
 import argparse
+import dataclasses
+import json
 from pathlib import Path
+
+import torch
 
 from evonorm_plugins.data.sources import DataError
 from evonorm_plugins.search import report
-from evonorm_plugins.search.config import load_config
+from evonorm_plugins.search.config import from_dict, load_config
 from evonorm_plugins.search.driver import SearchError
-from evonorm_plugins.search.graph import GraphError
+from evonorm_plugins.search.evaluate import evaluate
+from evonorm_plugins.search.graph import Graph, GraphError
+from evonorm_plugins.search.known import KNOWN, REJECTED
+from evonorm_plugins.search.parse import parse
 from evonorm_plugins.search.rerank import write_sweep
 from evonorm_plugins.search.run import run_search, say
 from evonorm_plugins.search.simulated import run_simulation
-from evonorm_plugins.search.store import Store, StoreError
+from evonorm_plugins.search.store import Candidate, Store, StoreError
 from evonorm_plugins.training.cluster import RayError
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.training.config import ConfigError, read_values
 
 EXAMPLES = """
 examples:
@@ -30,6 +37,11 @@ examples:
     tools/search.py export output/search.sqlite 1234 layer.json
   evolution beside random search:
     tools/search.py plot top evolution=a.sqlite random=b.sqlite --out top.png
+  one layer, as it would fare as a candidate: a formula, a file, or a name such as EvoNormB0:
+    tools/search.py try "x * sigmoid(v1 * x) / std_{w,h,c/g}(x)" --config configs/search/B.yaml \\
+        data=cifar10-train.zip
+  a formula as a layer file:
+    tools/search.py layer "tanh(max(x, tanh(x)))" layer.json
   the ten best on a whole model, images of the training set held out to decide:
     tools/search.py rerank output/search.sqlite --config configs/cifar10_resnet50_EvoNormS0.yaml \\
         --out output/rerank --norms BN-ReLU EvoNormB0 data=cifar10-train.zip holdout=5000
@@ -57,6 +69,17 @@ def parse_args(argv=None):
     run.add_argument("--resume", action="store_true", help="go on with the search in the store")
     run.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster; else this machine")
     run.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
+
+    attempt = command("try", "Put one layer through the filters and train it, as a search does.")
+    attempt.add_argument("layer", help="formula, file of a layer, or name of one of the paper's")
+    attempt.add_argument("--config", required=True, metavar="FILE", help="YAML file of configs/")
+    attempt.add_argument("--threads", type=_positive, default=1)
+    attempt.add_argument("--json", action="store_true", help="the result as JSON")
+    attempt.add_argument("overrides", nargs="*", metavar="key=value")
+
+    layer = command("layer", "Write a formula as a layer file, which every NORM option takes.")
+    layer.add_argument("formula", help='such as "x / max(std_{b,w,h}(x), v1 * x + std_{w,h}(x))"')
+    layer.add_argument("out", type=Path)
 
     top = command("top", "The best layers of a search.")
     top.add_argument("store", type=Path)
@@ -117,6 +140,42 @@ def main(argv=None):
 def _run(args):
     config = load_config(args.config, args.overrides)
     print(run_search(config, address=args.address, resume=args.resume))
+
+
+def _try(args):
+    graph = _layer(args.layer)
+    values = read_values(args.config, args.overrides)
+    config = from_dict({"candidates": 1, **values})
+    torch.set_num_threads(args.threads)
+    found = evaluate(graph, config, progress=lambda stage: say(f"{stage} ..."))
+    if args.json:
+        print(json.dumps({"formula": str(graph), **dataclasses.asdict(found)}))
+        return
+    values = dataclasses.asdict(found)
+    del values["cpu_seconds"]
+    status = "passed" if found.filter is None else "rejected"
+    print(report.describe(Candidate(None, graph, status=status, **values)))
+
+
+def _layer(text):
+    known = {**KNOWN, **REJECTED}
+    if text in known:
+        return known[text]
+    if text.endswith(".json"):
+        return Graph.load(text)
+    try:
+        return parse(text)
+    except GraphError as error:
+        raise GraphError(
+            f"{error} (a layer is a formula, a .json file or one of {', '.join(known)})"
+        ) from None
+
+
+def _write_layer(args):
+    graph = parse(args.formula)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    graph.save(args.out)
+    say(f"{args.out}: {graph}; NORM: {args.out} in a config")
 
 
 def _top(args):
@@ -194,6 +253,8 @@ def _positive(text):
 
 _COMMANDS = {
     "run": _run,
+    "try": _try,
+    "layer": _write_layer,
     "top": _top,
     "show": _show,
     "export": _export,

@@ -102,7 +102,9 @@ class _Text:
     @staticmethod
     def operation(op, parts):
         if op == "add":
-            return f"{_closed(parts[0], _SUM)} + {_closed(parts[1], _SUM)}", _SUM
+            if parts[1][1] == _SUM != parts[0][1]:  # fewer brackets: a + b + c is (a + b) + c
+                parts = parts[::-1]
+            return f"{_closed(parts[0], _SUM)} + {_closed(parts[1], _PRODUCT)}", _SUM
         if op == "mul":
             return f"{_closed(parts[0], _PRODUCT)} * {_closed(parts[1], _ATOM)}", _PRODUCT
         if op == "div":

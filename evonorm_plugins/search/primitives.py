@@ -58,16 +58,34 @@ def moment(kind, over, x, groups):
 
 
 def _moment(kind, dims, x):
-    if kind == "std":
-        # var() of nothing would warn. A graph captured from nothing must hold for others.
-        if is_captured() or x.numel():
-            return x.var(dims, correction=0, keepdim=True)
-        return x.mean(dims, keepdim=True)
     count = 1
     for dim in dims:
         count = count * x.shape[dim]
-    # Not mean(), whose gradient is contiguous where x is channels_last.
-    return (x.square() if kind == "rms" else x).sum(dims, keepdim=True) / count
+    if kind != "std":
+        # Not mean(), whose gradient is contiguous where x is channels_last.
+        return (x.square() if kind == "rms" else x).sum(dims, keepdim=True) / count
+    if is_captured():
+        return x.var(dims, correction=0, keepdim=True)
+    return _Variance.apply(x, dims, count)
+
+
+class _Variance(torch.autograd.Function):
+    """Biased variance, in two passes: torch's takes 3 to 5 times as long on CPUs."""
+
+    @staticmethod
+    def forward(ctx, x, dims, count):
+        ctx.save_for_backward(x)
+        ctx.dims, ctx.count = dims, count
+        return _centred(x, dims, count).square_().sum(dims, keepdim=True) / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return _centred(x, ctx.dims, ctx.count) * (grad * (2 / max(ctx.count, 1))), None, None
+
+
+def _centred(x, dims, count):
+    return x - x.sum(dims, keepdim=True) / count
 
 
 def aggregation(kind, value, eps):

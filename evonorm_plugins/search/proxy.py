@@ -58,6 +58,8 @@ class Task:
     lr: float = 0.1
     momentum: float = 0.9  # Nesterov's
     weight_decay: float = 1e-4
+    # Not of the paper: without it EvoNormB0 diverges within 25 steps, see docs/search.md.
+    clip_grad: float | None = 1.0  # largest norm of the gradient of all weights together
     seed: int = 0
 
     # ---- rejection: see evonorm_plugins.search.rejection ----
@@ -78,6 +80,7 @@ class Task:
         return TRAINING[self.space][0] if self.steps is None else self.steps
 
 
+_SAME_IN_TRAINING = ("lr", "momentum", "weight_decay", "clip_grad", "device")
 # The classification config checks the keys that it has.
 CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"]}
 MINIMUM = {
@@ -159,7 +162,7 @@ def training_config(task, model, norm):
         norm: a name, or a callable as :func:`evonorm_plugins.get_norm_act` takes it.
     """
     values = {**_data_values(task), "model": model, "width": task.width}
-    values |= {key: getattr(task, key) for key in ("lr", "momentum", "weight_decay", "device")}
+    values |= {key: getattr(task, key) for key in _SAME_IN_TRAINING}
     values["nesterov"] = task.momentum > 0
     values["steps"] = task.training_steps
     values["schedule"] = task.schedule or TRAINING[task.space][1]

@@ -35,6 +35,8 @@ def summary(store, cpus=1):
             f"{hours:.2f} core hours: {len(candidates) / hours:.0f} candidates, "
             f"{counts.get('passed', 0) / hours:.1f} of them passed, in a core hour"
         )
+    if saved := _saved(tried):
+        lines.append(saved)
     stages = {}
     for c in tried:
         for stage, seconds in c.seconds.items():
@@ -44,6 +46,16 @@ def summary(store, cpus=1):
         shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in stages.items())
         lines.append(f"time of workers: {shares}")
     return "\n".join(lines)
+
+
+def _saved(tried):
+    """What the filters saved: the cost of training every candidate to the end, estimated."""
+    whole = [c.seconds.get("quality", 0) + c.seconds["training"] for c in tried if c.scores]
+    cost = sum(c.cost for c in tried)
+    if not whole or not cost:
+        return None
+    ratio = statistics.fmean(whole) * len(tried) / cost
+    return f"training all of them to the end, without filters, would take {ratio:.1f} times as long"
 
 
 def table(candidates):
@@ -68,9 +80,11 @@ def table(candidates):
 
 
 def describe(candidate):
-    """All that is known of one candidate."""
+    """All that is known of one candidate, which has no number if it is not of a search."""
     c = candidate
-    lines = [f"candidate {c.number}: {c.filter or c.status}", str(c.graph), c.graph.digest()]
+    outcome = c.filter or c.status
+    head = outcome if c.number is None else f"candidate {c.number}: {outcome}"
+    lines = [head, str(c.graph), c.graph.digest()]
     if c.parent is not None:
         lines.append(f"mutated from candidate {c.parent}")
     if c.same_as is not None:
@@ -131,17 +145,33 @@ def plot_top(searches, path, count=TOP):
 
 def plot_histogram(searches, path):
     """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2)."""
+    scores = {label: [c.scores for c in _scored(found)] for label, found in searches.items()}
+    _histograms(scores, "validation accuracy", path)
+
+
+def plot_quality(searches, path):
+    """The same after the steps of the quality filter, of all candidates that came to it."""
+    scores = {
+        label: [c.details["quality"] for c in found if "quality" in c.details and c.same_as is None]
+        for label, found in searches.items()
+    }
+    _histograms(scores, "validation accuracy at the quality filter", path)
+
+
+def _histograms(scores, axis, path):
+    """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor."""
     plt = _pyplot()
-    passed = {label: _scored(candidates) for label, candidates in searches.items()}
-    anchors = list(next(c.scores for found in passed.values() for c in found))
-    size = (3.2 * len(anchors), 3.2)
+    anchors = list(
+        dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
+    )
+    size = (max(3.2 * len(anchors), 5), 3.2)
     figure, axes = plt.subplots(1, len(anchors), figsize=size, layout="constrained", squeeze=False)
     for panel, anchor in zip(axes[0], anchors, strict=True):
-        for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
-            scores = [c.scores[anchor] for c in found]
-            panel.hist(scores, bins=30, range=(0, 1), color=colour, alpha=0.6, label=label)
+        for (label, found), colour in zip(scores.items(), itertools.cycle(COLOURS)):
+            values = [s[anchor] for s in found if anchor in s]
+            panel.hist(values, bins=50, range=(0, 1), color=colour, alpha=0.6, label=label)
         panel.set_title(anchor)
-        panel.set_xlabel("validation accuracy")
+        panel.set_xlabel(axis)
         panel.set_yscale("log")
     axes[0][0].set_ylabel("layers")
     axes[0][0].legend()
@@ -182,7 +212,12 @@ def _ranks(values):
     return [sum(v < x for v in values) + sum(v == x for v in values) / 2 for x in values]
 
 
-FIGURES = {"top": plot_top, "histogram": plot_histogram, "calibration": plot_calibration}
+FIGURES = {
+    "top": plot_top,
+    "histogram": plot_histogram,
+    "quality": plot_quality,
+    "calibration": plot_calibration,
+}
 
 
 def _scored(candidates):

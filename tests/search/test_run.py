@@ -7,6 +7,8 @@ import pytest
 
 from evonorm_plugins.search.cli import main
 from evonorm_plugins.search.config import ConfigError, check_same, from_dict, load_config
+from evonorm_plugins.search.graph import Graph
+from evonorm_plugins.search.known import KNOWN
 from evonorm_plugins.search.proxy import to_dict
 from evonorm_plugins.search.run import _opened
 from evonorm_plugins.search.store import Store
@@ -34,7 +36,7 @@ def test_shipped_configs():
     from pathlib import Path
 
     files = sorted(Path(__file__).parents[2].glob("configs/search/*.yaml"))
-    assert [f.stem for f in files] == ["B", "S", "random"]
+    assert [f.stem for f in files] == ["B", "S", "random", "small"]
     configs = {f.stem: load_config(f, ["data=x", "candidates=10"]) for f in files}
     b, s, random = configs["B"], configs["S"], configs["random"]
     assert (b.space, b.training_steps, b.random_share) == ("B", 2000, 0.5)
@@ -114,3 +116,36 @@ def test_data_that_workers_cannot_read(config_file, tmp_path, capsys):
     assert main([*command, f"store={store}", "data=none.zip"]) == 2
     with _opened(load_config(config_file, ["data=x", f"store={store}", "seed=3"]), False) as new:
         assert new.config["seed"] == 3
+
+
+def test_one_layer(config_file, images, capsys):
+    command = ["try", "tanh(x)", "--config", str(config_file), f"data={images}", *TINY]
+    assert main(command) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[:2] == ["passed", "tanh(x)"]
+    assert any(line.startswith("validation accuracy: mobilenetv2_cifar 0.") for line in out)
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["filter"] is None
+    assert set(found["scores"]) == {"mobilenetv2_cifar"}
+    command[1] = "zero"
+    assert main([*command, "filters=[trial]"]) == 0
+    assert capsys.readouterr().out.startswith("constant\n0\n")
+
+
+def test_a_formula_as_a_layer_file(config_file, images, tmp_path, capsys):
+    path = tmp_path / "layers/b0.json"
+    assert main(["layer", "x / max(std_{b,w,h}(x), v1 * x + std_{w,h}(x))", str(path)]) == 0
+    assert Graph.load(path).digest() == KNOWN["EvoNormB0"].digest()
+    command = ["try", str(path), "--config", str(config_file), f"data={images}", *TINY]
+    assert main([*command, "filters=[trial]"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == str(KNOWN["EvoNormB0"])
+
+
+def test_no_layer(config_file, capsys):
+    assert main(["layer", "relu(x)", "out.json"]) == 2
+    assert "error: unknown function 'relu'" in capsys.readouterr().err
+    assert main(["try", "EvoNormB9", "--config", str(config_file)]) == 2
+    err = capsys.readouterr().err
+    assert "unknown name 'EvoNormB9'" in err
+    assert "EvoNormB0, EvoNormB1" in err
