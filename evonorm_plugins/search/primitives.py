@@ -93,10 +93,30 @@ def aggregation(kind, value, eps):
     return value if kind == "mean" else (value + eps).sqrt()
 
 
+def maximum(a, b):
+    """The larger one; where they are equal, half of the gradient goes to each."""
+    return torch.maximum(a, b) if is_captured() else _Maximum.apply(a, b)
+
+
+class _Maximum(torch.autograd.Function):
+    """The gradient of torch's takes 2 to 4 times as long on CPUs."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b)
+        return torch.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved_tensors
+        first = grad * (((a >= b).to(grad.dtype) + (a > b)) * 0.5)
+        return first.sum_to_size(a.shape), (grad - first).sum_to_size(b.shape)
+
+
 _ELEMENTWISE = {
     "add": torch.add,
     "mul": torch.mul,
-    "max": torch.maximum,
+    "max": maximum,
     "neg": torch.neg,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,

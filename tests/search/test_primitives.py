@@ -144,3 +144,14 @@ def test_empty_batch(op):
     y = apply(op, torch.zeros(0, 8, 4, 5), groups=4)
     assert y.shape[0] == (1 if "b,w,h" in op else 0)
     assert y.isnan().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 2), (1, 3, 1, 1)])
+def test_gradient_of_equal_values(shape):
+    """Half to each, as torch's maximum has it."""
+    a = torch.randint(-1, 2, (2, 3, 2, 2)).double().requires_grad_()
+    b = torch.randint(-1, 2, shape).double().requires_grad_()
+    assert (a == b).any()
+    grad = torch.randn(2, 3, 2, 2).double()
+    found = torch.autograd.grad(apply("max", a, b), (a, b), grad)
+    torch.testing.assert_close(found, torch.autograd.grad(torch.maximum(a, b), (a, b), grad))
