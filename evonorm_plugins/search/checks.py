@@ -17,7 +17,8 @@ def trial(graph, *, seed=0):
     Returns:
         None, or why the layer can be no good: ``"not finite"`` (a value of the output or of the
         gradient of the input is NaN or infinite), ``"constant"`` (the output does not change with
-        the input beyond rounding).
+        the input beyond rounding), ``"flat"`` (it is the same at every position: a network with
+        such layers sees nothing but means over whole images).
     """
     if not graph.depends_on_x():
         return "constant"
@@ -33,5 +34,7 @@ def trial(graph, *, seed=0):
         outputs.append(y.detach())
     a, b = outputs
     scale = torch.maximum(a.abs().max(), b.abs().max())
-    # A hundred times the rounding error of a sum of two values of that size.
-    return "constant" if (a - b).abs().max() <= 1e-5 * scale else None
+    rounding = 1e-5 * scale  # a hundred times that of a sum of two values of that size
+    if (a - b).abs().max() <= rounding:
+        return "constant"
+    return "flat" if (a - a[:, :, :1, :1]).abs().max() <= rounding else None

@@ -14,10 +14,10 @@ from evonorm_plugins.training.distributed import Ranks
 class Evaluation:
     """What :func:`evaluate` found, in plain values.
 
-    ``filter`` is None for a candidate that passed, or what refused it: ``"not finite"`` or
-    ``"constant"`` (see :func:`evonorm_plugins.search.checks.trial`), ``"quality"``, ``"stability"``
-    (see :mod:`evonorm_plugins.search.rejection`), or ``"training"``: a loss or gradient of a whole
-    training was not finite.
+    ``filter`` is None for a candidate that passed, or what refused it: ``"not finite"``,
+    ``"constant"`` or ``"flat"`` (see :func:`evonorm_plugins.search.checks.trial`), ``"quality"`` or
+    ``"stability"`` (see :mod:`evonorm_plugins.search.rejection`), or ``"training"``: a loss or
+    gradient of a whole training was not finite.
 
     ``scores`` is ``{anchor: validation accuracy, 0 to 1}`` of whole trainings, empty for what was
     refused.

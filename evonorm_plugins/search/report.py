@@ -7,7 +7,8 @@ COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
-_OUTCOMES = ("not finite", "constant", "quality", "stability", "training", "passed", "failed")
+_OUTCOMES = ("not finite", "constant", "flat", "quality", "stability")
+_OUTCOMES += ("training", "passed", "failed")
 
 
 def summary(store, cpus=1):
@@ -105,15 +106,15 @@ def progress_of_top(candidates, count=TOP):
     """Mean and deviation of the best so far, after each result from the first that passed on.
 
     Args:
-        candidates: in the order of results; equal graphs count once.
+        candidates: in the order of results; those equal to an earlier one are left out.
 
     Returns:
         ``[(results so far, mean score of the best, their standard deviation), ...]``; with fewer
         than ``count`` passed, of all of them.
     """
     best, found = [], []
-    for k, candidate in enumerate(candidates, 1):
-        if candidate.status == "passed" and candidate.same_as is None:
+    for k, candidate in enumerate((c for c in candidates if c.same_as is None), 1):
+        if candidate.status == "passed":
             best = sorted([*best, candidate.score], reverse=True)[:count]
         if best:
             found.append((k, statistics.fmean(best), statistics.pstdev(best)))
@@ -121,7 +122,7 @@ def progress_of_top(candidates, count=TOP):
 
 
 def plot_top(searches, path, count=TOP):
-    """Mean and deviation of the top candidates against results (paper, Figure 10).
+    """Mean and deviation of the top candidates against different ones (paper, Figure 10).
 
     Args:
         searches: ``{label: candidates in the order of results}``.
@@ -137,7 +138,7 @@ def plot_top(searches, path, count=TOP):
         low = [m - d for m, d in zip(mean, deviation, strict=True)]
         high = [m + d for m, d in zip(mean, deviation, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.set_xlabel("candidates")
+    axes.set_xlabel("different candidates")
     axes.set_ylabel(f"validation accuracy of the best {count}")
     axes.legend()
     _save(figure, plt, path)
@@ -150,11 +151,12 @@ def plot_histogram(searches, path):
 
 
 def plot_quality(searches, path):
-    """The same after the steps of the quality filter, of all candidates that came to it."""
-    scores = {
-        label: [c.details["quality"] for c in found if "quality" in c.details and c.same_as is None]
-        for label, found in searches.items()
-    }
+    """The same after the steps of the quality filter; how many came to it is in the legend."""
+    scores = {}
+    for label, candidates in searches.items():
+        tried = [c for c in candidates if c.same_as is None]
+        found = [c.details["quality"] for c in tried if "quality" in c.details]
+        scores[f"{label}: {len(found)} of {len(tried)}"] = found
     _histograms(scores, "validation accuracy at the quality filter", path)
 
 
