@@ -84,10 +84,12 @@ def parse_args(argv=None):
     top = command("top", "The best layers of a search.")
     top.add_argument("store", type=Path)
     top.add_argument("--count", type=_positive, default=report.TOP)
+    top.add_argument("--json", action="store_true", help="the results as JSON")
 
     show = command("show", "One candidate; without a number, the whole search in numbers.")
     show.add_argument("store", type=Path)
     show.add_argument("number", type=int, nargs="?")
+    show.add_argument("--json", action="store_true", help="the same as JSON")
 
     export = command("export", "Write a candidate as a layer file, which every NORM option takes.")
     export.add_argument("store", type=Path)
@@ -181,15 +183,23 @@ def _write_layer(args):
 def _top(args):
     with Store(args.store) as store:
         best = store.best(args.count)
+    if args.json:
+        print(json.dumps([report.plain(candidate) for candidate in best]))
+    else:
         print(report.table(best) if best else "no candidate has passed yet")
 
 
 def _show(args):
     with Store(args.store) as store:
-        if args.number is None:
-            print(report.summary(store, store.config.get("cpus_per_worker", 1)))
+        if args.number is not None:
+            candidate = _candidate(store, args.number)
+            print(json.dumps(report.plain(candidate)) if args.json else report.describe(candidate))
+            return
+        cpus = store.config.get("cpus_per_worker", 1)
+        if args.json:
+            print(json.dumps(report.numbers(store, cpus)))
         else:
-            print(report.describe(_candidate(store, args.number)))
+            print(report.summary(store, cpus))
 
 
 def _export(args):

@@ -1,5 +1,6 @@
 """What a search found, as text and pictures."""
 
+import dataclasses
 import itertools
 import statistics
 
@@ -11,52 +12,83 @@ _OUTCOMES = ("not finite", "constant", "flat", "quality", "stability")
 _OUTCOMES += ("training", "passed", "failed")
 
 
-def summary(store, cpus=1):
-    """Results by outcome, what they cost and how fast they came.
+def numbers(store, cpus=1):
+    """Results by outcome, what they cost and how fast they came, as plain values.
+
+    ``different`` are those that are not equal to an earlier one, whose results they take without a
+    worker. ``whole_trainings`` is how many times as long it would take to train all of them to the
+    end without filters, estimated from those that passed; None where none has.
 
     Args:
         cpus: CPUs of a worker, for core hours.
     """
-    candidates = store.finished()
-    if not candidates:
-        return "no results yet"
-    lines = [f"{len(candidates)} candidates, {len(store.pending())} more handed out"]
-    counts = store.counts()
-    tried = [c for c in candidates if c.same_as is None]
-    for outcome in [o for o in _OUTCOMES if o in counts]:
-        own = [c for c in tried if (c.filter or c.status) == outcome]
-        seconds = sum(c.cost for c in own)
-        share = counts[outcome] / len(candidates)
-        lines.append(f"  {outcome:<12} {counts[outcome]:>7} {share:>7.1%} {seconds:>10.0f} s")
-    repeated = len(candidates) - len(tried)
-    lines.append(f"  of all, {repeated} were equal to an earlier one and not tried again")
-    hours = sum(c.cost for c in tried) * cpus / 3600
-    if hours:
-        lines.append(
-            f"{hours:.2f} core hours: {len(candidates) / hours:.0f} candidates, "
-            f"{counts.get('passed', 0) / hours:.1f} of them passed, in a core hour"
-        )
-    if saved := _saved(tried):
-        lines.append(saved)
+    found = store.finished()
+    tried = [c for c in found if c.same_as is None]
+    outcomes = {}
+    for outcome in _OUTCOMES:
+        own = [c for c in found if (c.filter or c.status) == outcome]
+        if own:
+            different = [c for c in own if c.same_as is None]
+            seconds = sum(c.cost for c in different)
+            outcomes[outcome] = {"results": len(own), "different": len(different)}
+            outcomes[outcome]["seconds"] = seconds
     stages = {}
     for c in tried:
         for stage, seconds in c.seconds.items():
             stages[stage] = stages.get(stage, 0) + seconds
-    if stages:
-        total = sum(stages.values()) or 1
-        shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in stages.items())
+    cost = sum(c.cost for c in tried)
+    whole = [c.seconds.get("quality", 0) + c.seconds["training"] for c in tried if c.scores]
+    return {
+        "results": len(found),
+        "different": len(tried),
+        "handed_out": len(store.pending()),
+        "outcomes": outcomes,
+        "core_hours": cost * cpus / 3600,
+        "stage_seconds": stages,
+        "whole_trainings": statistics.fmean(whole) * len(tried) / cost if whole and cost else None,
+    }
+
+
+def summary(store, cpus=1):
+    """:func:`numbers` as text."""
+    n = numbers(store, cpus)
+    if not n["results"]:
+        return "no results yet"
+    lines = [
+        f"{n['results']} candidates, {n['different']} of them different, "
+        f"{n['handed_out']} more handed out",
+        "                    all  different                  time",
+    ]
+    for outcome, o in n["outcomes"].items():
+        share = o["different"] / n["different"]
+        lines.append(
+            f"  {outcome:<12} {o['results']:>8} {o['different']:>10} {share:>9.1%} "
+            f"{o['seconds']:>10.0f} s"
+        )
+    hours = n["core_hours"]
+    if hours:
+        passed = n["outcomes"].get("passed", {"different": 0})["different"]
+        lines.append(
+            f"{hours:.2f} core hours: {n['different'] / hours:.0f} different candidates, "
+            f"{passed / hours:.1f} of them passed, in a core hour"
+        )
+    if n["whole_trainings"]:
+        lines.append(
+            "training all of them to the end, without filters, would take "
+            f"{n['whole_trainings']:.1f} times as long"
+        )
+    if n["stage_seconds"]:
+        total = sum(n["stage_seconds"].values()) or 1
+        shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in n["stage_seconds"].items())
         lines.append(f"time of workers: {shares}")
     return "\n".join(lines)
 
 
-def _saved(tried):
-    """What the filters saved: the cost of training every candidate to the end, estimated."""
-    whole = [c.seconds.get("quality", 0) + c.seconds["training"] for c in tried if c.scores]
-    cost = sum(c.cost for c in tried)
-    if not whole or not cost:
-        return None
-    ratio = statistics.fmean(whole) * len(tried) / cost
-    return f"training all of them to the end, without filters, would take {ratio:.1f} times as long"
+def plain(candidate):
+    """All that is known of one candidate, as plain values."""
+    values = dataclasses.asdict(candidate)
+    graph = candidate.graph
+    return {**values, "graph": graph.to_json(), "formula": str(graph), "score": candidate.score}
 
 
 def table(candidates):

@@ -46,15 +46,16 @@ def candidates(path):
 def test_summary(path):
     with Store(path) as store:
         lines = report.summary(store, cpus=2).splitlines()
-    assert lines[0] == "7 candidates, 1 more handed out"
-    assert [line.split() for line in lines[1:4]] == [
-        ["quality", "1", "14.3%", "30", "s"],
-        ["passed", "5", "71.4%", "360", "s"],
-        ["failed", "1", "14.3%", "0", "s"],
+    assert lines[0] == "7 candidates, 6 of them different, 1 more handed out"
+    assert [line.split() for line in lines[2:5]] == [
+        ["quality", "1", "1", "16.7%", "30", "s"],
+        ["passed", "5", "4", "66.7%", "360", "s"],
+        ["failed", "1", "1", "16.7%", "0", "s"],
     ]
-    assert lines[4] == "  of all, 1 were equal to an earlier one and not tried again"
     # 390 s of two CPUs are 0.2167 hours.
-    assert lines[5] == "0.22 core hours: 32 candidates, 23.1 of them passed, in a core hour"
+    assert (
+        lines[5] == "0.22 core hours: 28 different candidates, 18.5 of them passed, in a core hour"
+    )
     # Six were tried, one of them failed at once; a whole training takes 90 s.
     without = "training all of them to the end, without filters, would take 1.4 times as long"
     assert lines[6] == without
@@ -91,7 +92,7 @@ def test_top(path, capsys):
 
 def test_show(path, capsys):
     assert main(["show", str(path)]) == 0
-    assert capsys.readouterr().out.startswith("7 candidates, 1 more handed out")
+    assert capsys.readouterr().out.startswith("7 candidates, 6 of them different, 1 more handed")
     assert main(["show", str(path), "2"]) == 0
     out = capsys.readouterr().out
     for part in ("candidate 2: passed", "exp(exp(exp(x)))", "mutated from candidate 0", "a 0.9000"):
@@ -102,6 +103,21 @@ def test_show(path, capsys):
     assert "equal to candidate 0" in capsys.readouterr().out
     main(["show", str(path), "6"])
     assert "error: ValueError: no" in capsys.readouterr().out
+
+
+def test_json(path, capsys):
+    assert main(["top", str(path), "--count", "2", "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)
+    assert [c["number"] for c in best] == [2, 3]
+    assert [c["score"] for c in best] == pytest.approx([0.675, 0.525])
+    assert Graph.from_json(best[0]["graph"]) == candidates(path)[2].graph
+    assert main(["show", str(path), "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["same_as"] == 0
+    assert main(["show", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["outcomes"]["passed"] == {"results": 5, "different": 4, "seconds": 360.0}
+    assert found["core_hours"] == pytest.approx(780 / 3600)
+    assert found["whole_trainings"] == pytest.approx(540 / 390)
 
 
 def test_an_exported_layer_is_a_norm(path, tmp_path):
