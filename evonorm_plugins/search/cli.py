@@ -218,7 +218,11 @@ def _plot(args):
             raise ConfigError(f"{text!r} is not of the form LABEL=STORE")
         with Store(path) as store:
             searches[label] = store.finished()
-    if not any(c.scores for candidates in searches.values() for c in candidates):
+    everything = [c for candidates in searches.values() for c in candidates]
+    if args.figure == "quality":
+        if not any("quality" in c.details for c in everything):
+            raise ConfigError(f"no candidate of {' '.join(args.stores)} came to the quality filter")
+    elif not any(c.scores for c in everything):
         raise ConfigError(f"no candidate of {' '.join(args.stores)} has passed yet")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     report.FIGURES[args.figure](searches, args.out)
