@@ -1,6 +1,7 @@
 """A search from its config to its end: store, Ray, workers, progress."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
@@ -57,16 +58,19 @@ def run_search(config, *, address=None, resume=False):
         SearchInterrupted: Ctrl-C or SIGTERM.
         StoreError: the store is damaged, or another search writes to it.
     """
-    for key in ("data", "val_data"):
-        path = getattr(config, key)
-        if path and not os.path.exists(path):
-            raise FileNotFoundError(f"there is no {key}={path!r}")
+    given = [key for key in ("data", "val_data") if getattr(config, key)]
+    for key in given:
+        if not os.path.exists(getattr(config, key)):
+            raise FileNotFoundError(f"there is no {key}={getattr(config, key)!r}")
     with _opened(config, resume) as store:
         needs = {"cpus": config.cpus_per_worker, "gpus": config.gpus_per_worker}
         ray = connect(address, unit="worker", **needs)
         try:
             actors = config.workers or _room(ray, **needs)
-            workers = Workers(ray, ProxyTask(config), actors=actors, **needs)
+            # Whole paths: a worker may have a folder of its own.
+            paths = {key: os.path.abspath(getattr(config, key)) for key in given}
+            task = ProxyTask(dataclasses.replace(config, **paths))
+            workers = Workers(ray, task, actors=actors, **needs)
             driver = drive(
                 store,
                 workers,

@@ -183,6 +183,22 @@ def test_every_trial_is_recorded(sweep_file, without_ray, tmp_path):
     assert json.loads((tmp_path / "out/sweep.json").read_text())["trials"] == records
 
 
+def test_paths_hold_in_any_folder(sweep_file, without_ray, monkeypatch, tmp_path):
+    """Ray runs a trial in a folder of its own."""
+    seen = []
+
+    def look(configs, *args):
+        seen.extend(configs.values())
+        in_process(configs, *args)
+
+    monkeypatch.setattr(ray_tune, "run_trials", look)
+    run_sweep(load_sweep(sweep_file(trials=2, output_dir="out")), train=stand_in)
+    folders = [str(tmp_path / f"out/trials/00{k}") for k in range(2)]
+    assert [c["output_dir"] for c in seen] == folders
+    assert all(os.path.isabs(c[key]) for c in seen for key in ("data", "val_data") if c[key])
+    assert {c["data"] for c in seen} != {""}
+
+
 def test_what_people_read(sweep_file, without_ray, tmp_path):
     records = run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
     text = (tmp_path / "out/results.txt").read_text().splitlines()

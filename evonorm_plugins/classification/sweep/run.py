@@ -15,7 +15,8 @@ from evonorm_plugins.files import replacing
 from evonorm_plugins.training.config import ConfigError
 
 # Keys of the training config that say where a trial runs and what it reads, not what it computes.
-_MACHINE = ("data", "val_data", "workers", "prefetch", "output_dir", "progress")
+_PATHS = ("data", "val_data", "output_dir")
+_MACHINE = (*_PATHS, "workers", "prefetch", "progress")
 
 
 class SweepInterrupted(RuntimeError):
@@ -75,7 +76,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     def progress(number, record):
         _say(f"{_name(number, chosen)}: {report.progress(record)}")
 
-    configs = {number: sweep.trial_config(number, chosen[number]) for number in pending}
+    configs = {n: _anywhere(sweep.trial_config(n, chosen[n])) for n in pending}
     try:
         if pending:
             ray_tune.run_trials(configs, train, sweep, progress, ended)
@@ -120,6 +121,12 @@ def run_trial(config, train, on_epoch):
         Path(config["output_dir"], "error.txt").write_text(traceback.format_exc())
         outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
     return {"seconds": time.perf_counter() - start, **outcome, **newest}
+
+
+def _anywhere(config):
+    """The config with whole paths: Ray runs each trial in a folder of its own."""
+    paths = {key: os.path.abspath(config[key]) for key in _PATHS if config[key]}
+    return {**config, **paths}
 
 
 def _check_data(base):
