@@ -96,7 +96,8 @@ def test_is_in_reach_of_the_search(name):
     assert graph.pruned() == graph
     assert len(graph.nodes) <= NODES
     assert graph.depends_on_x()
-    assert trial(graph) is None
+    # What random search found without rejection is the same at every position.
+    assert trial(graph) == ("flat" if name == "Random" else None)
     graph.check_space("B" if name.startswith(WITH_BATCH) else "S")
 
 
