@@ -14,8 +14,8 @@ _CONSTANTS = {0: "zero", 1: ("exp", "zero")}
 _BINARY = {ast.Add: "add", ast.Mult: "mul", ast.Div: "div"}
 _INITIAL = [name for name in INITIAL if name != "zero"]
 _CALLED = [op for op in OPERATIONS if op not in ("add", "mul", "div", "neg", *AGGREGATIONS)]
-# An index set as a Python name has it: its letters, in their order, c/g as cg.
-_SUBSCRIPT = re.compile(r"_\{([^{}]*)\}")
+# An index set, and how it is written in a name of Python's.
+_SUBSCRIPT, _WRITTEN = re.compile(r"_\{([^{}]*)\}"), re.compile(r"(\w+?)__(\d+)_")
 
 
 def parse(formula):
@@ -30,26 +30,30 @@ def parse(formula):
         if name in INITIAL or name in OPERATIONS or names.count(name) > 1:
             raise GraphError(f"{name!r} cannot be given a meaning: it has one")
     trees = dict(zip(names, map(_tree, definitions[1::2]), strict=True))
-    expression = _Reader(trees).read(_tree(whole))
-    # A graph has one operation at least.
-    return Graph.of(("add", expression, "zero") if expression in INITIAL else expression)
+    try:
+        expression = _Reader(trees).read(_tree(whole))
+        # A graph has one operation at least.
+        return Graph.of(("add", expression, "zero") if expression in INITIAL else expression)
+    except RecursionError:
+        raise GraphError(f"the formula of {len(formula)} letters is nested too deeply") from None
 
 
 def _tree(text):
-    sets = []
+    sets, text = [], text.strip()
+    if "__" in text:  # what an index set is written as, below
+        raise GraphError(f"cannot read the formula {text!r}: it has two underscores in a row")
 
     def subscript(match):
         sets.append(match[1].replace(" ", ""))
-        return f"__{len(sets) - 1}"
+        return f"__{len(sets) - 1}_"
 
     try:
-        tree = ast.parse(_SUBSCRIPT.sub(subscript, text.strip()), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise GraphError(f"cannot read the formula {text.strip()!r}: {error}") from None
+        tree = ast.parse(_SUBSCRIPT.sub(subscript, text), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise GraphError(f"cannot read the formula {text!r}: {error}") from None
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and "__" in node.id:
-            name, _, number = node.id.partition("__")
-            node.id = f"{name}_{{{sets[int(number)]}}}" if number.isdigit() else node.id
+        if isinstance(node, ast.Name) and (found := _WRITTEN.fullmatch(node.id)):
+            node.id = f"{found[1]}_{{{sets[int(found[2])]}}}"
     return tree
 
 

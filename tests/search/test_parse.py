@@ -53,12 +53,16 @@ def test_what_people_write(formula, expression):
         ("max(x)", "max takes 2 values, got 1"),
         ("tanh(x, v0)", "tanh takes 1 values, got 2"),
         ("max(a=x)", "is not part of a formula"),
-        ("__import__('os').remove('x')", "is not part of a formula"),
+        ("__import__('os').remove('x')", "two underscores in a row"),
+        ("std__0(x)", "two underscores in a row"),
+        ("x.real", "'x.real' is not part of a formula"),
+        ("std_{b,w,h}1(x)", "cannot read the formula|unknown function|is not part"),
         ("z, z = z + x", "'z' is defined by itself"),
         ("a, a = b + x, b = a + x", "'a' is defined by itself"),
         ("x * v0, v0 = tanh(x)", "'v0' cannot be given a meaning"),
         ("z * z, z = x, z = v0", "'z' cannot be given a meaning"),
         ("(" * 500 + "x" + ")" * 500, "cannot read the formula"),
+        ("-" * 900 + "x", "a graph has 1 to 100 nodes|nested too deeply"),
     ],
 )
 def test_what_is_no_formula(formula, message):
