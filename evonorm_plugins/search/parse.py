@@ -14,8 +14,9 @@ _CONSTANTS = {0: "zero", 1: ("exp", "zero")}
 _BINARY = {ast.Add: "add", ast.Mult: "mul", ast.Div: "div"}
 _INITIAL = [name for name in INITIAL if name != "zero"]
 _CALLED = [op for op in OPERATIONS if op not in ("add", "mul", "div", "neg", *AGGREGATIONS)]
-# An index set, and how it is written in a name of Python's.
-_SUBSCRIPT, _WRITTEN = re.compile(r"_\{([^{}]*)\}"), re.compile(r"(\w+?)__(\d+)_")
+# An index set behind a name, and how it is written in a name of Python's.
+_SUBSCRIPT = re.compile(r"(?<=[A-Za-z])_\{([^{}]*)\}(?!\w)")
+_WRITTEN = re.compile(r"(\w+)__(\d+)_")
 
 
 def parse(formula):

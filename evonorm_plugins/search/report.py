@@ -23,15 +23,17 @@ def numbers(store, cpus=1):
         cpus: CPUs of a worker, for core hours.
     """
     found = store.finished()
-    tried = [c for c in found if c.same_as is None]
+    tried = _different(found)
     outcomes = {}
     for outcome in _OUTCOMES:
         own = [c for c in found if (c.filter or c.status) == outcome]
         if own:
-            different = [c for c in own if c.same_as is None]
-            seconds = sum(c.cost for c in different)
-            outcomes[outcome] = {"results": len(own), "different": len(different)}
-            outcomes[outcome]["seconds"] = seconds
+            different = _different(own)
+            outcomes[outcome] = {
+                "results": len(own),
+                "different": len(different),
+                "seconds": sum(c.cost for c in different),
+            }
     stages = {}
     for c in tried:
         for stage, seconds in c.seconds.items():
@@ -145,7 +147,7 @@ def progress_of_top(candidates, count=TOP):
         than ``count`` passed, of all of them.
     """
     best, found = [], []
-    for k, candidate in enumerate((c for c in candidates if c.same_as is None), 1):
+    for k, candidate in enumerate(_different(candidates), 1):
         if candidate.status == "passed":
             best = sorted([*best, candidate.score], reverse=True)[:count]
         if best:
@@ -186,7 +188,7 @@ def plot_quality(searches, path):
     """The same after the steps of the quality filter; how many came to it is in the legend."""
     scores = {}
     for label, candidates in searches.items():
-        tried = [c for c in candidates if c.same_as is None]
+        tried = _different(candidates)
         found = [c.details["quality"] for c in tried if "quality" in c.details]
         scores[f"{label}: {len(found)} of {len(tried)}"] = found
     _histograms(scores, "validation accuracy at the quality filter", path)
@@ -254,8 +256,13 @@ FIGURES = {
 }
 
 
+def _different(candidates):
+    """Those that are not equal to an earlier one."""
+    return [c for c in candidates if c.same_as is None]
+
+
 def _scored(candidates):
-    return [c for c in candidates if c.scores and c.same_as is None]
+    return [c for c in _different(candidates) if c.scores]
 
 
 def _pyplot():
