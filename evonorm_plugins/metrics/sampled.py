@@ -11,7 +11,8 @@ STANDING_STATISTICS = 100  # forward passes, as ``python -m biggan.sample`` take
 class CheckpointSource:
     """``n`` images of a generator, rounded to uint8 as if they had been saved.
 
-    Image i depends on the seed and on i, so that it is the same in any number of processes.
+    Image i depends on the seed and on i, so that it is the same in any number of processes, up to
+    a level where the sums of another batch size round differently.
 
     Args:
         path: checkpoint of :mod:`biggan`.
