@@ -198,4 +198,24 @@ def test_every_name_is_built():
     for name in set(list_models()) - {"mini_inception"}:
         with torch.device("meta"):
             model = build_model(name, 3, "EvoNormB0")
-        assert _count(model) > 100_000
+        assert _count(model) > 50_000
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "depth", "parameters"), [
+    ("resnet8_cifar", 8, 77_850), ("resnet20_cifar", 20, 272_282),
+])  # fmt: skip
+def test_small_resnets(name, depth, parameters):
+    model = build_model(name, 10, "BN-ReLU")
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert len([m for m in convolutions if m.kernel_size == (3, 3)]) + 1 == depth
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in model.modules()) == depth - 1
+    assert _count(model) == parameters  # resnet20: 0.27 million (arXiv 1512.03385, Table 6)
+    for block in model.blocks:
+        block.conv2.weight.zero_()  # then it is its skip connection
+    x = torch.randn(2, 3, 32, 32)
+    y = model.stem(x)
+    for block in model.blocks:
+        y = y if block.downsample is None else block.downsample(block.norm1(y))
+    assert y.shape == (2, 64, 8, 8)
+    torch.testing.assert_close(model(x), model.fc(model.norm(y).mean((2, 3))))

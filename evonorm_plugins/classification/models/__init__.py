@@ -12,6 +12,8 @@ import inspect
 # ``width``, a factor of all channels, is an option of those that have it.
 _BUILDERS = {
     "resnet50_cifar": "resnet",
+    "resnet8_cifar": "cifar_resnet",
+    "resnet20_cifar": "cifar_resnet",
     "mobilenetv2_cifar": "mobilenet",
     "efficientnet_b0_cifar": "efficientnet",
     "preact_resnet50": "resnet",
