@@ -38,7 +38,7 @@ def images_of(source, size=8, **options):
 
 
 def assert_same_images(images, expected):
-    """A level apart where the sums of another batch size put a value on the other side of a half."""
+    """A level apart where sums of another batch size put a value on the other side of a half."""
     difference = (images.int() - expected.int()).abs()
     assert difference.max() <= 1
     assert (difference > 0).float().mean() < 0.01
