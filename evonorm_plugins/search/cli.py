@@ -175,9 +175,7 @@ def _layer(text):
 
 def _write_layer(args):
     graph = parse(args.formula)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    graph.save(args.out)
-    say(f"{args.out}: {graph}; NORM: {args.out} in a config")
+    _save_layer(args.out, graph, graph.save)
 
 
 def _top(args):
@@ -205,9 +203,13 @@ def _show(args):
 def _export(args):
     with Store(args.store) as store:
         candidate = _candidate(store, args.number)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    candidate.export(args.out)
-    say(f"{args.out}: {candidate.graph}; NORM: {args.out} in a config")
+    _save_layer(args.out, candidate.graph, candidate.export)
+
+
+def _save_layer(path, graph, save):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(path)
+    say(f"{path}: {graph}; NORM: {path} in a config")
 
 
 def _plot(args):

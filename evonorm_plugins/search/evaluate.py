@@ -71,7 +71,7 @@ class _Run:
         Ranks(task.device)
 
     def evaluate(self):
-        filters = {"trial": self.trial, "quality": self.quality, "stability": self.stability}
+        filters = {"trial": self.trial, "stability": self.stability, "quality": self.quality}
         for name in self.task.filters:
             self.progress(name)
             with self._timed(name):

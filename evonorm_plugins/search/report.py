@@ -8,7 +8,7 @@ COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
-_OUTCOMES = ("not finite", "constant", "flat", "quality", "stability")
+_OUTCOMES = ("not finite", "constant", "flat", "stability", "quality")
 _OUTCOMES += ("training", "passed", "failed")
 
 

@@ -59,7 +59,7 @@ def test_values_that_can_be_sent(options):
         ({"anchors": []}, "give one model at least"),
         ({"anchors": ["resnet50_cifar"] * 2}, "resnet50_cifar is there twice"),
         ({"anchors": "resnet50_cifar"}, "anchors='resnet50_cifar' is not list of names"),
-        ({"filters": ["trial", "cost"]}, "'cost' is not one of .'trial', 'quality', 'stability'"),
+        ({"filters": ["trial", "cost"]}, "'cost' is not one of .'trial', 'stability', 'quality'"),
         ({"filters": ["trial", "trial"]}, "trial is there twice"),
         ({"steps": 1}, "quality_steps=2 are more than the 1 steps"),
         ({"space": "C"}, "space='C' is not one of B, S"),

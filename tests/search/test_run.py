@@ -58,7 +58,7 @@ def test_shipped_configs():
         ({"window": 0}, "window=0 must be at least 1"),
         ({"candidates": None}, "give candidates=NUMBER or hours=NUMBER"),
         ({"candidate": 3}, "there is no option 'candidate'; did you mean 'candidates'?"),
-        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'quality', 'stability']"),
+        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality']"),
     ],
 )
 def test_bad_options(values, message):
