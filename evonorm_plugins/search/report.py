@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import statistics
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
@@ -143,20 +144,22 @@ def progress_of_top(candidates, count=TOP):
         candidates: in the order of results; those equal to an earlier one are left out.
 
     Returns:
-        ``[(results so far, mean score of the best, their standard deviation), ...]``; with fewer
-        than ``count`` passed, of all of them.
+        ``[(results so far, mean score of the best, their standard deviation, their number), ...]``,
+        the last of which is below ``count`` until so many have passed.
     """
     best, found = [], []
     for k, candidate in enumerate(_different(candidates), 1):
         if candidate.status == "passed":
             best = sorted([*best, candidate.score], reverse=True)[:count]
         if best:
-            found.append((k, statistics.fmean(best), statistics.pstdev(best)))
+            found.append((k, statistics.fmean(best), statistics.pstdev(best), len(best)))
     return found
 
 
 def plot_top(searches, path, count=TOP):
     """Mean and deviation of the top candidates against different ones (paper, Figure 10).
+
+    Dotted, and without the deviation, where fewer than ``count`` have passed.
 
     Args:
         searches: ``{label: candidates in the order of results}``.
@@ -167,11 +170,14 @@ def plot_top(searches, path, count=TOP):
         curve = progress_of_top(candidates, count)
         if not curve:
             continue
-        x, mean, deviation = zip(*curve, strict=True)
+        full = [point for point in curve if point[3] == count]
+        few = curve[: len(curve) - len(full) + 1]
+        axes.plot([p[0] for p in few], [p[1] for p in few], ":", color=colour)
+        x, mean, deviation = [[p[k] for p in full] for k in range(3)]
         axes.plot(x, mean, color=colour, label=label)
         low = [m - d for m, d in zip(mean, deviation, strict=True)]
         high = [m + d for m, d in zip(mean, deviation, strict=True)]
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("different candidates")
     axes.set_ylabel(f"validation accuracy of the best {count}")
     axes.legend()
@@ -200,17 +206,22 @@ def _histograms(scores, axis, path):
     anchors = list(
         dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
     )
-    size = (max(3.2 * len(anchors), 5), 3.2)
+    size = (max(3.2 * len(anchors), 5), 3.4)
     figure, axes = plt.subplots(1, len(anchors), figsize=size, layout="constrained", squeeze=False)
+    highest = max(a for found in scores.values() for s in found for a in s.values())
+    bins = [k / 100 for k in range(math.ceil(100 * highest) + 2)]
     for panel, anchor in zip(axes[0], anchors, strict=True):
         for (label, found), colour in zip(scores.items(), itertools.cycle(COLOURS)):
             values = [s[anchor] for s in found if anchor in s]
-            panel.hist(values, bins=50, range=(0, 1), color=colour, alpha=0.6, label=label)
+            panel.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
         panel.set_title(anchor)
         panel.set_xlabel(axis)
         panel.set_yscale("log")
+        panel.set_ylim(bottom=0.7)
+        panel.yaxis.set_major_formatter("{x:.0f}")
+        panel.yaxis.set_minor_formatter("")
     axes[0][0].set_ylabel("layers")
-    axes[0][0].legend()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     _save(figure, plt, path)
 
 

@@ -71,7 +71,8 @@ def test_progress_of_the_top_by_hand(path):
     curve = report.progress_of_top(candidates(path), count=2)
     assert [k for k, *_ in curve] == [1, 2, 3, 4, 5, 6]
     means = [0.375, 0.375, 0.525, 0.6, 0.6, 0.6]
-    assert [mean for _, mean, _ in curve] == pytest.approx(means)
+    assert [mean for _, mean, *_ in curve] == pytest.approx(means)
+    assert [best for *_, best in curve] == [1, 1, 2, 2, 2, 2]
     assert curve[2][2] == pytest.approx(0.15)  # of 0.375 and 0.675
 
 
