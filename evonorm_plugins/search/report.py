@@ -221,7 +221,7 @@ def _histograms(scores, axis, path):
         panel.yaxis.set_major_formatter("{x:.0f}")
         panel.yaxis.set_minor_formatter("")
     axes[0][0].set_ylabel("layers")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    _legend(figure, axes)
     _save(figure, plt, path)
 
 
@@ -231,7 +231,7 @@ def plot_calibration(searches, path):
     passed = {label: _scored(candidates) for label, candidates in searches.items()}
     anchors = list(next(c.scores for found in passed.values() for c in found))
     pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
-    size = (3.6 * len(pairs), 3.6)
+    size = (max(3.6 * len(pairs), 4.2), 4)
     figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
     everything = [c.scores for found in passed.values() for c in found]
     for panel, (a, b) in zip(axes[0], pairs, strict=True):
@@ -242,7 +242,7 @@ def plot_calibration(searches, path):
         panel.set_ylabel(b)
         rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])
         panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
-    axes[0][0].legend()
+    _legend(figure, axes)
     _save(figure, plt, path)
 
 
@@ -283,6 +283,11 @@ def _pyplot():
     import matplotlib.pyplot as plt
 
     return plt
+
+
+def _legend(figure, axes):
+    """One for all panels, above them, where it hides nothing."""
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
 
 
 def _save(figure, plt, path):
