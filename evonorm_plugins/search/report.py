@@ -226,14 +226,18 @@ def _histograms(scores, axis, path):
 
 
 def plot_calibration(searches, path):
-    """Accuracy on each anchor against that on every other one, with Spearman's correlation."""
+    """Accuracy on each anchor against that on every other one, with Spearman's correlation.
+
+    A layer that several searches trained with the same seed counts once in the correlation.
+    """
     plt = _pyplot()
     passed = {label: _scored(candidates) for label, candidates in searches.items()}
     anchors = list(next(c.scores for found in passed.values() for c in found))
     pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
     size = (max(3.6 * len(pairs), 4.2), 4)
     figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
-    everything = [c.scores for found in passed.values() for c in found]
+    found_once = {(c.graph.digest(), c.seed): c for found in passed.values() for c in found}
+    everything = [c.scores for c in found_once.values()]
     for panel, (a, b) in zip(axes[0], pairs, strict=True):
         for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
             xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
