@@ -59,7 +59,7 @@ class Task:
     momentum: float = 0.9  # Nesterov's
     weight_decay: float = 1e-4
     # Not of the paper: without it EvoNormB0 diverges within 25 steps, see docs/search.md.
-    clip_grad: float | None = 1.0  # largest norm of the gradient of all weights together
+    clip_grad: float | None = 4.0  # largest norm of the gradient of all weights together
     seed: int = 0
 
     # ---- rejection: see evonorm_plugins.search.rejection ----

@@ -27,6 +27,7 @@ S0 = KNOWN["EvoNormS0"]
 def test_the_papers_task():
     task = from_dict({"data": "cifar10.zip"})
     assert task.anchors == ["resnet50_cifar", "mobilenetv2_cifar", "efficientnet_b0_cifar"]
+    assert task.filters == ["trial", "stability", "quality"]
     config = training_config(task, "resnet50_cifar", "BN-ReLU")
     assert (config.resolution, config.padding, config.flip) == (24, 0, True)
     assert (config.batch_size, config.val_batch_size, config.val_resolution) == (128, 512, None)
