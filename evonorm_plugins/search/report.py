@@ -144,8 +144,8 @@ def progress_of_top(candidates, count=TOP):
         candidates: in the order of results; those equal to an earlier one are left out.
 
     Returns:
-        ``[(results so far, mean score of the best, their standard deviation, their number), ...]``,
-        the last of which is below ``count`` until so many have passed.
+        ``[(results so far, mean score of the best, their standard deviation, their number), ...]``;
+        there are fewer than ``count`` of them until so many have passed.
     """
     best, found = [], []
     for k, candidate in enumerate(_different(candidates), 1):
