@@ -195,10 +195,10 @@ def test_a_bad_option_is_named(model, option, value):
 
 def test_every_name_is_built():
     assert "resnet50_cifar" in list_models()
-    for name in set(list_models()) - {"mini_inception"}:
+    for name in set(list_models()) - {"mini_inception", "resnet8_cifar"}:
         with torch.device("meta"):
             model = build_model(name, 3, "EvoNormB0")
-        assert _count(model) > 50_000
+        assert _count(model) > 100_000
 
 
 @torch.no_grad()
