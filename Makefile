@@ -13,7 +13,7 @@ help:
 	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
 	@echo "make test        run the tests, a process for each core; ARGS=... goes to pytest"
 	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
-	@echo "make lint        ruff, lint and format"
+	@echo "make lint        ruff, lint and format, and the order of imports"
 	@echo "make install     $(VENV) with everything, Detectron2 if it can be had"
 	@echo "make detectron2  try again to get Detectron2"
 	@echo "make clean       remove $(VENV) and what builds leave behind"
@@ -33,6 +33,7 @@ bench: install
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 venv: $(VENV)/.created
 

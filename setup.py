@@ -55,7 +55,8 @@ EXTRAS = {
         "tqdm",
     ],
     "test": [
-        *("numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist", "ruff", "timm"),
+        *("import-linter", "numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist"),
+        *("ruff", "timm"),
     ],
 }
 EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
@@ -88,7 +89,7 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["evonorm-eval = evonorm_plugins.metrics.cli:main"]},
+    entry_points={"console_scripts": ["evonorm-eval = evonorm_plugins.cli.eval:main"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),

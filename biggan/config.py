@@ -8,14 +8,9 @@ import dataclasses
 import itertools
 
 from biggan.architecture import CHANNEL_MULTIPLIERS
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
-from evonorm_plugins.training.config import (
-    ConfigError,
-    build,
-    check_choices,
-    check_minimum,
-    read_values,
-)
+from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
 
 
 @dataclasses.dataclass

@@ -12,7 +12,7 @@ import torch
 
 from biggan.generator import running_statistics_layers
 from biggan.sampling import classes_of, load_generator, sample_uint8
-from evonorm_plugins.training.checkpoint import CheckpointError
+from evonorm_plugins.errors import CheckpointError
 
 
 def train_classifier(fraction=0.8):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from biggan.images import TooSmallError, decode
 from evonorm_plugins.data.images import DAMAGED
-from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.errors import DataError
 from evonorm_plugins.training.seeds import mixed_seed
 
 # In a row, within one sample: more than chance.

@@ -10,16 +10,13 @@ from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
 from biggan.sources import open_source
 from biggan.trainer import Trainer
-from evonorm_plugins.training.config import ConfigError, check_unchanged
-from evonorm_plugins.training.distributed import Stop
+from evonorm_plugins.errors import CollapseError, ConfigError
+from evonorm_plugins.training.config import check_unchanged
 from evonorm_plugins.training.random_state import random_state, set_random_state
+from evonorm_plugins.training.ranks import Stop
 
 # Of what it has been: samples that differ by less than this share of it are all the same.
 _COLLAPSED = 0.05
-
-
-class CollapseError(RuntimeError):
-    """The generator has collapsed; what it was before is kept."""
 
 
 class Run:
@@ -30,7 +27,7 @@ class Run:
 
     Args:
         config: :class:`biggan.config.Config`.
-        ranks: :class:`evonorm_plugins.training.distributed.Ranks`.
+        ranks: :class:`evonorm_plugins.training.ranks.Ranks`.
         resume: go on with what is in ``config.output_dir``, if anything is.
 
     Raises:
@@ -60,7 +57,7 @@ class Run:
             The name of the signal that ended the run early, or None.
 
         Raises:
-            NotFiniteError, CollapseError, DataError, NoSpaceError: training cannot go on.
+            NonFiniteError, CollapseError, DataError, NoSpaceError: training cannot go on.
         """
         config, trainer = self.config, self.trainer
         data = self._data()

@@ -21,7 +21,8 @@ from biggan.sampling import (
     with_standing_statistics,
     write_png,
 )
-from evonorm_plugins.training.checkpoint import NoSpaceError, replacing
+from evonorm_plugins.errors import NoSpaceError
+from evonorm_plugins.training.checkpoint import replacing
 
 __all__ = ["load_generator", "main", "sample_uint8"]
 
@@ -91,7 +92,7 @@ def main(argv=None):
     args = parse_args(argv)
     try:
         record = run(args)
-    except ValueError as error:
+    except (ValueError, NoSpaceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, NoSpaceError) else 2
     if args.json:

@@ -9,8 +9,8 @@ from biggan.config import from_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
 from biggan.spectral import power_iteration
-from evonorm_plugins.training.checkpoint import CheckpointError, replacing
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.errors import CheckpointError, ConfigError
+from evonorm_plugins.training.checkpoint import replacing
 
 # The averaged weights are no step of training, so their singular vectors are found anew.
 SPECTRAL_STEPS = 20

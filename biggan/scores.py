@@ -10,8 +10,7 @@ from torch.utils.data import DataLoader
 from biggan.generator import running_statistics_layers
 from biggan.loader import Images
 from biggan.sampling import sample_uint8, with_standing_statistics
-from evonorm_plugins.data.sources import DataError
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.errors import ConfigError, DataError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64
@@ -129,7 +128,7 @@ class Scorer:
 def _extractor(config, device):
     """The extractor, and the names of its two scores; only the network of FID gives "fid"."""
     try:
-        from evonorm_plugins.metrics.errors import InputError
+        from evonorm_plugins.errors import InputError
         from evonorm_plugins.metrics.extractor import CustomExtractor
         from evonorm_plugins.metrics.inception import InceptionExtractor
         from evonorm_plugins.metrics.weights import find_inception_weights

@@ -13,7 +13,8 @@ import numpy as np
 
 from biggan.sources import _numbered_classes
 from evonorm_plugins.data.images import is_image
-from evonorm_plugins.data.sources import DataError, Names, ReadFile
+from evonorm_plugins.data.sources import Names, ReadFile
+from evonorm_plugins.errors import DataError
 from evonorm_plugins.training.checkpoint import replacing
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evonorm_plugins.data.sources import DataError, FolderSource, ZipSource, check_classes
+from evonorm_plugins.data.sources import FolderSource, ZipSource, check_classes
+from evonorm_plugins.errors import DataError
 
 
 class Hdf5Source:

@@ -8,12 +8,9 @@ import sys
 import torch
 
 from biggan.config import load_config
-from biggan.run import CollapseError, Run
-from biggan.trainer import NotFiniteError
-from evonorm_plugins.data.sources import DataError
-from evonorm_plugins.training.checkpoint import CheckpointError, NoSpaceError
-from evonorm_plugins.training.config import ConfigError
-from evonorm_plugins.training.distributed import Ranks
+from biggan.run import Run
+from evonorm_plugins.errors import DataError, InputError, NonFiniteError, RunError
+from evonorm_plugins.training.ranks import Ranks
 
 EXAMPLES = """
 examples:
@@ -71,10 +68,10 @@ def main(argv=None):
             if stopped:
                 _say(ranks, f"stopped by {stopped}; --resume goes on")
                 return 1
-    except (ConfigError, DataError, FileNotFoundError, CheckpointError) as error:
+    except (InputError, FileNotFoundError) as error:
         _say(ranks, f"error: {error}", everywhere=isinstance(error, DataError))
-        return 1 if isinstance(error, NoSpaceError) else 2
-    except (NotFiniteError, CollapseError) as error:
+        return 2
+    except RunError as error:
         _say(ranks, f"error: {error}", everywhere=True)
         return 1
     except RuntimeError as error:
@@ -94,8 +91,8 @@ def train(config, ranks, resume):
     run = Run(config, ranks, resume=resume)
     try:
         return run.train()
-    except NotFiniteError as error:
-        raise NotFiniteError(f"{error}. {_last_checkpoint(run)}") from None
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {_last_checkpoint(run)}") from None
 
 
 def _runs(config, seeds):

@@ -10,14 +10,11 @@ from biggan.discriminator import Discriminator
 from biggan.generator import Generator
 from biggan.losses import accuracies, discriminator_loss, generator_loss, orthogonal_penalty
 from biggan.spectral import power_iteration
+from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.training.ema import EMA
 from evonorm_plugins.training.seeds import generator_of, mixed_seed
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NotFiniteError(FloatingPointError):
-    """A loss or a gradient is NaN or infinite; the weights are those of the step before."""
 
 
 class Trainer:
@@ -29,7 +26,7 @@ class Trainer:
 
     Args:
         config: checked, with ``num_classes``.
-        ranks: :class:`evonorm_plugins.training.distributed.Ranks`.
+        ranks: :class:`evonorm_plugins.training.ranks.Ranks`.
     """
 
     def __init__(self, config, ranks):
@@ -82,7 +79,7 @@ class Trainer:
             Names and a tensor of this rank's losses and accuracies, and of the gradients' norms.
 
         Raises:
-            NotFiniteError: before the update that it would spoil.
+            NonFiniteError: before the update that it would spoil.
         """
         config = self.config
         for k in range(config.d_steps):
@@ -163,7 +160,7 @@ class Trainer:
         # and then: the scaler leaves such a step out.
         checked = loss if self.scaler.is_enabled() else torch.stack([loss, norm])
         if not torch.isfinite(checked).all():
-            raise NotFiniteError(self._culprit(module, loss, norm, whose))
+            raise NonFiniteError(self._culprit(module, loss, norm, whose))
         self.scaler.step(optimizer)
         self.scaler.update()
         power_iteration(module)

@@ -69,8 +69,8 @@ def get_norm_act(name, num_features, **options):
         return name(num_features, **options)
     base, in_name = _parse(name)
     if _is_path(base):
-        # Here, not above: the search is for those who use it.
-        from evonorm_plugins.search.layer import load_layer
+        # Here, not above: layer graphs are for those who use them.
+        from evonorm_plugins.layers.graph.module import load_layer
 
         return load_layer(base.strip(), num_features, **{**in_name, **options})
     key = _key(base)

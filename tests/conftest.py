@@ -110,3 +110,42 @@ def run_ranks(tmp_path_factory):
         return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
 
     return run_ranks
+
+
+class BlockMeans(torch.nn.Module):
+    """A feature extractor that is quick: means over a grid of blocks, and 10 logits."""
+
+    def __init__(self, side: int = 4):
+        super().__init__()
+        self.pool = torch.nn.AdaptiveAvgPool2d(side)
+        generator = torch.Generator().manual_seed(0)
+        self.classes = torch.nn.Parameter(torch.randn(3 * side * side, 10, generator=generator))
+
+    def forward(self, images):
+        features = self.pool(images.float() / 255).flatten(1)
+        return features, features @ self.classes
+
+
+@pytest.fixture(scope="session")
+def quick_extractor(tmp_path_factory):
+    """Path of a TorchScript module with 48 features and 10 logits."""
+    import warnings
+
+    path = tmp_path_factory.mktemp("extractor") / "blocks.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(BlockMeans().eval()), path)
+    return path
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """``evaluate(*arguments)``: ``(status, stdout, stderr)`` of evonorm-eval, in this process."""
+    from evonorm_plugins.cli.eval import main
+
+    def run(*arguments):
+        status = main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run

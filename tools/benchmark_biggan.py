@@ -85,7 +85,7 @@ def images_of(args):
 @functools.cache
 def ranks_of(device):
     """The processes; a process joins them once."""
-    from evonorm_plugins.training.distributed import Ranks
+    from evonorm_plugins.training.ranks import Ranks
 
     return Ranks(device)
 
@@ -177,7 +177,7 @@ def times(args, names):
 
 def memory(args, name):
     """MiB that three steps need at most beyond what the process had before them."""
-    from evonorm_plugins.training.memory import peak_memory
+    from evonorm_plugins.training.peak_memory import peak_memory
 
     step, device = step_of(args, name), torch.device(args.device)
     if device.type == "cuda":

@@ -20,8 +20,9 @@ from collections import Counter
 import torch
 
 from evonorm_plugins import get_norm_act
-from evonorm_plugins.convert import ConvertError, activations_after_norm_acts, convert
-from evonorm_plugins.convert.models import build_model
+from evonorm_plugins.conversion import activations_after_norm_acts, convert
+from evonorm_plugins.conversion.models import build_model
+from evonorm_plugins.errors import ConvertError
 
 DETECTORS = (
     *("fasterrcnn_mobilenet_v3_large_320_fpn", "fasterrcnn_mobilenet_v3_large_fpn"),

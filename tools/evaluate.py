@@ -3,7 +3,7 @@
 
 import sys
 
-from evonorm_plugins.metrics.cli import main
+from evonorm_plugins.cli.eval import main
 
 if __name__ == "__main__":
     sys.exit(main())

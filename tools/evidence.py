@@ -173,7 +173,7 @@ def time_steps(args):
     import torch
 
     from evonorm_plugins.classification.config import from_dict
-    from evonorm_plugins.training.distributed import Ranks
+    from evonorm_plugins.training.ranks import Ranks
 
     search, trials = read_sweep(args.folder)
     torch.set_num_threads(args.threads)

@@ -3,7 +3,7 @@
 
 import sys
 
-from evonorm_plugins.search.cli import main
+from evonorm_plugins.cli.search import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -116,7 +116,7 @@ def run(argv=None):
             dist_url=args.dist_url,
             args=(args, cfg, notes),
         )
-    except (plugin.CheckpointError, plugin.NonFiniteLossError) as error:
+    except (plugin.CheckpointError, plugin.NonFiniteError) as error:
         return _fail(error, 2 if isinstance(error, plugin.CheckpointError) else 1)
     except ProcessRaisedException as error:
         print(error, file=sys.stderr)

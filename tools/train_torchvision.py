@@ -89,12 +89,8 @@ def main(argv=None):
         missing = 'torchvision is not installed: pip install "evonorm-plugins[detection]"'
         print(f"error: {missing}", file=sys.stderr)
         return 2
-    from evonorm_plugins.convert import ConvertError
-    from evonorm_plugins.integrations.coco import DataError
-    from evonorm_plugins.integrations.steps import NonFiniteLossError
-    from evonorm_plugins.integrations.torchvision import CheckpointError, Options, OptionsError, Run
-    from evonorm_plugins.metrics.errors import InputError
-    from evonorm_plugins.training.checkpoint import NoSpaceError
+    from evonorm_plugins.errors import InputError, RunError
+    from evonorm_plugins.integrations.torchvision import Options, Run
 
     logger = logging.getLogger("evonorm_plugins")
     logger.setLevel(logging.INFO)
@@ -105,10 +101,10 @@ def main(argv=None):
     try:
         run = Run(options, resume=args.resume, evaluate_only=args.eval_only)
         run.evaluate() if args.eval_only else run.train()
-    except (NonFiniteLossError, NoSpaceError) as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (OptionsError, DataError, InputError, ConvertError, CheckpointError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2,14 +2,9 @@
 
 import dataclasses
 
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
-from evonorm_plugins.training.config import (
-    ConfigError,
-    build,
-    check_choices,
-    check_minimum,
-    read_values,
-)
+from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
 
 __all__ = ["Config", "ConfigError", "from_dict", "load_config", "to_dict"]
 

@@ -17,7 +17,8 @@ from evonorm_plugins.classification.memory import (
     decoded,
 )
 from evonorm_plugins.data.images import DAMAGED
-from evonorm_plugins.data.sources import DataError, FolderSource, ZipSource
+from evonorm_plugins.data.sources import FolderSource, ZipSource
+from evonorm_plugins.errors import DataError
 from evonorm_plugins.training.seeds import generator_of
 
 # Mean and deviation of ImageNet's channels, of values from 0 to 1, as torchvision's models use.

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from evonorm_plugins.classification.data import IMAGENET, Data
 from evonorm_plugins.data.images import DAMAGED, eight_bits
-from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.errors import DataError
 from evonorm_plugins.training.seeds import generator_of, mixed_seed
 
 RESOLUTION = 224

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from evonorm_plugins.data.images import DAMAGED
-from evonorm_plugins.data.sources import DataError
-from evonorm_plugins.training.checkpoint import NoSpaceError, replacing
+from evonorm_plugins.errors import DataError, NoSpaceError
+from evonorm_plugins.training.checkpoint import replacing
 from evonorm_plugins.training.seeds import generator_of
 
 # Larger images are read anew in every epoch, unless the config says otherwise.

@@ -11,21 +11,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.classification.optim import lr_factor, make_optimizer, scaled_lr
+from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.layers import convert_cross_replica
-from evonorm_plugins.training.config import ConfigError
 from evonorm_plugins.training.ema import EMA
 from evonorm_plugins.training.seeds import mixed_seed
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class NonFiniteLossError(FloatingPointError):
-    """A training loss or gradient is NaN or infinite; the weights are those of the step before.
-
-    ``result`` is what :func:`evonorm_plugins.classification.train.train` has so far.
-    """
-
-    result = None
 
 
 class Trainer:
@@ -33,7 +24,7 @@ class Trainer:
 
     Args:
         config: checked :class:`evonorm_plugins.classification.config.Config`.
-        ranks: :class:`evonorm_plugins.training.distributed.Ranks`.
+        ranks: :class:`evonorm_plugins.training.ranks.Ranks`.
         data: :class:`evonorm_plugins.classification.data.Data`.
 
     Raises:
@@ -85,7 +76,7 @@ class Trainer:
             steps, steps_per_epoch: what the schedule depends on.
 
         Raises:
-            NonFiniteLossError: before the update that it would spoil.
+            NonFiniteError: before the update that it would spoil.
         """
         config, totals = self.config, torch.zeros(2, device=self.device)
         lr = self.lr * lr_factor(config, self.step, steps, steps_per_epoch)
@@ -147,13 +138,13 @@ class Trainer:
 
     def _apply(self, loss):
         if not math.isfinite(loss):
-            raise NonFiniteLossError(self._not_finite(f"the training loss is {loss}"))
+            raise NonFiniteError(self._not_finite(f"the training loss is {loss}"))
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
         # The scaler leaves out steps with infinite gradients and lowers its factor.
         if not (torch.isfinite(norm) or self.scaler.is_enabled()):
-            raise NonFiniteLossError(self._not_finite(f"the norm of the gradients is {norm}"))
+            raise NonFiniteError(self._not_finite(f"the norm of the gradients is {norm}"))
         if self.config.clip_grad:
             nn.utils.clip_grads_with_norm_(parameters, self.config.clip_grad, norm, foreach=True)
         self.scaler.step(self.optimizer)

@@ -15,10 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from evonorm_plugins.data.images import is_image
-
-
-class DataError(ValueError):
-    """Data that cannot be trained on."""
+from evonorm_plugins.errors import DataError
 
 
 class Names:

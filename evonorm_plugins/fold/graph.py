@@ -7,7 +7,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from evonorm_plugins import layers
-from evonorm_plugins.convert.tracing import autowrapped_functions
+from evonorm_plugins.conversion.tracing import autowrapped_functions
 from evonorm_plugins.fold import absorb
 from evonorm_plugins.fold.affine import MatrixOnly, is_frozen_batch_norm
 from evonorm_plugins.fold.ways import IDENTITIES, is_shape_query, way_through

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from evonorm_plugins.coco.shapes import decoded_mask
 from evonorm_plugins.files import replacing
-from evonorm_plugins.metrics.coco_shapes import decoded_mask
 
 _SIDE = 384  # pixels of the longer side of an image as drawn
 _GAP = 8

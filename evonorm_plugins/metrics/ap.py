@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evonorm_plugins.metrics.errors import InputError, MissingDependencyError
+from evonorm_plugins.errors import InputError, MissingDependencyError
 
 EVALUATORS = ("faster-coco-eval", "pycocotools")
 IOU_TYPES = ("bbox", "segm")
@@ -91,7 +91,7 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     """Evaluate detections against ground truth.
 
     Args:
-        data: :class:`~evonorm_plugins.metrics.coco_files.CocoData`; read with ``masks=True`` for
+        data: :class:`~evonorm_plugins.coco.read.CocoData`; read with ``masks=True`` for
             ``"segm"``.
         iou_type: what is compared: "bbox" or "segm".
         max_dets: rising limits of detections per image and category.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics.weights import file_sha256
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics import processes
-from evonorm_plugins.metrics.errors import InputError
 from evonorm_plugins.metrics.inception import full_float32
 from evonorm_plugins.metrics.inception_score import InceptionScore
 from evonorm_plugins.metrics.moments import Moments

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 import torch
 
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics import processes
-from evonorm_plugins.metrics.errors import InputError
 from evonorm_plugins.metrics.features import Wanted, progress_bar, run_pass, stepped
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import split_of_each

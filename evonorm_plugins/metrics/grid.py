@@ -3,8 +3,8 @@
 import math
 from pathlib import Path
 
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.files import replacing
-from evonorm_plugins.metrics.errors import InputError
 
 _SIDE = 96  # pixels of a cell
 _GAP, _MARGIN, _TITLE = 2, 12, 30

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from evonorm_plugins.metrics.arrays import ArraySource
-from evonorm_plugins.metrics.decode import EXTENSIONS, BrokenImageError, decode
-from evonorm_plugins.metrics.errors import InputError, first
+from evonorm_plugins.data.arrays import ArraySource
+from evonorm_plugins.data.decode import EXTENSIONS, decode
+from evonorm_plugins.errors import BrokenImageError, InputError, first
 
 
 class FileSource:

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from evonorm_plugins.errors import InputError, MissingDependencyError, first
 from evonorm_plugins.metrics import weights
-from evonorm_plugins.metrics.errors import InputError, MissingDependencyError, first
 
 SIDE = 299  # pixels that the network sees
 FEATURES = 2048

@@ -7,8 +7,8 @@ import platform
 import tempfile
 from pathlib import Path
 
+from evonorm_plugins.errors import InputError, ProtocolError
 from evonorm_plugins.files import replacing
-from evonorm_plugins.metrics.errors import InputError, ProtocolError
 
 # Below it, the covariance of 2048 features has no full rank and FID is far too high.
 ENOUGH_IMAGES = 2048

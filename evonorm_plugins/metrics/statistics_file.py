@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evonorm_plugins.metrics.errors import InputError, ProtocolError
+from evonorm_plugins.errors import InputError, ProtocolError
 
 _CACHE_SUFFIXES = (".pt", ".pth")
 

@@ -4,8 +4,8 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from evonorm_plugins.metrics.coco_files import read_json
-from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.coco.read import read_json
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics.protocol import check_same
 
 _GAN_COLUMNS = {

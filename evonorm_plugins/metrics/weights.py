@@ -11,7 +11,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.errors import InputError
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE_BYTES = 95_628_359

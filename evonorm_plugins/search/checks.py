@@ -2,7 +2,7 @@
 
 import torch
 
-from evonorm_plugins.search.layer import GraphNormAct
+from evonorm_plugins.layers.graph.module import GraphNormAct
 
 # (N, C, H, W) of the batches that candidates are tried on.
 SHAPE = (4, 8, 6, 6)

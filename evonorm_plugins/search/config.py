@@ -3,9 +3,10 @@
 import dataclasses
 import json
 
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.search import proxy
 from evonorm_plugins.search.proxy import Task
-from evonorm_plugins.training.config import ConfigError, check_choices, check_minimum, read_values
+from evonorm_plugins.training.config import check_choices, check_minimum, read_values
 
 
 @dataclasses.dataclass

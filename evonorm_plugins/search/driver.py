@@ -9,6 +9,7 @@ import statistics
 import time
 from collections import Counter, deque
 
+from evonorm_plugins.errors import RunError
 from evonorm_plugins.search.store import Candidate
 
 # A candidate that so many workers died with is not handed out again.
@@ -16,14 +17,6 @@ MAX_ATTEMPTS = 3
 # Candidates in a row that could not be evaluated: the fault is not theirs.
 MAX_FAILURES = 10
 _WAIT_SECONDS = 1.0
-
-
-class SearchError(RuntimeError):
-    """The search cannot go on; what was found so far is in its store."""
-
-
-class SearchInterrupted(SearchError):
-    """The search was stopped from outside."""
 
 
 class Driver:
@@ -70,7 +63,7 @@ class Driver:
         """Evaluate candidates until there are as many results as asked for.
 
         Raises:
-            SearchError: :data:`MAX_FAILURES` candidates in a row could not be evaluated.
+            RunError: :data:`MAX_FAILURES` candidates in a row could not be evaluated.
             StoreError: a result cannot be written.
         """
         while True:
@@ -139,7 +132,7 @@ class Driver:
         self._record(candidate, "failed", error=result.error)
         self._failures += 1
         if self._failures >= MAX_FAILURES:
-            raise SearchError(
+            raise RunError(
                 f"{self._failures} candidates in a row could not be evaluated; the last one, "
                 f"candidate {candidate.number}: {result.error}"
             )

@@ -7,7 +7,7 @@ import time
 from evonorm_plugins.search import rejection
 from evonorm_plugins.search.checks import trial
 from evonorm_plugins.search.proxy import Training, task_data
-from evonorm_plugins.training.distributed import Ranks
+from evonorm_plugins.training.ranks import Ranks
 
 
 @dataclasses.dataclass
@@ -51,7 +51,7 @@ def evaluate(graph, task, *, progress=None):
     do. With any filter such a candidate is refused by ``"training"``.
 
     Args:
-        graph: :class:`evonorm_plugins.search.graph.Graph`.
+        graph: :class:`evonorm_plugins.layers.graph.graph.Graph`.
         task: a checked :class:`evonorm_plugins.search.proxy.Task`.
         progress: called with the name of what begins: a filter, or ``"training ANCHOR"``.
 

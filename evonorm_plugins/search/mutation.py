@@ -1,7 +1,7 @@
 """Random graphs and random changes to them (paper, Sections 3.1 and 4.1). Needs no torch."""
 
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.operations import INITIAL, OPERATIONS, operations_of
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.layers.graph.operations import INITIAL, OPERATIONS, operations_of
 
 # Operations of a graph of the search; with the initial nodes 14 in all.
 NODES = 10

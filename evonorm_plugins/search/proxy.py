@@ -13,11 +13,12 @@ import torch
 from evonorm_plugins.classification import config as classification
 from evonorm_plugins.classification.data import open_data
 from evonorm_plugins.classification.models import build_model
-from evonorm_plugins.classification.trainer import NonFiniteLossError, Trainer
-from evonorm_plugins.search.layer import GraphNormAct
-from evonorm_plugins.training.config import ConfigError, build, check_choices, check_minimum
-from evonorm_plugins.training.distributed import Ranks
+from evonorm_plugins.classification.trainer import Trainer
+from evonorm_plugins.errors import ConfigError, NonFiniteError
+from evonorm_plugins.layers.graph.module import GraphNormAct
+from evonorm_plugins.training.config import build, check_choices, check_minimum
 from evonorm_plugins.training.random_state import random_state, set_random_state
+from evonorm_plugins.training.ranks import Ranks
 
 # Search space -> steps and schedule of a whole training (Section 4.2).
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
@@ -203,7 +204,7 @@ class Training:
     left as they were.
 
     Args:
-        graph: :class:`evonorm_plugins.search.graph.Graph`.
+        graph: :class:`evonorm_plugins.layers.graph.graph.Graph`.
         task: checked :class:`Task`.
         anchor: name of the model.
 
@@ -233,7 +234,7 @@ class Training:
             while self.failed_at is None and self.trainer.step < until:
                 try:
                     self.trainer.train_step(self._batches, self.steps, self._per_epoch)
-                except NonFiniteLossError:
+                except NonFiniteError:
                     self.failed_at = self.trainer.step + 1
         return self.failed_at is None
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import yaml
 
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.files import replacing
-from evonorm_plugins.training.config import ConfigError
 
 
 def write_sweep(store, config, folder, *, count=10, norms=()):

@@ -9,15 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+from evonorm_plugins.errors import ConfigError, InterruptedRunError, RunError
 from evonorm_plugins.search import report
 from evonorm_plugins.search.config import check_same
-from evonorm_plugins.search.driver import Driver, SearchError, SearchInterrupted
+from evonorm_plugins.search.driver import Driver
 from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.proxy import to_dict
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
-from evonorm_plugins.training.config import ConfigError
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
@@ -54,8 +54,8 @@ def run_search(config, *, address=None, resume=False):
         ConfigError: the store holds a search with other options, or one and ``resume`` is False.
         FileNotFoundError: the data is not there.
         RayError: Ray is not installed, cannot start or cannot be reached.
-        SearchError: no worker can start, or no candidate can be evaluated.
-        SearchInterrupted: Ctrl-C or SIGTERM.
+        RunError: no worker can start, or no candidate can be evaluated.
+        InterruptedRunError: Ctrl-C or SIGTERM.
         StoreError: the store is damaged, or another search writes to it.
     """
     given = [key for key in ("data", "val_data") if getattr(config, key)]
@@ -91,7 +91,7 @@ def drive(store, workers, evolution, **options):
         options: of the driver.
 
     Raises:
-        SearchError, SearchInterrupted: see :func:`run_search`.
+        RunError, InterruptedRunError: see :func:`run_search`.
     """
     from tqdm import tqdm
 
@@ -109,7 +109,7 @@ def drive(store, workers, evolution, **options):
             driver.run()
         except KeyboardInterrupt:
             bar.close()
-            raise SearchInterrupted(
+            raise InterruptedRunError(
                 f"stopped with {driver.done} results in {store.path}, {driver.running} candidates "
                 "were being evaluated; the same command with --resume goes on"
             ) from None
@@ -123,7 +123,7 @@ def _wait_for_worker(workers):
         while not workers.check(_PATIENCE):
             say("no worker has started yet: is there room for one?")
     except RuntimeError as error:
-        raise SearchError(f"no worker can start: {error}") from None
+        raise RunError(f"no worker can start: {error}") from None
 
 
 class _State:

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
+from evonorm_plugins.layers.graph.operations import INITIAL
 from evonorm_plugins.search.evaluate import Evaluation
 from evonorm_plugins.search.evolution import Evolution
-from evonorm_plugins.search.operations import INITIAL
 from evonorm_plugins.search.run import drive
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
-from evonorm_plugins.training.memory import peak_memory
+from evonorm_plugins.training.peak_memory import peak_memory
 
 ANCHORS = ("first", "second", "third")
 # Share of the full cost that the check of quality takes: 100 of 2,000 steps.
@@ -78,7 +78,7 @@ def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0
 
     Raises:
         FileExistsError: there is a store.
-        RayError, SearchError, SearchInterrupted: see :func:`evonorm_plugins.search.run.run_search`.
+        RayError, RunError, InterruptedRunError: see :func:`evonorm_plugins.search.run.run_search`.
     """
     processes = min(processes, workers)
     about = {"simulated": {"workers": workers, "candidates": candidates, "seconds": seconds}}

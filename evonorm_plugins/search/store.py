@@ -12,7 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evonorm_plugins.search.graph import Graph, GraphError
+from evonorm_plugins.errors import GraphError, StoreError
+from evonorm_plugins.layers.graph.graph import Graph
 
 _FORMAT = "evonorm_plugins layer search"
 _VERSION = 1
@@ -39,10 +40,6 @@ CREATE TABLE candidates (
 CREATE INDEX by_digest ON candidates (digest);
 CREATE INDEX by_status ON candidates (status, finished);
 """
-
-
-class StoreError(RuntimeError):
-    """A file that is not a search's, is damaged, or is in use; the message names it."""
 
 
 @dataclass

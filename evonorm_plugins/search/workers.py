@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from evonorm_plugins.search.graph import Graph
+from evonorm_plugins.layers.graph.graph import Graph
 
 
 @dataclass

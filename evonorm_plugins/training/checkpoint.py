@@ -8,15 +8,7 @@ from pathlib import Path
 
 import torch
 
-from evonorm_plugins.training.config import ConfigError
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or read, or used for what was asked."""
-
-
-class NoSpaceError(CheckpointError):
-    """The disk is full; what was to be replaced is still there."""
+from evonorm_plugins.errors import CheckpointError, ConfigError, NoSpaceError
 
 
 @contextlib.contextmanager

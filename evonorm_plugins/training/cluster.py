@@ -6,13 +6,11 @@ import socket
 import sys
 import threading
 
+from evonorm_plugins.errors import RayError
+
 # Megabytes: our tasks exchange numbers, not tensors. Ray's own choice is a third of the memory.
 _OBJECT_STORE = 80
 _START_SECONDS = 120
-
-
-class RayError(RuntimeError):
-    """Ray is not installed, cannot start, or does not answer."""
 
 
 def connect(address, *, unit, cpus, gpus=0):

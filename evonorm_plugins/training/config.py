@@ -6,11 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from evonorm_plugins.errors import ConfigError
+
 BASE_KEY = "_BASE_"  # a YAML file's: the file it starts from, relative to its own folder
-
-
-class ConfigError(ValueError):
-    """A config, an override or a combination of them that cannot be trained."""
 
 
 def read_values(path, overrides=()):

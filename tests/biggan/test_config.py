@@ -6,7 +6,7 @@ import pytest
 
 import biggan
 from biggan.config import batch_per_rank, from_dict, load_config, to_dict
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.errors import ConfigError
 
 CONFIGS = sorted(Path(biggan.__file__).parent.glob("configs/*.yaml"))
 

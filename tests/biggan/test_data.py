@@ -13,7 +13,7 @@ from biggan.config import from_dict
 from biggan.images import TooSmallError, decode
 from biggan.loader import RankBatches, Sequence, TrainingData, check_source
 from biggan.sources import open_source
-from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.errors import DataError
 from tests.biggan.pictures import picture
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from biggan.config import ConfigError
 from biggan.generator import Generator, running_statistics_layers
 from biggan.sampling import with_standing_statistics
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.known import KNOWN
-from evonorm_plugins.search.layer import SyncGraphNormAct
+from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.layers.graph.known import KNOWN
+from evonorm_plugins.layers.graph.module import SyncGraphNormAct
 from evonorm_plugins.training.ema import EMA
 
 Z, Y = torch.linspace(-2, 2, 32).view(4, 8), torch.tensor([0, 1, 2, 0])

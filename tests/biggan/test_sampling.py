@@ -19,7 +19,7 @@ from biggan.sampling import (
     sample_uint8,
     with_standing_statistics,
 )
-from evonorm_plugins.training.checkpoint import CheckpointError, NoSpaceError
+from evonorm_plugins.errors import CheckpointError, NoSpaceError
 
 
 @pytest.fixture

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from biggan.generator import Generator
-from biggan.run import CollapseError, Run
+from biggan.run import Run
 from biggan.sampling import sample_uint8
 from biggan.scores import Scorer
 from biggan.sources import open_source
+from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
-from evonorm_plugins.training.config import ConfigError
-from evonorm_plugins.training.distributed import Ranks
+from evonorm_plugins.training.ranks import Ranks
 from tests.biggan.test_runs import state
 
 

@@ -9,9 +9,10 @@ import torch
 from biggan.generator import Generator
 from biggan.losses import accuracies, discriminator_loss, generator_loss, orthogonal_penalty
 from biggan.spectral import spectral_layers
-from biggan.trainer import NotFiniteError, Trainer
-from evonorm_plugins.training.distributed import Ranks
+from biggan.trainer import Trainer
+from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.training.ema import EMA
+from evonorm_plugins.training.ranks import Ranks
 
 
 def batches(config, size):
@@ -101,7 +102,7 @@ def test_not_finite_is_found_before_the_update(tiny):
         trainer.generator.blocks[0].conv1.bias[1] = float("nan")
     before = copy.deepcopy(trainer.discriminator.state_dict())
     message = "step 2: the discriminator's loss is nan.*first tensor.*generator blocks.0.conv1.bias"
-    with pytest.raises(NotFiniteError, match=message):
+    with pytest.raises(NonFiniteError, match=message):
         trainer.train_step(data)
     after = trainer.discriminator.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)

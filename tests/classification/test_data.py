@@ -10,7 +10,7 @@ from torchvision.datasets import CIFAR10
 
 from evonorm_plugins.classification.data import open_data
 from evonorm_plugins.classification.memory import MemoryTrainingData, centre_crop
-from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.errors import DataError
 from tests.classification.conftest import png
 
 

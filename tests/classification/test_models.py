@@ -10,9 +10,10 @@ from torch import nn
 from torchvision import models as torchvision_models
 from torchvision.models import efficientnet as torchvision_efficientnet
 
-from evonorm_plugins.classification.config import ConfigError, from_dict
+from evonorm_plugins.classification.config import from_dict
 from evonorm_plugins.classification.models import build_model, list_models
 from evonorm_plugins.classification.trainer import build_classifier
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers import EvoNormS0
 
 

@@ -12,17 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from evonorm_plugins.classification.sweep import (
-    RayError,
-    SweepInterrupted,
-    load_sweep,
-    main,
-    ray_tune,
-    report,
-    run_sweep,
-)
-from evonorm_plugins.classification.trainer import NonFiniteLossError
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.classification.sweep import load_sweep, main, ray_tune, report, run_sweep
+from evonorm_plugins.errors import ConfigError, InterruptedRunError, NonFiniteError, RayError
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
@@ -56,7 +47,7 @@ def stand_in(config, *, resume, on_epoch):
         record = {"epoch": epoch, "step": 10 * epoch, "val_accuracy": accuracy, "val_loss": 1.0}
         on_epoch(record)
         if config.norm == "BN-ReLU" and config.lr == 0.1:
-            raise NonFiniteLossError("the loss is nan at step 15")
+            raise NonFiniteError("the loss is nan at step 15")
         if config.norm == "BN-ReLU" and config.lr == 0.01 and not Path("fixed").exists():
             raise FileNotFoundError("no data")
     return {"status": "done", "epochs": [record], "seconds": 0.1}
@@ -274,7 +265,7 @@ def test_ctrl_c_keeps_what_ended(sweep_file, without_ray, tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ray_tune, "run_trials", stopped_after_two)
-    with pytest.raises(SweepInterrupted, match=r"4 of 6 trials to go; .* --resume"):
+    with pytest.raises(InterruptedRunError, match=r"4 of 6 trials to go; .* --resume"):
         run_sweep(load_sweep(sweep_file(trials=6)), train=stand_in)
     assert len((tmp_path / "out/results.csv").read_text().splitlines()) == 3
 
@@ -303,7 +294,8 @@ def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
 
 SCRIPT = """
 import os, sys, time
-from evonorm_plugins.classification.sweep import SweepInterrupted, load_sweep, run_sweep
+from evonorm_plugins.classification.sweep import load_sweep, run_sweep
+from evonorm_plugins.errors import InterruptedRunError
 
 def train(config, *, resume, on_epoch):
     os.makedirs(config.output_dir, exist_ok=True)
@@ -318,7 +310,7 @@ def train(config, *, resume, on_epoch):
 
 try:
     run_sweep(load_sweep(sys.argv[1]), train=train)
-except SweepInterrupted as error:
+except InterruptedRunError as error:
     print(error)
 """
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import yaml
 
-from evonorm_plugins.classification.cli import main
 from evonorm_plugins.classification.data import open_data
-from evonorm_plugins.classification.train import FORMAT, train
-from evonorm_plugins.classification.trainer import NonFiniteLossError, Trainer
-from evonorm_plugins.training.config import ConfigError
-from evonorm_plugins.training.distributed import Ranks
+from evonorm_plugins.classification.run import FORMAT, train
+from evonorm_plugins.classification.trainer import Trainer
+from evonorm_plugins.cli.classify import main
+from evonorm_plugins.errors import ConfigError, NonFiniteError
+from evonorm_plugins.training.ranks import Ranks
 from evonorm_plugins.training.records import read_records
 
 
@@ -160,7 +160,7 @@ def test_not_finite_names_the_step_and_keeps_what_there_is(config, tmp_path, mon
         return real(self, images) * (float("nan") if self.step == 6 else 1)
 
     monkeypatch.setattr(Trainer, "inputs", broken)
-    with pytest.raises(NonFiniteLossError, match=r"step 7: the training loss is nan") as caught:
+    with pytest.raises(NonFiniteError, match=r"step 7: the training loss is nan") as caught:
         train(config(checkpoint_every=1))
     result = caught.value.result
     assert result["status"] == "not finite"
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(config):
     parameters = list(trainer.model.parameters())
     before = [p.detach().clone() for p in parameters]
     parameters[0].register_hook(lambda grad: grad * float("nan"))
-    with pytest.raises(NonFiniteLossError, match="step 1: the norm of the gradients is nan"):
+    with pytest.raises(NonFiniteError, match="step 1: the norm of the gradients is nan"):
         trainer.train_step(trainer.data.train.batches(0), 10, 10)
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 

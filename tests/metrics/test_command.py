@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evonorm_plugins.metrics.cli import COMMANDS, main
+from evonorm_plugins.cli.eval import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,7 +44,7 @@ def test_tool_is_the_same_command(tmp_path):
 
 def test_what_importing_needs():
     code = (
-        "import sys, json, evonorm_plugins, evonorm_plugins.metrics.cli\n"
+        "import sys, json, evonorm_plugins, evonorm_plugins.cli.eval\n"
         "heavy = ['detectron2', 'triton', 'biggan', 'torchvision', 'pycocotools', 'torch_fidelity',"
         "'pytorch_fid', 'faster_coco_eval', 'PIL']\n"
         "print(json.dumps([m for m in heavy if m in sys.modules]))"
@@ -59,6 +59,6 @@ def test_full_disk_is_no_bad_input(monkeypatch, capsys):
     def fail(args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("evonorm_plugins.metrics.cli.table.run", fail)
+    monkeypatch.setattr("evonorm_plugins.cli.eval.table.run", fail)
     assert main(["table", "x.json"]) == 1
     assert capsys.readouterr().err == "error: OSError: [Errno 28] No space left on device\n"

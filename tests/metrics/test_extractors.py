@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics import weights
-from evonorm_plugins.metrics.errors import InputError
 from evonorm_plugins.metrics.extractor import CustomExtractor
 from evonorm_plugins.metrics.inception import InceptionExtractor, resized
-from tests.metrics.conftest import BlockMeans, pictures
+from tests.conftest import BlockMeans
+from tests.metrics.conftest import pictures
 
 
 def tensors(n, size=48, seed=0):

@@ -11,7 +11,8 @@ from PIL import Image
 from evonorm_plugins.metrics import processes
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
-from tests.metrics.conftest import BlockMeans, pictures, save_pngs
+from tests.conftest import BlockMeans
+from tests.metrics.conftest import pictures, save_pngs
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +272,7 @@ def test_table_refuses_to_mix_protocols(score, evaluate, folders, tmp_path):
 def test_workers_are_bounded(monkeypatch):
     from types import SimpleNamespace
 
-    from evonorm_plugins.metrics.cli.common import MAX_WORKERS, pick_workers
+    from evonorm_plugins.cli.eval.common import MAX_WORKERS, pick_workers
 
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(256))
     assert pick_workers(SimpleNamespace(workers=None)) == MAX_WORKERS == 8

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_plugins.metrics.arrays import ArraySource
-from evonorm_plugins.metrics.decode import BrokenImageError, decode
-from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.data.arrays import ArraySource
+from evonorm_plugins.data.decode import decode
+from evonorm_plugins.errors import BrokenImageError, InputError
 from evonorm_plugins.metrics.images import FileSource, open_images
 from tests.metrics.conftest import pictures, save_pngs
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MEASURE = """
 import re, sys
-from evonorm_plugins.metrics.cli import main
+from evonorm_plugins.cli.eval import main
 assert main(sys.argv[1:]) == 0
 # Not ru_maxrss: that is never below what the parent process had.
 status = open("/proc/self/status").read()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(processes, *arguments):
     """The record of ``evonorm-eval gan`` in so many processes; stdout must hold nothing else."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launch if processes > 1 else []), "-m", "evonorm_plugins.metrics"]
+    command = [sys.executable, *(launch if processes > 1 else []), "-m", "evonorm_plugins.cli.eval"]
     done = subprocess.run(
         [*command, "gan", "--json", "--quiet", "--device", "cpu", *map(str, arguments)],
         cwd=ROOT,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pytorch_fid.fid_score import compute_statistics_of_path
 
-from evonorm_plugins.metrics.errors import InputError, ProtocolError
+from evonorm_plugins.errors import InputError, ProtocolError
 from evonorm_plugins.metrics.statistics_file import (
     Statistics,
     check_same_extractor,

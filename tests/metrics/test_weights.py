@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
+from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics import weights
-from evonorm_plugins.metrics.errors import InputError
 
 CONTENT = b"the weights" * 1000
 

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
+from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.checks import trial
-from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.mutation import random_graph
 
 

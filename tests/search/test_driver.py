@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from evonorm_plugins.search.driver import Driver, SearchError
+from evonorm_plugins.errors import RunError
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.search.driver import Driver
 from evonorm_plugins.search.evolution import Evolution
-from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.store import Store
 
 GRAPHS = [
@@ -168,7 +169,7 @@ def test_what_raises_is_recorded(store):
 def test_a_fault_of_all_ends_the_search(store):
     plan = [Graph([("exp", 0)] + [("exp", 4 + i) for i in range(k)]) for k in range(20)]
     search = driver(store, Inline(1, lambda number, graph: RAISED), plan)
-    with pytest.raises(SearchError, match=r"10 candidates in a row .* candidate 9: ValueError: no"):
+    with pytest.raises(RunError, match=r"10 candidates in a row .* candidate 9: ValueError: no"):
         search.run()
     assert store.counts() == {"failed": 10}
 

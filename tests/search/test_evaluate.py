@@ -8,15 +8,14 @@ import random
 import pytest
 import torch
 
-from evonorm_plugins.data.sources import DataError
+from evonorm_plugins.errors import ConfigError, DataError
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
 from evonorm_plugins.search import evaluate as module
 from evonorm_plugins.search import rejection
 from evonorm_plugins.search.evaluate import Evaluation, evaluate
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.known import KNOWN, REJECTED
 from evonorm_plugins.search.mutation import random_graph
 from evonorm_plugins.search.proxy import Training, from_dict
-from evonorm_plugins.training.config import ConfigError
 
 S0, B0 = KNOWN["EvoNormS0"], KNOWN["EvoNormB0"]
 ANCHORS = ["resnet50_cifar", "mobilenetv2_cifar"]

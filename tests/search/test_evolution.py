@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
+from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.evolution import Evolution, pareto_front
-from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.mutation import random_graph
 
 PARENT = random_graph(random.Random(1))

@@ -9,9 +9,9 @@ import torch
 
 from evonorm_plugins import get_norm_act
 from evonorm_plugins.classification.models import build_model
-from evonorm_plugins.data.sources import DataError
-from evonorm_plugins.search.known import KNOWN
-from evonorm_plugins.search.layer import GraphNormAct
+from evonorm_plugins.errors import ConfigError, DataError
+from evonorm_plugins.layers.graph.known import KNOWN
+from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.search.proxy import (
     Training,
     from_dict,
@@ -19,7 +19,6 @@ from evonorm_plugins.search.proxy import (
     to_dict,
     training_config,
 )
-from evonorm_plugins.training.config import ConfigError
 
 S0 = KNOWN["EvoNormS0"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from evonorm_plugins.search.known import KNOWN, REJECTED
-from evonorm_plugins.search.layer import GraphNormAct
+from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
+from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.search.proxy import Training, from_dict
 from evonorm_plugins.search.rejection import gradient_ascent, quality, stability
 

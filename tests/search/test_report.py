@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from evonorm_plugins.cli.search import main
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.search import report
-from evonorm_plugins.search.cli import main
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.known import KNOWN
 from evonorm_plugins.search.store import Candidate, Store
 
 SCORES = [0.5, None, 0.9, 0.7, 0.2]  # of candidates 0 to 4; None is refused

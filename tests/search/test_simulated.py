@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
+from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.evolution import Evolution
-from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.mutation import random_graph
 from evonorm_plugins.search.simulated import simulate
 

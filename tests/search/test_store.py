@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.store import Candidate, Store, StoreError
+from evonorm_plugins.errors import StoreError
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.search.store import Candidate, Store
 
 TANH = Graph.of(("tanh", "x"))
 DEAD = Graph([("exp", 0), ("tanh", 0)])  # equal to TANH but for a node that nothing uses

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.evaluate import Evaluation
-from evonorm_plugins.search.graph import Graph
 from evonorm_plugins.search.store import Store
 
 pytestmark = pytest.mark.skipif(

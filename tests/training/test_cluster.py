@@ -6,8 +6,8 @@ import types
 
 import pytest
 
+from evonorm_plugins.errors import RayError
 from evonorm_plugins.training import cluster
-from evonorm_plugins.training.cluster import RayError
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])

@@ -1,7 +1,7 @@
 """Architectures by name, each with any norm-activation layer.
 
 ``torchvision:NAME`` and ``timm:NAME`` are those libraries' models, whose norms and activations
-:func:`evonorm_plugins.convert` replaces.
+:func:`evonorm_plugins.conversion` replaces.
 """
 
 import difflib

@@ -2,8 +2,9 @@
 
 import inspect
 
-from evonorm_plugins.convert import ConvertError, convert
-from evonorm_plugins.convert.models import build_model
+from evonorm_plugins.conversion import convert
+from evonorm_plugins.conversion.models import build_model
+from evonorm_plugins.errors import ConvertError
 
 # They give several logits in training, unless told not to.
 WITH_AUXILIARY = ("torchvision:googlenet", "torchvision:inception_v3")

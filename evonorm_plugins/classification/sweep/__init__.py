@@ -4,11 +4,10 @@ import sys
 
 from evonorm_plugins.classification.sweep.config import Sweep, load_sweep
 from evonorm_plugins.classification.sweep.report import as_text
-from evonorm_plugins.classification.sweep.run import SweepInterrupted, run_sweep
-from evonorm_plugins.training.cluster import RayError
-from evonorm_plugins.training.config import ConfigError
+from evonorm_plugins.classification.sweep.run import run_sweep
+from evonorm_plugins.errors import ConfigError, RunError
 
-__all__ = ["RayError", "Sweep", "SweepInterrupted", "load_sweep", "main", "run_sweep"]
+__all__ = ["Sweep", "load_sweep", "main", "run_sweep"]
 
 
 def main(path, overrides=(), *, resume=False, address=None):
@@ -23,7 +22,7 @@ def main(path, overrides=(), *, resume=False, address=None):
     except (ConfigError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (RayError, SweepInterrupted) as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(as_text(sweep, records))

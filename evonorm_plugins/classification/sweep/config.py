@@ -19,13 +19,8 @@ import random
 from pathlib import Path
 
 from evonorm_plugins.classification.config import from_dict, to_dict
-from evonorm_plugins.training.config import (
-    ConfigError,
-    build,
-    check_minimum,
-    read_overrides,
-    read_values,
-)
+from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.training.config import build, check_minimum, read_overrides, read_values
 
 
 @dataclasses.dataclass

@@ -6,7 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from evonorm_plugins.training.cluster import RayError, connect
+from evonorm_plugins.errors import RayError
+from evonorm_plugins.training.cluster import connect
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # tables on stdout

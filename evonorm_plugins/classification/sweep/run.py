@@ -8,19 +8,14 @@ import traceback
 from pathlib import Path
 
 from evonorm_plugins.classification.config import from_dict
+from evonorm_plugins.classification.run import train
 from evonorm_plugins.classification.sweep import ray_tune, report
-from evonorm_plugins.classification.train import train
-from evonorm_plugins.classification.trainer import NonFiniteLossError
+from evonorm_plugins.errors import ConfigError, InterruptedRunError, NonFiniteError
 from evonorm_plugins.files import replacing
-from evonorm_plugins.training.config import ConfigError
 
 # Keys of the training config that say where a trial runs and what it reads, not what it computes.
 _PATHS = ("data", "val_data", "output_dir")
 _MACHINE = (*_PATHS, "workers", "prefetch", "progress")
-
-
-class SweepInterrupted(RuntimeError):
-    """The sweep was stopped before its last trial; what ended so far is saved."""
 
 
 def run_sweep(sweep, *, address=None, resume=False, train=train):
@@ -47,7 +42,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
         ConfigError: the folder holds another sweep, or one and ``resume`` is False.
         FileNotFoundError: the data of the training config is not there.
         RayError: Ray is not installed, cannot start or cannot be reached.
-        SweepInterrupted: Ctrl-C.
+        InterruptedRunError: Ctrl-C.
     """
     _check_data(sweep.base)
     path = Path(sweep.output_dir, "sweep.json")
@@ -85,7 +80,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     report.write(sweep, results())  # also where all had ended, and fewer are asked for
     missing = len(chosen) - len(results())
     if missing:
-        raise SweepInterrupted(
+        raise InterruptedRunError(
             f"stopped with {missing} of {len(chosen)} trials to go; the same command with --resume "
             "goes on"
         )
@@ -114,7 +109,7 @@ def run_trial(config, train, on_epoch):
             raise RuntimeError(f"training has {result['status']}")
         take_in(result["epochs"][-1])  # a run that had ended before validates no more
         outcome = {"status": "finished", "seconds": result["seconds"]}
-    except NonFiniteLossError as error:
+    except NonFiniteError as error:
         outcome = {"status": "diverged", "error": str(error)}
     except Exception as error:
         os.makedirs(config["output_dir"], exist_ok=True)

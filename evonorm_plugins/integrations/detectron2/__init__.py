@@ -8,6 +8,7 @@ The stock builders, configs, optimizers, ``FREEZE_AT``, ``TEST.PRECISE_BN``, ``F
 and checkpointers then know these layers. Models without them are built as before.
 """
 
+from evonorm_plugins.errors import CheckpointError, NonFiniteError
 from evonorm_plugins.integrations.census import census, norms_of
 from evonorm_plugins.integrations.detectron2 import (
     checkpoint,
@@ -24,10 +25,8 @@ from evonorm_plugins.integrations.detectron2.blocks import (
     NormActBottleneckBlock,
     NormActDeformBottleneckBlock,
 )
-from evonorm_plugins.integrations.detectron2.checkpoint import CheckpointError
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
 from evonorm_plugins.integrations.detectron2.norms import adapt
-from evonorm_plugins.integrations.steps import NonFiniteLossError
 
 for _part in (config, norms, solver, precise_stats, flops, logs, checkpoint):
     _part.register()
@@ -37,7 +36,7 @@ from evonorm_plugins.integrations.detectron2 import paper  # noqa: E402
 
 __all__ = [
     "CheckpointError",
-    "NonFiniteLossError",
+    "NonFiniteError",
     "NormActBasicBlock",
     "NormActBasicStem",
     "NormActBottleneckBlock",

@@ -11,6 +11,7 @@ from collections import defaultdict
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
+from evonorm_plugins.errors import CheckpointError
 from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
 
@@ -22,10 +23,6 @@ _KINDS = {
     frozenset({"weight", "bias", "v", "running_var"}): "EvoNormB0",
     frozenset({"weight", "bias", "running_var"}): "EvoNormB1 or EvoNormB2",
 }
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read or does not belong to the model."""
 
 
 def check_norms(model, checkpoint):

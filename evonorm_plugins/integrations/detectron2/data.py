@@ -2,7 +2,8 @@
 
 import os
 
-from evonorm_plugins.integrations.coco import DataError, check_coco
+from evonorm_plugins.coco.check import check_coco
+from evonorm_plugins.errors import DataError
 
 
 def register_coco(name, json_file, image_root, *, masks=True, every_category=False):

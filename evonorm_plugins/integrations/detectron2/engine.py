@@ -7,10 +7,10 @@ from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
+from evonorm_plugins.errors import DataError, NonFiniteError
 from evonorm_plugins.integrations import steps
-from evonorm_plugins.integrations.coco import DataError
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.steps import NonFiniteLossError, first_non_finite
+from evonorm_plugins.integrations.steps import first_non_finite
 
 
 class Trainer(DefaultTrainer):
@@ -70,7 +70,7 @@ class Trainer(DefaultTrainer):
         except FloatingPointError as error:
             # Raised by the check below, or by the RPN over its own predictions.
             self._loss_check.remove()
-            raise NonFiniteLossError(self._diagnosis(error)) from error
+            raise NonFiniteError(self._diagnosis(error)) from error
 
     def _remember_batch(self, model, inputs):
         self._batch = inputs[0]

@@ -7,7 +7,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from evonorm_plugins.integrations.coco import DataError
+from evonorm_plugins.errors import DataError
 from evonorm_plugins.integrations.detectron2.data import register_coco
 from evonorm_plugins.integrations.detectron2.engine import scale_learning_rate
 from evonorm_plugins.integrations.detectron2.norms import checked_norm

@@ -5,16 +5,16 @@ from evonorm_plugins.integrations.torchvision import Options, Run
 record = Run(Options(train_json=..., train_images=..., val_json=..., val_images=...)).train()
 """
 
+from evonorm_plugins.errors import CheckpointError, ConfigError
 from evonorm_plugins.integrations.torchvision.checkpoint import load_detector
 from evonorm_plugins.integrations.torchvision.models import build_detector, list_detectors
-from evonorm_plugins.integrations.torchvision.options import Options, OptionsError
+from evonorm_plugins.integrations.torchvision.options import Options
 from evonorm_plugins.integrations.torchvision.train import Run
-from evonorm_plugins.training.checkpoint import CheckpointError
 
 __all__ = [
     "CheckpointError",
+    "ConfigError",
     "Options",
-    "OptionsError",
     "Run",
     "build_detector",
     "list_detectors",

@@ -1,8 +1,9 @@
 """Checkpoints of detectors, with what they were built from."""
 
+from evonorm_plugins.errors import CheckpointError
 from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.torchvision.models import build_detector
-from evonorm_plugins.training.checkpoint import CheckpointError, Format
+from evonorm_plugins.training.checkpoint import Format
 
 FORMAT = Format("evonorm-plugins torchvision detector")
 

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from evonorm_plugins.integrations.coco import DataError, check_coco
-from evonorm_plugins.metrics.coco_files import coco_data, read_json
-from evonorm_plugins.metrics.coco_shapes import decoded_mask
-from evonorm_plugins.metrics.decode import decode
-from evonorm_plugins.metrics.errors import InputError
+from evonorm_plugins.coco.check import check_coco
+from evonorm_plugins.coco.read import coco_data, read_json
+from evonorm_plugins.coco.shapes import decoded_mask
+from evonorm_plugins.data.decode import decode
+from evonorm_plugins.errors import DataError, InputError
 
 _SMALLEST = 0.01  # pixels
 

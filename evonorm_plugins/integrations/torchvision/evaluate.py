@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
+from evonorm_plugins.coco.read import coco_data
+from evonorm_plugins.coco.shapes import decoded_mask
 from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.pictures import draw_pairs, found_item, true_item
 from evonorm_plugins.integrations.torchvision.data import EvaluationImages, batches
 from evonorm_plugins.metrics.ap import average_precision
-from evonorm_plugins.metrics.coco_files import coco_data
-from evonorm_plugins.metrics.coco_shapes import decoded_mask
 
 
 def detect(model, coco, *, batch=1, workers=0):

@@ -18,8 +18,8 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from evonorm_plugins.convert import convert
-from evonorm_plugins.integrations.torchvision.options import OptionsError
+from evonorm_plugins.conversion import convert
+from evonorm_plugins.errors import ConfigError
 
 SMALL = "maskrcnn_resnet18_fpn_small"
 # Beginning of a name -> classes whose arguments are options of the model.
@@ -48,7 +48,7 @@ def build_detector(
         name: one of :func:`list_detectors`.
         num_classes: without the background.
         norm: name of a norm-activation layer, which takes the place of norms and activations as
-            :func:`evonorm_plugins.convert` says; "none" leaves torchvision's own.
+            :func:`evonorm_plugins.conversion` says; "none" leaves torchvision's own.
         min_size, max_size: of the sides of an image, in pixels.
         model_options: further arguments of torchvision's model, by name.
 
@@ -56,12 +56,12 @@ def build_detector(
         ``(model, report)``; report is what was converted, None for "none".
 
     Raises:
-        OptionsError: unknown model or options.
+        ConfigError: unknown model or options.
         ConvertError: unknown norm.
     """
     known = list_detectors()
     if name not in known:
-        raise OptionsError(f"model {name!r} is not one of {', '.join(known)}{_hint(name, known)}")
+        raise ConfigError(f"model {name!r} is not one of {', '.join(known)}{_hint(name, known)}")
     options = dict(model_options or {})
     _check_options(name, options)
     options.update(min_size=tuple(min_size), max_size=max_size)
@@ -72,7 +72,7 @@ def build_detector(
             fresh = {"weights": None, "weights_backbone": None, "num_classes": num_classes + 1}
             model = getattr(detection, name)(**fresh, **options)
     except (TypeError, ValueError) as error:
-        raise OptionsError(f"options of {name}: {error}") from error
+        raise ConfigError(f"options of {name}: {error}") from error
     return (model, None) if norm == "none" else convert(model, norm)
 
 
@@ -82,7 +82,7 @@ def _check_options(name, options):
     known = {key for c in family for key in inspect.signature(c.__init__).parameters} - _DECIDED
     for key in options:
         if key not in known:
-            raise OptionsError(
+            raise ConfigError(
                 f"{key!r} is no option of {name}; there are {', '.join(sorted(known))}"
                 f"{_hint(key, known)}"
             )

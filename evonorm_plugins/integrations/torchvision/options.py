@@ -4,11 +4,9 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+from evonorm_plugins.errors import ConfigError
+
 _SCHEDULES = ("multistep", "cosine")
-
-
-class OptionsError(ValueError):
-    """An option that makes no sense; the message names it and what would be right."""
 
 
 @dataclass
@@ -75,28 +73,28 @@ class Options:
     allow_empty_categories: bool = False
 
     def check(self):
-        """Raises OptionsError for the first option out of range."""
+        """Raises ConfigError for the first option out of range."""
         at_least = {"batch": 1, "iterations": 1, "max_size": 1, "log_every": 1, "warmup": 0}
         at_least |= {"eval_every": 0, "checkpoint_every": 0, "workers": 0, "seed": 0}
         at_least |= {"weight_decay": 0, "norm_weight_decay": 0, "clip_gradients": 0}
         for name, least in at_least.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
-                raise OptionsError(f"{name} {value} must be at least {least}")
+                raise ConfigError(f"{name} {value} must be at least {least}")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise OptionsError(f"lr {self.lr} must be above 0")
+            raise ConfigError(f"lr {self.lr} must be above 0")
         for name in ("momentum", "warmup_factor"):
             if not 0 <= getattr(self, name) <= 1:
-                raise OptionsError(f"{name} {getattr(self, name)} must be from 0 to 1")
+                raise ConfigError(f"{name} {getattr(self, name)} must be from 0 to 1")
         if self.schedule not in _SCHEDULES:
-            raise OptionsError(f"schedule {self.schedule!r} is not one of {', '.join(_SCHEDULES)}")
+            raise ConfigError(f"schedule {self.schedule!r} is not one of {', '.join(_SCHEDULES)}")
         if not self.min_size or min(self.min_size) < 1 or max(self.min_size) > self.max_size:
             shown = " ".join(map(str, self.min_size))
-            raise OptionsError(f"min_size {shown} must be from 1 to max_size {self.max_size}")
+            raise ConfigError(f"min_size {shown} must be from 1 to max_size {self.max_size}")
         if self.steps is not None and self.schedule != "multistep":
-            raise OptionsError(f"steps belong to the schedule multistep, not to {self.schedule}")
+            raise ConfigError(f"steps belong to the schedule multistep, not to {self.schedule}")
         if sorted(set(self.steps or ())) != list(self.steps or ()) or 0 in (self.steps or ()):
-            raise OptionsError(f"steps {' '.join(map(str, self.steps))} must rise, from 1 on")
+            raise ConfigError(f"steps {' '.join(map(str, self.steps))} must rise, from 1 on")
 
     def base_rate(self):
         """The rate after the warm-up."""

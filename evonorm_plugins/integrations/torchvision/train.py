@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.integrations.census import census, is_norm
 from evonorm_plugins.integrations.report import report_lines, write_results
-from evonorm_plugins.integrations.steps import NonFiniteLossError, StepRecord, first_non_finite
+from evonorm_plugins.integrations.steps import StepRecord, first_non_finite
 from evonorm_plugins.integrations.torchvision import checkpoint
 from evonorm_plugins.integrations.torchvision.data import CocoSet, TrainingImages, batches
 from evonorm_plugins.integrations.torchvision.evaluate import (
@@ -21,7 +22,6 @@ from evonorm_plugins.integrations.torchvision.evaluate import (
     save_detections,
 )
 from evonorm_plugins.integrations.torchvision.models import build_detector
-from evonorm_plugins.integrations.torchvision.options import OptionsError
 from evonorm_plugins.metrics.ap import pick_evaluator
 
 logger = logging.getLogger("evonorm_plugins.torchvision")
@@ -39,7 +39,7 @@ class Run:
         evaluate_only: the training set is not needed.
 
     Raises:
-        OptionsError, DataError, InputError, ConvertError, CheckpointError: what is wrong, before
+        ConfigError, DataError, InputError, ConvertError, CheckpointError: what is wrong, before
             any work is done.
     """
 
@@ -66,7 +66,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OptionsError(f"output_dir {self.folder}: {error.strerror}") from None
+            raise ConfigError(f"output_dir {self.folder}: {error.strerror}") from None
 
     def _open_sets(self):
         options = self.options
@@ -77,7 +77,7 @@ class Run:
             pick_evaluator()  # where there is none, that is to be known before training
         self.categories = (self.train_set or self.val_set).categories
         if self.val_set and self.val_set.categories != self.categories:
-            raise OptionsError(
+            raise ConfigError(
                 f"{options.val_json} has the categories {', '.join(self.val_set.categories)}, "
                 f"{options.train_json} has {', '.join(self.categories)}; they must be the same"
             )
@@ -99,20 +99,20 @@ class Run:
         if self.checkpoint.exists() and resume:
             return checkpoint.FORMAT.load(self.checkpoint), self.checkpoint
         if self.checkpoint.exists() and not self.evaluate_only:
-            raise OptionsError(
+            raise ConfigError(
                 f"output_dir {self.folder} holds a run already: go on with --resume, or name "
                 "another one"
             )
         if self.options.weights:
             return checkpoint.FORMAT.load(self.options.weights), Path(self.options.weights)
         if self.evaluate_only:
-            raise OptionsError("evaluation needs weights")
+            raise ConfigError("evaluation needs weights")
         return None, None
 
     def _open(self, split):
         json_file, images = (getattr(self.options, f"{split}_{k}") for k in ("json", "images"))
         if not json_file or not images:
-            raise OptionsError(f"{split}_json and {split}_images are both needed")
+            raise ConfigError(f"{split}_json and {split}_images are both needed")
         every = split == "train" and not self.options.allow_empty_categories
         masks = self.options.model.startswith("maskrcnn_")
         return CocoSet(json_file, images, masks=masks, every_category=every)
@@ -124,7 +124,7 @@ class Run:
             ``{"bbox": {...}, "segm": {...}}``, AP in percent; nothing without a set to evaluate.
 
         Raises:
-            NonFiniteLossError, NoSpaceError: training cannot go on; the last checkpoint is from
+            NonFiniteError, NoSpaceError: training cannot go on; the last checkpoint is from
                 before.
         """
         options = self.options
@@ -179,7 +179,7 @@ class Run:
         self.loss = sum(values.values())
         if not math.isfinite(self.loss):
             shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise NonFiniteLossError(self._diagnosis("loss", shown, images, targets, entries))
+            raise NonFiniteError(self._diagnosis("loss", shown, images, targets, entries))
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.options.clip_gradients:
@@ -188,9 +188,7 @@ class Run:
             )
             if not torch.isfinite(norm):
                 shown = f"norm {norm.item()} at loss {self.loss:.4g}"
-                raise NonFiniteLossError(
-                    self._diagnosis("gradient", shown, images, targets, entries)
-                )
+                raise NonFiniteError(self._diagnosis("gradient", shown, images, targets, entries))
         self.optimizer.step()
         self.steps.stop(self.iteration, self.loss)
         self.iteration += 1
@@ -269,9 +267,9 @@ def _device(name):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise OptionsError(f"device {name!r} is none; cuda, cuda:1 or cpu are") from None
+        raise ConfigError(f"device {name!r} is none; cuda, cuda:1 or cpu are") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionsError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
     return device
 
 

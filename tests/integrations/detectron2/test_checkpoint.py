@@ -8,7 +8,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from torch import nn
 
-from evonorm_plugins.integrations.detectron2 import CheckpointError, norms_of
+from evonorm_plugins.errors import CheckpointError
+from evonorm_plugins.integrations.detectron2 import norms_of
 from evonorm_plugins.integrations.detectron2.checkpoint import check_norms
 from evonorm_plugins.layers import EvoNormB0, EvoNormS0, EvoNormS1, SyncEvoNormB0
 

@@ -8,8 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from evonorm_plugins.integrations.coco import DataError
-from evonorm_plugins.integrations.detectron2 import NonFiniteLossError
+from evonorm_plugins.errors import DataError, NonFiniteError
 from evonorm_plugins.integrations.detectron2.engine import (
     StepRecord,
     Trainer,
@@ -54,7 +53,7 @@ def test_a_parameter_that_is_not_finite_is_named(trainer):
     layer = trainer.model.backbone.bottom_up.res3[0].conv1.norm
     with torch.no_grad():
         layer.v[0] = float("nan")
-    with pytest.raises(NonFiniteLossError) as error:
+    with pytest.raises(NonFiniteError) as error:
         trainer.train()
     said = str(error.value)
     assert "not finite at iteration 0" in said
@@ -68,14 +67,14 @@ def test_the_first_layer_that_overflows_is_named(trainer):
     with torch.no_grad():
         conv.norm.bias.fill_(3e38)
         conv.norm.weight.fill_(3e38)
-    with pytest.raises(NonFiniteLossError, match=r"res4.1.conv2.norm \(EvoNormS0\)"):
+    with pytest.raises(NonFiniteError, match=r"res4.1.conv2.norm \(EvoNormS0\)"):
         trainer.train()
 
 
 def test_nothing_is_saved_after_a_failure(trainer, tmp_path):
     with torch.no_grad():
         trainer.model.backbone.bottom_up.stem.conv1.weight.fill_(float("inf"))
-    with pytest.raises(NonFiniteLossError):
+    with pytest.raises(NonFiniteError):
         trainer.train()
     assert not list(tmp_path.glob("*.pth"))
 

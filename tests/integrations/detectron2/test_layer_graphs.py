@@ -12,12 +12,13 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from evonorm_plugins import NormAct, get_norm_act
-from evonorm_plugins.integrations.detectron2 import CheckpointError, census, norms_of
+from evonorm_plugins.errors import CheckpointError
+from evonorm_plugins.integrations.detectron2 import census, norms_of
 from evonorm_plugins.integrations.detectron2.checkpoint import check_norms
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
-from evonorm_plugins.search.graph import Graph
-from evonorm_plugins.search.known import KNOWN
-from evonorm_plugins.search.layer import GraphNormAct
+from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.layers.graph.known import KNOWN
+from evonorm_plugins.layers.graph.module import GraphNormAct
 
 # Every operation that counts, statistics of what is not the input, a mean among them.
 BUSY = Graph.of(

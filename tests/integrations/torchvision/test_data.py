@@ -7,14 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_plugins.integrations.coco import DataError
+from evonorm_plugins.errors import BrokenImageError, DataError
 from evonorm_plugins.integrations.torchvision.data import (
     CocoSet,
     TrainingImages,
     batches,
     mirrored,
 )
-from evonorm_plugins.metrics.decode import BrokenImageError
 
 SQUARE = [[2, 1, 5, 1, 5, 3, 2, 3]]  # columns 2 to 4, rows 1 and 2
 

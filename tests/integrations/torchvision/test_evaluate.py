@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from evonorm_plugins.cli.eval import main as evonorm_eval
 from evonorm_plugins.integrations.torchvision.data import CocoSet
 from evonorm_plugins.integrations.torchvision.evaluate import detect, evaluate, picture
-from evonorm_plugins.metrics.cli import main as evonorm_eval
 
 
 class Oracle(nn.Module):

@@ -3,13 +3,9 @@ import torch
 from torch import nn
 
 from evonorm_plugins import EvoNormS0, NormAct
-from evonorm_plugins.convert import ConvertError
+from evonorm_plugins.errors import ConfigError, ConvertError
 from evonorm_plugins.integrations.census import census
-from evonorm_plugins.integrations.torchvision import (
-    OptionsError,
-    build_detector,
-    list_detectors,
-)
+from evonorm_plugins.integrations.torchvision import build_detector, list_detectors
 
 SMALL = "maskrcnn_resnet18_fpn_small"
 
@@ -74,7 +70,7 @@ def test_one_step_and_inference(name):
     ],
 )
 def test_unknown_models_and_options(name, options, message):
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         build_detector(name, 4, model_options=options)
 
 

@@ -1,6 +1,7 @@
 import pytest
 
-from evonorm_plugins.integrations.torchvision import Options, OptionsError
+from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.integrations.torchvision import Options
 
 
 def test_rates_of_the_multistep_schedule():
@@ -41,5 +42,5 @@ def test_the_rate_follows_the_batch_where_none_is_given():
     ],
 )
 def test_options_out_of_range(change, message):
-    with pytest.raises(OptionsError, match=message):
+    with pytest.raises(ConfigError, match=message):
         Options(**change).check()

@@ -1,0 +1,97 @@
+"""Convert a model of torchvision or timm and say what became of its norms and activations.
+
+Operations are those of one image, before and after: multiply-adds of convolutions and other matrix
+products, each counted as one, and element-wise operations of everything else (batch normalization 2
+for each element, other norms 5). Nothing is downloaded: the numbers do not depend on weights (in a
+detector those of regions do, which random weights choose).
+
+examples:
+  python -m evonorm_plugins.conversion resnet50 EvoNormS0
+  python -m evonorm_plugins.conversion timm:mobilenetv3_large_100 "EvoNormS0(groups=16)" --size 160
+  python -m evonorm_plugins.conversion maskrcnn_resnet50_fpn EvoNormB0 --json
+
+exit status: 0 done, 1 failed, 2 bad input
+"""
+
+import argparse
+import json
+import sys
+
+from evonorm_plugins.conversion.api import convert
+from evonorm_plugins.conversion.models import build_model, example_inputs
+from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.flops import count_flops
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m evonorm_plugins.conversion",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="torchvision:NAME, timm:NAME, or NAME of either")
+    parser.add_argument("norm", help="layer, such as EvoNormS0 or 'EvoNormS0(groups=16)'")
+    parser.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="norm to leave as it is, * and ? match any characters; can be repeated",
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="width and height of the image (default: the model's own, or 224)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args(argv)
+
+
+def measure(model, size=None):
+    """``{"parameters": ..., "multiply_adds": ..., "element_wise": ...}`` of one image.
+
+    Raises:
+        ConvertError: the model does not run on an image of that size.
+    """
+    inputs = example_inputs(model, size)
+    try:
+        count = count_flops(model, *inputs)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        shown = str(error).strip().partition("\n")[0]
+        raise ConvertError(f"the model does not run on an image of --size: {shown}") from error
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "multiply_adds": count.matrix,
+        "element_wise": count.elementwise,
+    }
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    try:
+        if args.size is not None and args.size < 1:
+            raise ConvertError(f"--size {args.size} must be at least 1")
+        model = build_model(args.model)
+        converted, report = convert(model, args.norm, keep=args.keep)
+        before, after = measure(model, args.size), measure(converted, args.size)
+    except ConvertError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        result = {"model": args.model, **report.to_dict(), "before": before, "after": after}
+        print(json.dumps(result, indent=1))
+    else:
+        print(report)
+        print(_counts(before, after))
+    return 0
+
+
+def _counts(before, after):
+    rows = [("", "before", "after")]
+    rows += [(key.replace("_", "-"), f"{before[key]:,}", f"{after[key]:,}") for key in before]
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(
+        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
+        for label, *cells in rows
+    )

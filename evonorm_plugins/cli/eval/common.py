@@ -1,0 +1,214 @@
+"""What several commands share: options, the extractor, how results are shown."""
+
+import argparse
+import os
+import sys
+
+from evonorm_plugins.errors import InputError
+
+MAX_WORKERS = 8
+
+
+def count(text):
+    """An integer of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def count_or_none(text):
+    """An integer of at least 0, for argparse."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
+
+
+count.__name__ = count_or_none.__name__ = "int"  # what argparse calls them
+
+
+def add_output(parser, grid=None):
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+    group.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
+    if grid:
+        group.add_argument("--grid", metavar="FILE.png", help=grid)
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def add_extraction(parser):
+    """Options of feature extraction."""
+    from evonorm_plugins.metrics.inception import BACKENDS, PRECISIONS
+
+    group = parser.add_argument_group("features")
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="whose layers and resizing (default: those of the reference statistics, otherwise "
+        "torch-fidelity)",
+    )
+    group.add_argument(
+        "--inception-weights",
+        metavar="FILE",
+        help="pt_inception-2015-12-05-6726825d.pth (default: EVONORM_INCEPTION_WEIGHTS, the cache, "
+        "the download)",
+    )
+    group.add_argument("--no-download", action="store_true", help="never download the weights")
+    group.add_argument(
+        "--feature-extractor",
+        metavar="FILE",
+        help="another extractor: a module of torch.jit.save or torch.export.save that maps uint8 "
+        "images (B, 3, H, W) to features, or to features and logits",
+    )
+    group.add_argument(
+        "--precision",
+        choices=list(PRECISIONS),
+        default="float32",
+        help="of the network; bfloat16 labels the scores",
+    )
+    group.add_argument("--device", help="cuda, cpu, cuda:1 ... (default: cuda where there is one)")
+    group.add_argument(
+        "--batch-size",
+        type=count,
+        help="(default: the backend's, 64 or 50; its features are then the same to the last bit)",
+    )
+    group.add_argument(
+        "--fast",
+        action="store_true",
+        help="fold batch norms, channels-last: 1.7 times as fast on a CPU, features move by 3e-7",
+    )
+    group.add_argument(
+        "--workers",
+        type=count_or_none,
+        help=f"processes that read images (default: the cores, {MAX_WORKERS} at most)",
+    )
+    group.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out and count image files that cannot be read (reads every file once more)",
+    )
+    group.add_argument(
+        "--float-range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="values of black and white in npy and npz files of floating point images",
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="fail where there would be warnings of small sets"
+    )
+
+
+def pick_device(args):
+    import torch
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device {name!r} is no device; cuda, cuda:1 or cpu are") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch sees no CUDA device")
+    return name
+
+
+def pick_workers(args):
+    if args.workers is not None:
+        return args.workers
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(MAX_WORKERS, max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def pick_batch_size(args, extractor):
+    from evonorm_plugins.metrics.inception import BATCH_SIZES
+
+    return args.batch_size or BATCH_SIZES[extractor.describe()["backend"] or "torch-fidelity"]
+
+
+def build_extractor(args, backend, device):
+    """The extractor that the options ask for."""
+    from evonorm_plugins.metrics import processes, weights
+    from evonorm_plugins.metrics.extractor import CustomExtractor
+    from evonorm_plugins.metrics.inception import InceptionExtractor
+
+    if args.feature_extractor:
+        for option in ("inception_weights", "backend"):
+            if getattr(args, option):
+                raise InputError(f"--{option.replace('_', '-')} belongs to Inception, not to "
+                                 "--feature-extractor")  # fmt: skip
+        if args.precision != "float32" or args.fast:
+            raise InputError("--precision and --fast belong to Inception")
+        return CustomExtractor(args.feature_extractor, device)
+    path, sha256 = processes.main_first(
+        lambda: weights.find_inception_weights(
+            args.inception_weights, download=not args.no_download, notify=note
+        )
+    )
+    extractor = InceptionExtractor(
+        path, sha256, backend=backend, precision=args.precision, fast=args.fast
+    )
+    if not extractor.is_reference:
+        warn(
+            f"{path} is not the weights file that FID and IS are defined by (sha256 {sha256}); "
+            f"the scores are labelled {extractor.label}"
+        )
+    return extractor.to(device)
+
+
+def open_checked(path, args, n=None, seed=0):
+    """A source of images, broken files left out if asked for, ``n`` of them drawn if given."""
+    import numpy as np
+
+    from evonorm_plugins.metrics.features import progress_bar, stepped
+    from evonorm_plugins.metrics.images import open_images
+
+    if args.float_range and args.float_range[0] == args.float_range[1]:
+        raise InputError(f"--float-range {args.float_range[0]:g} twice; give black and white")
+    source = open_images(path, args.float_range)
+    if args.skip_broken:
+        bar = progress_bar(args.quiet)(f"reading {path}", len(source))
+        broken = source.drop_broken(pick_workers(args), lambda it: stepped(it, bar))
+        for message in broken:
+            warn(f"left out: {message}")
+    if n is not None:
+        if n > len(source):
+            raise InputError(f"{path} has {len(source)} images, {n} were asked for")
+        if n < len(source):
+            # Drawn, not the first: files are often in the order of their classes.
+            chosen = np.random.default_rng(seed).choice(len(source), n, replace=False)
+            source.choose(np.sort(chosen))
+    return source
+
+
+def note(message):
+    from evonorm_plugins.metrics import processes
+
+    if processes.is_main():
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message):
+    note(f"warning: {message}")
+
+
+def show(record, lines, args):
+    """Print a result, and write it where ``--out`` says."""
+    from evonorm_plugins.metrics.protocol import as_json, write_json
+
+    if args.out:
+        write_json(args.out, record)
+        note(f"wrote {args.out}")
+    print(as_json(record) if args.json else "\n".join(lines), flush=True)
+
+
+def aligned(rows):
+    """Rows of texts as lines with columns under each other; numbers to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,313 @@
+"""Score generated images: Inception score, FID, KID, precision and recall, in one pass."""
+
+from evonorm_plugins.cli.eval import common
+from evonorm_plugins.errors import InputError
+
+EXAMPLES = """
+examples:
+  a folder of samples against a zip of real images:
+    evonorm-eval gan --fake samples/ --real imagenet-val.zip --is --fid --kid --prc
+  three draws of 50,000 images from a checkpoint, against statistics kept by "evonorm-eval stats":
+    evonorm-eval gan --checkpoint runs/a/best.pt --real ref_stats.npz --seeds 0 1 2 \\
+        --out runs/a/metrics.json
+  the same on 8 GPUs:
+    torchrun --nproc-per-node 8 --no-python evonorm-eval gan --checkpoint ... --real ref_stats.npz
+  as pytorch-fid:
+    evonorm-eval gan --fake samples/ --real real/ --backend pytorch-fid --fid
+  without internet:
+    evonorm-eval gan --inception-weights pt_inception-2015-12-05-6726825d.pth --fake ... --real ...
+
+exit status: 0 done, 1 failed, 2 bad input
+"""
+
+
+def add_arguments(parser):
+    images = parser.add_argument_group("images")
+    images.add_argument("--fake", metavar="PATH", help="folder, zip, npz or npy (uint8)")
+    images.add_argument("--checkpoint", metavar="FILE", help="sample a BigGAN instead of --fake")
+    images.add_argument(
+        "--real",
+        metavar="PATH",
+        help="folder, zip, npz or npy; or statistics: of evonorm-eval, pytorch-fid (npz) or "
+        "torch-fidelity's cache (pt)",
+    )
+    images.add_argument(
+        "--n", type=common.count, help="generated images to score (default: all; checkpoint 50000)"
+    )
+    images.add_argument("--n-real", type=common.count, help="real images to use (default: all)")
+    images.add_argument(
+        "--seeds",
+        nargs="+",
+        type=common.count_or_none,
+        default=[0],
+        metavar="SEED",
+        help="of sampling, one run each; of the draw where --n leaves some out (default: 0)",
+    )
+    metrics = parser.add_argument_group("scores (default: --is, and --fid if there is --real)")
+    for name, text in (
+        ("is", "Inception score"),
+        ("fid", "Frechet Inception distance"),
+        ("kid", "kernel Inception distance"),
+        ("prc", "precision and recall"),
+    ):
+        metrics.add_argument(f"--{name}", action="store_true", help=text)
+    metrics.add_argument("--splits", type=common.count, default=10, help="of IS (default: 10)")
+    metrics.add_argument("--no-shuffle", action="store_true", help="IS in the order of the files")
+    metrics.add_argument(
+        "--shuffle-seed",
+        type=common.count_or_none,
+        default=2020,
+        help="of the splits of IS and the subsets of KID (default: 2020, as torch-fidelity)",
+    )
+    metrics.add_argument("--kid-subsets", type=common.count, default=100)
+    metrics.add_argument("--kid-subset-size", type=common.count, default=1000)
+    metrics.add_argument("--neighbours", type=common.count, default=3, help="of --prc (default: 3)")
+    sampling = parser.add_argument_group("sampling a checkpoint")
+    sampling.add_argument("--no-ema", action="store_true", help="the weights as they were trained")
+    sampling.add_argument("--truncation", type=float, help="largest magnitude of a latent's number")
+    sampling.add_argument(
+        "--classes", nargs="+", type=int, help="used in turn (default: drawn uniformly)"
+    )
+    sampling.add_argument(
+        "--standing-statistics",
+        type=common.count_or_none,
+        metavar="PASSES",
+        help="that batch statistics are averaged over (default: 100); 0: the moving ones",
+    )
+    common.add_extraction(parser)
+    common.add_output(parser, grid="picture of some of the images that were scored")
+    parser.add_argument("--name", help="of the row in a table (default: the norm of a checkpoint)")
+
+
+def run(args):
+    from evonorm_plugins.metrics import processes
+    from evonorm_plugins.metrics.grid import check_grid_path
+    from evonorm_plugins.metrics.protocol import check_writable
+
+    options = _options(args)
+    if args.grid:
+        check_grid_path(args.grid)
+    for path in filter(None, (args.out, args.grid)):
+        check_writable(path)
+    with processes.group(common.pick_device(args)) as device:
+        return _run(args, options, device)
+
+
+def _options(args):
+    from evonorm_plugins.metrics.gan import METRICS, Options
+
+    if bool(args.fake) == bool(args.checkpoint):
+        raise InputError("give either --fake or --checkpoint")
+    asked = tuple(metric for metric in METRICS if getattr(args, metric))
+    options = Options(
+        metrics=asked or (("is", "fid") if args.real else ("is",)),
+        splits=args.splits,
+        shuffle=not args.no_shuffle,
+        shuffle_seed=args.shuffle_seed,
+        kid_subsets=args.kid_subsets,
+        kid_subset_size=args.kid_subset_size,
+        neighbours=args.neighbours,
+    )
+    if options.needs_real and not args.real:
+        raise InputError(f"{', '.join(sorted(set(options.metrics) - {'is'}))} need --real")
+    if args.checkpoint:
+        if len(set(args.seeds)) < len(args.seeds):
+            raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: one comes twice")
+        return options
+    if len(args.seeds) > 1:
+        raise InputError("several --seeds need --checkpoint: files are the same for every seed")
+    given = {
+        "--no-ema": args.no_ema,
+        "--truncation": args.truncation is not None,
+        "--classes": args.classes,
+        "--standing-statistics": args.standing_statistics is not None,
+    }
+    for option, value in given.items():
+        if value:
+            raise InputError(f"{option} belongs to --checkpoint")
+    return options
+
+
+def _run(args, options, device):
+    from evonorm_plugins.metrics import gan, processes
+    from evonorm_plugins.metrics.grid import evenly_spaced, write_grid
+    from evonorm_plugins.metrics.protocol import check_counts
+
+    real, real_images = _open_real(args, options)
+    backend = _backend(args, real)
+    extractor = common.build_extractor(args, backend, device)
+    if real is not None:
+        _check_real(args.real, real, extractor, options)
+    fake = _open_fake(args, device)
+    n_real = len(real_images) if real_images else real and real.n
+    options.check(len(fake), n_real)
+    counts = {"generated": len(fake)}
+    if options.needs_real:
+        counts["real"] = n_real
+    warnings = check_counts(counts, args.strict)
+    for message in warnings:
+        common.warn(message)
+    args.batch_size = common.pick_batch_size(args, extractor)
+    how = {"batch_size": args.batch_size, "workers": common.pick_workers(args), "device": device}
+    how["quiet"] = args.quiet
+    panels = {}
+    if real_images:
+        shown = evenly_spaced(len(real_images)) if args.grid else ()
+        real, pictures = gan.real_statistics(
+            real_images, extractor, features=options.features, pictures=shown, **how
+        )
+        panels[f"real ({real.n})"] = [pictures[k] for k in shown]
+    runs = []
+    for seed in args.seeds:
+        fake.seed = seed  # of sampling; files have drawn with it already
+        shown = evenly_spaced(len(fake)) if args.grid and not runs else ()
+        scores, pictures, seconds = gan.score(fake, real, extractor, options, pictures=shown, **how)
+        runs.append({"sampling_seed": seed, "scores": scores, "extraction_seconds": seconds})
+        if pictures:
+            generated = {f"generated ({len(fake)})": [pictures[k] for k in shown]}
+            panels = generated | panels
+    if not processes.is_main():
+        return 0
+    if args.grid:
+        write_grid(args.grid, panels)
+        common.note(f"wrote {args.grid}")
+    record = _record(args, options, extractor, fake, real_images, real, runs, warnings)
+    common.show(record, _lines(record), args)
+    return 0
+
+
+def _open_real(args, options):
+    """``(statistics, None)``, ``(None, source)``, or ``(None, None)`` where none are needed."""
+    from evonorm_plugins.metrics.statistics_file import is_statistics, load_statistics
+
+    if not options.needs_real:
+        if args.real:
+            common.note("--real is not used: the Inception score needs no real images")
+        return None, None
+    if not is_statistics(args.real):
+        return None, common.open_checked(args.real, args, args.n_real)
+    if args.n_real:
+        raise InputError(f"--n-real: {args.real} holds statistics, not images to choose from")
+    return load_statistics(args.real), None
+
+
+def _backend(args, real):
+    """The one asked for, else that of the reference statistics, else torch-fidelity."""
+    if args.backend or args.feature_extractor:
+        return args.backend
+    if real is None:
+        return "torch-fidelity"
+    if real.protocol is not None:
+        return real.protocol.get("backend") or "torch-fidelity"
+    return "pytorch-fid" if args.real.lower().endswith(".npz") else "torch-fidelity"
+
+
+def _check_real(path, real, extractor, options):
+    from evonorm_plugins.metrics.statistics_file import check_same_extractor
+
+    check_same_extractor(real, extractor.describe(), path)
+    if options.features and real.features is None:
+        raise InputError(
+            f"{path} holds no single features, which KID, precision and recall need; give the "
+            "images, or make statistics with: evonorm-eval stats --features"
+        )
+    if real.protocol is None:
+        common.warn(
+            f"{path} does not say how it was measured; it is taken for the same weights and for "
+            f"the resizing of {getattr(extractor, 'backend', 'the extractor')}"
+        )
+
+
+def _open_fake(args, device):
+    if not args.checkpoint:
+        return common.open_checked(args.fake, args, args.n, args.seeds[0])
+    from biggan.sampled import CheckpointSource
+
+    return CheckpointSource(
+        args.checkpoint,
+        args.n or 50_000,
+        seed=args.seeds[0],
+        ema=not args.no_ema,
+        truncation=args.truncation,
+        classes=args.classes,
+        standing_statistics=args.standing_statistics,
+        device=device,
+    )
+
+
+def _record(args, options, extractor, fake, real_images, real, runs, warnings):
+    from evonorm_plugins.metrics import gan, processes
+    from evonorm_plugins.metrics.protocol import versions
+
+    median, best = gan.summary([run["scores"] for run in runs])
+    sampled = bool(args.checkpoint)
+    described = fake.describe()
+    return {
+        "kind": "gan",
+        "name": args.name or described.get("norm") or (args.fake or args.checkpoint),
+        "scores": median,
+        "best": best,
+        "runs": runs,
+        "protocol": {
+            **options.describe(),
+            "n_fake": len(fake),
+            "n_real": real.n if real else None,
+            "real_fingerprint": real.fingerprint() if real else None,
+            "fid_formula": _formula(len(fake), real) if "fid" in options.metrics else None,
+            **extractor.describe(),
+            "ema": fake.ema if sampled else None,
+            "mode": fake.mode if sampled else None,
+            "truncation": args.truncation,
+            "classes": args.classes or ("uniform" if sampled else None),
+        },
+        "input": {
+            "fake": described,
+            "real": real_images.describe() if real_images else {"path": args.real},
+            "sampling_seeds": args.seeds,
+            "batch_size": args.batch_size,
+            "processes": processes.count(),
+        },
+        "warnings": warnings,
+        "versions": versions("gan"),
+        "command": args.command_line,
+    }
+
+
+def _formula(n_fake, real):
+    from evonorm_plugins.metrics.gan import is_singular
+
+    if is_singular(n_fake, real):
+        return "eigenvalues of the product, as the tools: no more images than features"
+    return "symmetric eigenvalues"
+
+
+_NAMES = {
+    "inception_score_mean": "IS",
+    "inception_score_std": "IS, deviation of splits",
+    "fid": "FID",
+    "kid_mean": "KID",
+    "kid_std": "KID, deviation of subsets",
+    "precision_fraction": "precision, 0 to 1",
+    "recall_fraction": "recall, 0 to 1",
+    "f_score_fraction": "F score, 0 to 1",
+}
+
+
+def _lines(record):
+    protocol, runs = record["protocol"], record["runs"]
+    several = len(runs) > 1
+    rows = [["", *(f"seed {run['sampling_seed']}" for run in runs), "median", "best"]]
+    if not several:
+        rows = [["", "score"]]
+    for key in record["scores"]:
+        name, bracket, label = key.partition("[")
+        cells = [f"{run['scores'][key]:.6g}" for run in runs]
+        if several:
+            best = record["best"].get(key)
+            cells += [f"{record['scores'][key]:.6g}", "" if best is None else f"{best:.6g}"]
+        rows.append([f"{_NAMES[name]}{' [' + label if bracket else ''}", *cells])
+    lines = common.aligned(rows)
+    shown = ("n_fake", "n_real", "splits", "shuffle_seed", "backend", "precision")
+    shown += ("extractor", "ema", "mode", "truncation")
+    values = (f"{key} {protocol[key]}" for key in shown if protocol[key] is not None)
+    return [*lines, "", f"protocol: {', '.join(values)}"]

@@ -1,0 +1,35 @@
+"""Put the scores of several runs into the paper's tables: median and best over seeds.
+
+Runs of one name make one row. Records that were measured in different ways are refused.
+"""
+
+from evonorm_plugins.cli.eval import common
+
+EXAMPLES = """
+examples:
+  evonorm-eval table runs/*/metrics.json
+  evonorm-eval table --json runs/*/metrics.json
+
+exit status: 0 done, 1 failed, 2 bad input
+"""
+
+
+def add_arguments(parser):
+    parser.add_argument("records", nargs="+", metavar="METRICS.json", help='written with "--out"')
+    parser.add_argument("--json", action="store_true", help="JSON on stdout instead of a table")
+
+
+def run(args):
+    from evonorm_plugins.metrics.protocol import as_json
+    from evonorm_plugins.metrics.table import read_records, rows_of, text_rows
+
+    records = read_records(args.records)
+    if args.json:
+        rows = {"kind": "table", "rows": rows_of(records), "protocol": records[0]["protocol"]}
+        print(as_json(rows | {"records": args.records, "command": args.command_line}))
+        return 0
+    for line in common.aligned(text_rows(records)):
+        print(line)
+    protocol = {k: v for k, v in records[0]["protocol"].items() if v is not None}
+    print(f"\nprotocol: {', '.join(f'{k} {v}' for k, v in protocol.items())}")
+    return 0

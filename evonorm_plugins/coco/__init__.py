@@ -1,0 +1,1 @@
+"""Sets in COCO's format: read, checked, their boxes and masks."""

@@ -1,0 +1,175 @@
+"""``convert()``."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from evonorm_plugins.conversion import gates
+from evonorm_plugins.conversion.layers import check_layer, new_layer
+from evonorm_plugins.conversion.plan import has_hooks, place, plan_conversion
+from evonorm_plugins.conversion.report import Report
+from evonorm_plugins.conversion.rewrite import forward_without, give_forward
+from evonorm_plugins.errors import ConvertError
+
+_QUANTIZED = (
+    "torch.ao.nn.",
+    "torch.nn.quantized",
+    "torch.nn.intrinsic",
+    "torch.nn.qat",
+    "torchao.",
+)
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+
+
+class Conversion(NamedTuple):
+    """What :func:`convert` returns: the converted model and the :class:`Report`."""
+
+    model: nn.Module
+    report: Report
+
+
+def convert(model, name, *, keep=(), **options):
+    """A copy of ``model`` with norm-activation layers in place of its norms and activations.
+
+    A norm that an activation follows is replaced together with it, any other by the affine
+    transform, as the paper does (Section 5). The data flow tells what follows: ``forward`` is
+    traced with ``torch.fx``, in training and in evaluation mode. An activation after anything else,
+    such as the ReLU after a residual addition, stays.
+
+    Gamma and beta carry over, and the moving variance where both have one. The rest of a pretrained
+    model expects the activations of its old layers: it must be trained again.
+
+    Args:
+        model: any ``nn.Module``; it is not changed.
+        name: of a layer, as :func:`evonorm_plugins.get_norm_act` takes it, or a callable.
+        keep: names of norms to leave as they are; ``*`` and ``?`` match any characters.
+        options: of the layer, such as ``groups=16``.
+
+    Returns:
+        Conversion: ``(model, report)``.
+
+    Raises:
+        ConvertError: the name or an option is unknown, the model holds no norm to replace, is
+            quantized or scripted, or it is not clear what some norm should become. The message
+            names every such norm.
+    """
+    _check_model(model)
+    shown = check_layer(name, options)
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    model = copy.deepcopy(model)
+    names = _activations(model)
+    _give_each_place_its_own(names, model)
+    sketch = _sketch(model)
+    plan = plan_conversion(sketch, {sketch.get_submodule(name) for name in names}, keep)
+    identities, rewrites = _how_to_remove(plan)
+    for path in identities:
+        if has_hooks(model.get_submodule(path)):
+            raise ConvertError(f"{path} goes, and has hooks: remove them first")
+    codes = _new_forwards(_sketch(model), plan, rewrites)
+    layers = _new_layers(model, plan, name, options)
+    layers.update({id(model.get_submodule(path)): nn.Identity() for path in identities})
+    for path, code in codes.items():
+        give_forward(model.get_submodule(path), code)
+    report = Report(
+        name=name if isinstance(name, str) else type(shown).__name__,
+        replaced=plan.pairs,
+        affine=plan.affine,
+        left=plan.left,
+        removed=plan.gone(),
+        stays=plan.stays(),
+        rewritten=tuple(codes),
+    )
+    return Conversion(_swap(model, layers), report)
+
+
+def _check_model(model):
+    if not isinstance(model, nn.Module):
+        raise ConvertError(f"a model is an nn.Module, not {model!r}")
+    for path, module in model.named_modules():
+        kind, where = type(module), path or "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ConvertError(f"{where} is scripted: convert the model it was made from")
+        if kind.__module__.startswith(_QUANTIZED):
+            raise ConvertError(f"{where} is quantized ({kind.__name__}): convert before quantizing")
+        if any(map(is_lazy, (*module.parameters(False), *module.buffers(False)))):
+            raise ConvertError(
+                f"{where} has no parameters yet ({kind.__name__}): run the model once"
+            )
+        if kind.__name__ in _WRAPPERS:
+            raise ConvertError(
+                f"{where} is a {kind.__name__}: convert the model before wrapping it"
+            )
+
+
+def _sketch(model):
+    """A copy to trace, with the same parameters: a forward may keep what it is called with."""
+    return copy.deepcopy(model, {id(p): p for p in model.parameters()})
+
+
+def _activations(model):
+    """Names of all activation modules, every name of one that has several."""
+    sketch = _sketch(model)
+    found = gates.find_activations(sketch)
+    return [name for name, m in sketch.named_modules(remove_duplicate=False) if m in found]
+
+
+def _give_each_place_its_own(names, model):
+    """One ReLU object in several places would be removed from all of them or none."""
+    seen = set()
+    for name in names:
+        parent, _, key = name.rpartition(".")
+        parent, activation = model.get_submodule(parent), model.get_submodule(name)
+        if name and (parent, key) not in seen and not any(True for _ in activation.parameters()):
+            if activation in seen:
+                parent._modules[key] = copy.deepcopy(activation)
+            seen |= {activation, (parent, key)}
+
+
+def _how_to_remove(plan):
+    """Activation modules that go as a whole, and modules whose forward has to be rewritten."""
+    removed = {site for sites in plan.removed.values() for site in sites}
+    stays = plan.stays()
+    identities, rewrites = set(plan.by_order), {}
+    for site in removed:
+        if site.op == "call_module" and place(site) not in stays:
+            identities.add(place(site))
+        else:
+            rewrites.setdefault(site.owner, set()).add(site)
+    return sorted(identities), rewrites
+
+
+def _new_forwards(model, plan, rewrites):
+    codes = {}
+    for path in sorted(rewrites):
+        module = model.get_submodule(path)
+        was, codes[path] = module.training, {}
+        for mode in sorted(plan.modes[path]):
+            sites = set(plan.removed[mode]) & rewrites[path]
+            module.training = mode == "train"
+            codes[path][mode] = forward_without(module, path, sites, plan.modes[path][mode])
+        module.training = was
+    return codes
+
+
+def _new_layers(model, plan, name, options):
+    like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
+    like = torch.empty(()) if like is None else like
+    layers = {}
+    for path in (*plan.pairs, *plan.affine):
+        norm = model.get_submodule(path)
+        layers[id(norm)] = new_layer(norm, name, options, apply_act=path in plan.pairs, like=like)
+    return layers
+
+
+def _swap(model, new):
+    """Put ``new`` (id of the old module -> new one) in every place; returns the root."""
+    if id(model) in new:
+        return new[id(model)]
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if id(child) in new:
+                parent._modules[key] = new[id(child)]
+    return model

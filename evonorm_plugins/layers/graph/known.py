@@ -1,0 +1,55 @@
+"""The layers of the paper as graphs (arXiv 2004.02967, Tables 2, 3 and 5, Section 3).
+
+Gamma and beta of a norm that an activation follows are v1 and v0, which start as they do; the
+graph's own affine transform comes after the activation. The S layers are of the search space S.
+"""
+
+from evonorm_plugins.layers.graph.graph import Graph
+
+
+def _normalized(over):
+    """(x - mean) / std * v1 + v0."""
+    centred = ("add", "x", ("neg", (f"mean_{{{over}}}", "x")))
+    return ("add", ("mul", ("div", centred, (f"std_{{{over}}}", "x")), "v1"), "v0")
+
+
+def _relu(z):
+    return ("max", z, "zero")
+
+
+def _swish(z):
+    return ("mul", z, ("sigmoid", z))
+
+
+def _over_max(z):
+    return ("div", "x", ("max", ("std_{b,w,h}", "x"), z))
+
+
+_RMS = ("rms_{w,h}", "x")
+
+# Name of a registered layer -> the same as a graph.
+KNOWN = {
+    "EvoNormB0": Graph.of(_over_max(("add", ("mul", "v1", "x"), ("std_{w,h}", "x")))),
+    # The constant 1 is exp(0).
+    "EvoNormB1": Graph.of(_over_max(("mul", ("add", "x", ("exp", "zero")), _RMS))),
+    "EvoNormB2": Graph.of(_over_max(("add", _RMS, ("neg", "x")))),
+    "EvoNormS0": Graph.of(
+        ("div", ("mul", "x", ("sigmoid", ("mul", "v1", "x"))), ("std_{w,h,c/g}", "x"))
+    ),
+    "EvoNormS1": Graph.of(("div", _swish("x"), ("std_{w,h,c/g}", "x"))),
+    "EvoNormS2": Graph.of(("div", _swish("x"), ("rms_{w,h,c/g}", "x"))),
+    "BN-ReLU": Graph.of(_relu(_normalized("b,w,h"))),
+    "BN-Swish-1": Graph.of(_swish(_normalized("b,w,h"))),
+    "GN-ReLU": Graph.of(_relu(_normalized("w,h,c/g"))),
+    "GN-Swish-1": Graph.of(_swish(_normalized("w,h,c/g"))),
+    "LN-ReLU": Graph.of(_relu(_normalized("w,h,c"))),
+    "Random": Graph.of(("sqrt", ("std_{w,h}", ("sigmoid", "x")))),
+    "Random + rej": Graph.of(("tanh", ("max", "x", ("tanh", "x")))),
+    "RS + rej": Graph.of(("div", _relu("x"), ("rms_{b,w,h}", "x"))),
+}
+
+# What the paper's rejection is to refuse: the first is not stable, the second learns nothing.
+REJECTED = {
+    "unstable": Graph.of(("add", ("tanh", "x"), ("neg", ("mean_{b,w,h}", _relu("x"))))),
+    "zero": Graph.of(("add", "zero", "zero")),
+}
