@@ -89,7 +89,12 @@ setup(
     python_requires=">=3.10",
     install_requires=["torch>=2.6"],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["evonorm-eval = evonorm_plugins.cli.eval:main"]},
+    entry_points={
+        "console_scripts": [
+            "evonorm = evonorm_plugins.cli:main",
+            "evonorm-eval = evonorm_plugins.cli.eval:main",
+        ]
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),

@@ -4,31 +4,22 @@ Operations are those of one image, before and after: multiply-adds of convolutio
 products, each counted as one, and element-wise operations of everything else (batch normalization 2
 for each element, other norms 5). Nothing is downloaded: the numbers do not depend on weights (in a
 detector those of regions do, which random weights choose).
-
-examples:
-  python -m evonorm_plugins.conversion resnet50 EvoNormS0
-  python -m evonorm_plugins.conversion timm:mobilenetv3_large_100 "EvoNormS0(groups=16)" --size 160
-  python -m evonorm_plugins.conversion maskrcnn_resnet50_fpn EvoNormB0 --json
-
-exit status: 0 done, 1 failed, 2 bad input
 """
 
-import argparse
 import json
-import sys
 
-from evonorm_plugins.conversion.api import convert
-from evonorm_plugins.conversion.models import build_model, example_inputs
+from evonorm_plugins.cli.types import count
 from evonorm_plugins.errors import ConvertError
-from evonorm_plugins.flops import count_flops
+
+EXAMPLES = """
+examples:
+  evonorm convert resnet50 EvoNormS0
+  evonorm convert timm:mobilenetv3_large_100 "EvoNormS0(groups=16)" --size 160
+  evonorm convert maskrcnn_resnet50_fpn EvoNormB0 --json
+"""
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m evonorm_plugins.conversion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser):
     parser.add_argument("model", help="torchvision:NAME, timm:NAME, or NAME of either")
     parser.add_argument("norm", help="layer, such as EvoNormS0 or 'EvoNormS0(groups=16)'")
     parser.add_argument(
@@ -40,12 +31,11 @@ def parse_args(argv=None):
     )
     parser.add_argument(
         "--size",
-        type=int,
+        type=count,
         metavar="PIXELS",
         help="width and height of the image (default: the model's own, or 224)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(argv)
 
 
 def measure(model, size=None):
@@ -54,6 +44,9 @@ def measure(model, size=None):
     Raises:
         ConvertError: the model does not run on an image of that size.
     """
+    from evonorm_plugins.conversion.models import example_inputs
+    from evonorm_plugins.flops import count_flops
+
     inputs = example_inputs(model, size)
     try:
         count = count_flops(model, *inputs)
@@ -67,24 +60,19 @@ def measure(model, size=None):
     }
 
 
-def main(argv=None):
-    args = parse_args(argv)
-    try:
-        if args.size is not None and args.size < 1:
-            raise ConvertError(f"--size {args.size} must be at least 1")
-        model = build_model(args.model)
-        converted, report = convert(model, args.norm, keep=args.keep)
-        before, after = measure(model, args.size), measure(converted, args.size)
-    except ConvertError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args):
+    from evonorm_plugins.conversion import convert
+    from evonorm_plugins.conversion.models import build_model
+
+    model = build_model(args.model)
+    converted, report = convert(model, args.norm, keep=args.keep)
+    before, after = measure(model, args.size), measure(converted, args.size)
     if args.json:
         result = {"model": args.model, **report.to_dict(), "before": before, "after": after}
         print(json.dumps(result, indent=1))
     else:
         print(report)
         print(_counts(before, after))
-    return 0
 
 
 def _counts(before, after):

@@ -3,6 +3,7 @@
 Scores a file of results (--gt, --dt), or runs a Detectron2 model on images first (--config-file).
 """
 
+from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
 from evonorm_plugins.errors import InputError
 
@@ -15,8 +16,6 @@ examples:
   a model of tools/train_net.py:
     evonorm-eval ap --config-file detectron_configs/stock/mask_rcnn_R_50_FPN_EvoNormS0.yaml \\
         --weights output/model_final.pth --val-json instances_val.json --val-images val2017/
-
-exit status: 0 done, 1 failed, 2 bad input
 """
 
 
@@ -41,7 +40,7 @@ def add_arguments(parser):
     protocol.add_argument(
         "--max-dets",
         nargs="+",
-        type=common.count,
+        type=types.count,
         default=[1, 10, 100],
         metavar="N",
         help="limits of detections per image and category (default: 1 10 100)",

@@ -1,31 +1,12 @@
 """What several commands share: options, the extractor, how results are shown."""
 
-import argparse
 import os
 import sys
 
+from evonorm_plugins.cli import types
 from evonorm_plugins.errors import InputError
 
 MAX_WORKERS = 8
-
-
-def count(text):
-    """An integer of at least 1, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
-def count_or_none(text):
-    """An integer of at least 0, for argparse."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return value
-
-
-count.__name__ = count_or_none.__name__ = "int"  # what argparse calls them
 
 
 def add_output(parser, grid=None):
@@ -70,7 +51,7 @@ def add_extraction(parser):
     group.add_argument("--device", help="cuda, cpu, cuda:1 ... (default: cuda where there is one)")
     group.add_argument(
         "--batch-size",
-        type=count,
+        type=types.count,
         help="(default: the backend's, 64 or 50; its features are then the same to the last bit)",
     )
     group.add_argument(
@@ -80,7 +61,7 @@ def add_extraction(parser):
     )
     group.add_argument(
         "--workers",
-        type=count_or_none,
+        type=types.count_or_none,
         help=f"processes that read images (default: the cores, {MAX_WORKERS} at most)",
     )
     group.add_argument(

@@ -1,5 +1,6 @@
 """Score generated images: Inception score, FID, KID, precision and recall, in one pass."""
 
+from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
 from evonorm_plugins.errors import InputError
 
@@ -16,8 +17,6 @@ examples:
     evonorm-eval gan --fake samples/ --real real/ --backend pytorch-fid --fid
   without internet:
     evonorm-eval gan --inception-weights pt_inception-2015-12-05-6726825d.pth --fake ... --real ...
-
-exit status: 0 done, 1 failed, 2 bad input
 """
 
 
@@ -32,13 +31,13 @@ def add_arguments(parser):
         "torch-fidelity's cache (pt)",
     )
     images.add_argument(
-        "--n", type=common.count, help="generated images to score (default: all; checkpoint 50000)"
+        "--n", type=types.count, help="generated images to score (default: all; checkpoint 50000)"
     )
-    images.add_argument("--n-real", type=common.count, help="real images to use (default: all)")
+    images.add_argument("--n-real", type=types.count, help="real images to use (default: all)")
     images.add_argument(
         "--seeds",
         nargs="+",
-        type=common.count_or_none,
+        type=types.count_or_none,
         default=[0],
         metavar="SEED",
         help="of sampling, one run each; of the draw where --n leaves some out (default: 0)",
@@ -51,17 +50,17 @@ def add_arguments(parser):
         ("prc", "precision and recall"),
     ):
         metrics.add_argument(f"--{name}", action="store_true", help=text)
-    metrics.add_argument("--splits", type=common.count, default=10, help="of IS (default: 10)")
+    metrics.add_argument("--splits", type=types.count, default=10, help="of IS (default: 10)")
     metrics.add_argument("--no-shuffle", action="store_true", help="IS in the order of the files")
     metrics.add_argument(
         "--shuffle-seed",
-        type=common.count_or_none,
+        type=types.count_or_none,
         default=2020,
         help="of the splits of IS and the subsets of KID (default: 2020, as torch-fidelity)",
     )
-    metrics.add_argument("--kid-subsets", type=common.count, default=100)
-    metrics.add_argument("--kid-subset-size", type=common.count, default=1000)
-    metrics.add_argument("--neighbours", type=common.count, default=3, help="of --prc (default: 3)")
+    metrics.add_argument("--kid-subsets", type=types.count, default=100)
+    metrics.add_argument("--kid-subset-size", type=types.count, default=1000)
+    metrics.add_argument("--neighbours", type=types.count, default=3, help="of --prc (default: 3)")
     sampling = parser.add_argument_group("sampling a checkpoint")
     sampling.add_argument("--no-ema", action="store_true", help="the weights as they were trained")
     sampling.add_argument("--truncation", type=float, help="largest magnitude of a latent's number")
@@ -70,7 +69,7 @@ def add_arguments(parser):
     )
     sampling.add_argument(
         "--standing-statistics",
-        type=common.count_or_none,
+        type=types.count_or_none,
         metavar="PASSES",
         help="that batch statistics are averaged over (default: 100); 0: the moving ones",
     )

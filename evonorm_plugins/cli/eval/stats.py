@@ -3,6 +3,7 @@
 The npz holds mu, sigma (float64), the number of images and the protocol; pytorch-fid reads it too.
 """
 
+from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
 
 EXAMPLES = """
@@ -12,15 +13,13 @@ examples:
     evonorm-eval stats --real train.zip --out ref_stats.npz --features
   for scores as pytorch-fid's:
     evonorm-eval stats --real train/ --out ref_stats.npz --backend pytorch-fid
-
-exit status: 0 done, 1 failed, 2 bad input
 """
 
 
 def add_arguments(parser):
     parser.add_argument("--real", required=True, metavar="PATH", help="folder, zip, npz or npy")
     parser.add_argument("--out", required=True, metavar="FILE.npz", help="file to write")
-    parser.add_argument("--n-real", type=common.count, help="images to use (default: all)")
+    parser.add_argument("--n-real", type=types.count, help="images to use (default: all)")
     parser.add_argument("--features", action="store_true", help="keep single features too")
     common.add_extraction(parser)
     group = parser.add_argument_group("output")

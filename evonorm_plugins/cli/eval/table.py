@@ -9,8 +9,6 @@ EXAMPLES = """
 examples:
   evonorm-eval table runs/*/metrics.json
   evonorm-eval table --json runs/*/metrics.json
-
-exit status: 0 done, 1 failed, 2 bad input
 """
 
 

@@ -19,7 +19,7 @@ def test_help_has_examples_and_exit_status(capsys, command):
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert "examples:" in out
-    assert "exit status: 0 done, 1 failed, 2 bad input" in out
+    assert "exit status: 0 done, 1 failed or stopped, 2 bad input" in out
 
 
 @pytest.mark.parametrize("arguments", [[], ["fid"], ["gan", "--n", "0"], ["ap", "--iou", "oks"]])

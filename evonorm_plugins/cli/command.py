@@ -1,0 +1,90 @@
+"""How a command is parsed and run; the same for all of them.
+
+A command is a module with a docstring, ``EXAMPLES``, ``add_arguments(parser)`` and ``run(args)``,
+which returns the exit status or None. A group of commands is a package with a docstring,
+``EXAMPLES`` and ``COMMANDS``, a summary for each of its modules. Neither imports torch before
+``run``.
+"""
+
+import argparse
+import importlib
+import sys
+
+from evonorm_plugins import __version__
+from evonorm_plugins.errors import InputError, RunError
+
+EXIT_STATUS = "\nexit status: 0 done, 1 failed or stopped, 2 bad input\n"
+
+
+def main(module, prog, argv=None):
+    """Run a command, or the one of a group that the arguments name; returns the exit status.
+
+    Args:
+        module: of the command or the group.
+        prog: what the user typed to get here.
+        argv: the arguments; those of the process if None.
+    """
+    argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
+    prog, argv, module = _chosen(module, prog, argv)
+    args = parse_args(module, prog, argv)
+    args.command_line = [*prog.split(), *argv]
+    try:
+        return module.run(args) or 0
+    except InputError as error:
+        return _fail(error, 2)
+    except ImportError as error:
+        return _fail(f'{error}; to install what it needs: pip install "evonorm-plugins[all]"', 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except (OSError, MemoryError, RuntimeError) as error:
+        # A full disk, a GPU without memory, a lost process: no fault of the input or of this code.
+        return _fail(f"{type(error).__name__}: {error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+
+
+def parse_args(module, prog, argv):
+    """The arguments of a command; ``key=value`` may stand before, between and after options."""
+    parser = _parser(module, prog)
+    if hasattr(module, "COMMANDS"):
+        if prog.count(" ") == 0:
+            parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        commands = parser.add_subparsers(metavar="COMMAND", required=True)
+        for name, summary in module.COMMANDS.items():
+            commands.add_parser(name, help=summary)
+        return parser.parse_args(argv)
+    module.add_arguments(parser)
+    args, rest = parser.parse_known_args(argv)
+    if rest and ("overrides" not in args or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _chosen(module, prog, argv):
+    while argv and argv[0] in getattr(module, "COMMANDS", ()):
+        prog, name, argv = f"{prog} {argv[0]}", argv[0], argv[1:]
+        module = importlib.import_module(f"{module.__name__}.{name}")
+    return prog, argv, module
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """A mistake is one line, whoever finds it; the usage of many options is not."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
+
+
+def _parser(module, prog):
+    return _Parser(
+        prog=prog,
+        description=module.__doc__,
+        epilog=module.EXAMPLES + EXIT_STATUS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _fail(error, status):
+    print(f"error: {error}", file=sys.stderr)
+    return status
