@@ -1,71 +1,18 @@
-import re
-import sys
+"""What pyproject.toml cannot say: the C library, the wheel's tag, the configs' place."""
+
+import warnings
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-
-HERE = Path(__file__).parent
-# Read, not imported: the package needs torch, which a build environment need not have.
-VERSION = re.search(
-    r'^__version__ = "(.+)"$', (HERE / "evonorm_plugins/__init__.py").read_text(), re.MULTILINE
-).group(1)
-
-# Detectron2 is on no package index and needs torch before it can be built: it is never a
-# requirement here, `make` gets it with tools/install_detectron2.py.
-EXTRAS = {
-    "detection": [
-        "matplotlib",
-        "opencv-python-headless",  # imported by Detectron2's visualizer, which does not require it
-        "pycocotools>=2.0.2",
-        "pyyaml",
-        "setuptools<81",  # Detectron2's model zoo imports pkg_resources
-        "torchvision",
-    ],
-    "metrics": [
-        "faster-coco-eval>=1.8",  # before, it counted a match of annotation id 0
-        "numpy",
-        "pillow",
-        "pycocotools>=2.0.2",
-        "pytorch-fid",
-        "torch-fidelity",
-        "torchvision",
-        "tqdm",
-    ],
-    "gan": [
-        "h5py",  # data in HDF5
-        "numpy",
-        "pillow",
-        "pytorch-fid",
-        "pyyaml",
-        "scikit-learn",  # the digits of the demo
-        "tensorboard",
-        "torch-fidelity",
-        "torchvision",
-        "tqdm",
-    ],
-    "classification": [
-        "matplotlib",
-        "numpy",
-        "pillow",
-        "pyyaml",
-        "ray[tune]",  # sweeps and the layer search
-        "tensorboard",
-        "timm",
-        "torchvision",
-        "tqdm",
-    ],
-    "test": [
-        *("import-linter", "numpy", "onnx", "onnxruntime", "onnxscript", "pytest", "pytest-xdist"),
-        *("ruff", "timm"),
-    ],
-}
-EXTRAS["dev"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
+CSRC = "evonorm_plugins/kernels/csrc"
+OPENMP = "-fopenmp"
 # Plain C, loaded with ctypes: needs neither torch's headers nor Python's. Optional: where it cannot
 # be compiled, the layers run in plain torch and say so.
-OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler has none
-CSRC = "evonorm_plugins/kernels/csrc"
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
     sources=[f"{CSRC}/{stem}.c" for stem in ("evonorm", *LOOPS)],
@@ -73,30 +20,51 @@ KERNELS = Extension(
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[
         *("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
-        *("-fopenmp-simd", *OPENMP),
+        *("-fopenmp-simd", OPENMP),
     ],
-    extra_link_args=OPENMP,
+    extra_link_args=[OPENMP],
     optional=True,
 )
+# Folders of the checkout that a wheel holds below evonorm_plugins/_configs; evonorm_plugins.configs
+# finds both.
+CONFIGS = {f"evonorm_plugins._configs.{name}": name for name in ("configs", "detectron_configs")}
+
+
+class BuildLibrary(build_ext):
+    """The library under a name without Python's version, which it does not depend on."""
+
+    def get_ext_filename(self, fullname):
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def get_export_symbols(self, ext):
+        # Not PyInit_..., which a linker for Windows would look for.
+        return []
+
+    def build_extension(self, ext):
+        try:
+            super().build_extension(ext)
+        except (CompileError, LinkError) as error:  # Apple's compiler has no OpenMP
+            warnings.warn(f"{error}; trying without OpenMP, for one thread", stacklevel=1)
+            ext.extra_compile_args.remove(OPENMP)
+            ext.extra_link_args.remove(OPENMP)
+            super().build_extension(ext)
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel of this platform for every Python."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
 
 setup(
-    name="evonorm-plugins",
-    version=VERSION,
-    description="EvoNorm layers for PyTorch, for Detectron2 and for BigGAN",
-    packages=find_packages(include=["evonorm_plugins*", "biggan*"]),
-    package_data={"biggan": ["configs/*.yaml"]},
-    ext_modules=[KERNELS],
-    python_requires=">=3.10",
-    install_requires=["torch>=2.6"],
-    extras_require=EXTRAS,
-    entry_points={
-        "console_scripts": [
-            "evonorm = evonorm_plugins.cli:main",
-            "evonorm-eval = evonorm_plugins.cli.eval:main",
-        ]
+    packages=[*find_packages(include=["evonorm_plugins*", "biggan*"]), *CONFIGS],
+    package_dir=CONFIGS,
+    package_data={
+        **{package: ["**/*.yaml"] for package in CONFIGS},
+        "evonorm_plugins": ["py.typed"],
+        "biggan": ["configs/*.yaml", "py.typed"],
     },
-    classifiers=[
-        "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
-    ],
+    ext_modules=[KERNELS],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
 )

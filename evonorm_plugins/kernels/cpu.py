@@ -8,7 +8,6 @@ for ones. Statistics and gradients of parameters are returned in float32.
 
 import ctypes
 import functools
-import importlib.machinery
 from pathlib import Path
 
 import torch
@@ -39,12 +38,8 @@ class _Problem(ctypes.Structure):
 @functools.cache
 def _load():
     """The library, or in its place why there is none."""
-    folder = Path(__file__).parent
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = folder / f"_evonorm{suffix}"
-        if path.exists():
-            break
-    else:
+    path = Path(__file__).parent / "_evonorm.so"
+    if not path.exists():
         return "the C extension was not built when the package was installed"
     try:
         library = ctypes.CDLL(str(path))
