@@ -4,6 +4,7 @@
 The wheel is made from the source distribution, serves every Python of its platform, and is named
 manylinux where auditwheel can: it then holds the OpenMP library that the kernels need. It is
 installed into a fresh environment, where tools/dist_check.py runs with no compiler on the PATH.
+Needs the extra "release", which `make dist` installs.
 
 examples:
     tools/dist.py                        # downloads PyTorch for the fresh environment: gigabytes
