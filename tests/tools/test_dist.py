@@ -17,6 +17,7 @@ import evonorm_plugins
 ROOT = Path(__file__).parents[2]
 OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "output")
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])('out'))"
+TOP = (".cff", ".md", ".py", ".toml", ".yml", "LICENSE", "Makefile", "NOTICE")
 LIBRARY = "evonorm_plugins/kernels/_evonorm.so"
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
@@ -56,14 +57,15 @@ def built(tmp_path_factory):
     sdist = build("build_sdist", checkout)
     shutil.unpack_archive(sdist, folder, filter="data")
     unpacked = folder / sdist.name.removesuffix(".tar.gz")
-    return unpacked, build("build_wheel", unpacked)
+    # Not optimized, to save ten seconds: the library of the checkout is.
+    return unpacked, build("build_wheel", unpacked, CC=compiler(folder, 'exec cc "$@" -O0'))
 
 
 def files(root):
     """What a release is made of, of a folder that holds a checkout."""
     folders = ("biggan", "configs", "detectron_configs", "docs", "evonorm_plugins", "requirements")
     paths = [p for folder in (*folders, "tests", "tools") for p in (root / folder).rglob("*")]
-    paths += [p for p in root.glob("*") if p.suffix in (".md", ".py", ".toml") or p.name.isupper()]
+    paths += [p for p in root.glob("*") if p.suffix in TOP or p.name in TOP]
     return {str(p.relative_to(root)) for p in paths if p.is_file()}
 
 
