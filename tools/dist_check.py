@@ -3,7 +3,6 @@
 Exits with a traceback at the first thing that does not.
 """
 
-import importlib
 import re
 import shutil
 import subprocess
@@ -37,11 +36,9 @@ def check_configs():
 
 
 def check_commands():
-    commands = ["evonorm-eval"]
-    if hasattr(importlib.import_module("evonorm_plugins.cli"), "main"):
-        commands.append("evonorm")
-        subprocess.run(["evonorm", "--version"], check=True)
-    for command in commands:
+    for command in (["evonorm", "--version"], ["evonorm", "config"]):
+        subprocess.run(command, check=True)
+    for command in ("evonorm", "evonorm-eval"):
         shown = subprocess.check_output([command, "--help"], text=True)
         assert f"usage: {command}" in shown, shown
         print(f"{command} --help: {len(shown.splitlines())} lines")
