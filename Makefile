@@ -23,7 +23,7 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	metrics/test_images metrics/test_scores metrics/test_statistics_file search/test_store \
 	training/test_cluster))
 
-.PHONY: help demo test check bench lint dist install venv detectron2 clean
+.PHONY: help demo test check bench lint docs dist install venv detectron2 clean
 
 help:
 	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
@@ -33,6 +33,7 @@ help:
 	@echo "make lint        ruff, lint and format, and the order of imports"
 	@echo "make dist        source distribution and wheel in dist/, tried in a fresh environment;"
 	@echo "                 ARGS=--share saves that environment's download of PyTorch"
+	@echo "make docs        the documentation as a site, in site/index.html"
 	@echo "make install     $(VENV) with everything, Detectron2 if it can be had"
 	@echo "make detectron2  try again to get Detectron2"
 	@echo "make clean       remove $(VENV) and what builds leave behind"
@@ -59,6 +60,9 @@ lint: $(VENV)/.installed
 
 dist: $(VENV)/.release
 	$(BIN)/python tools/dist.py $(ARGS)
+
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 venv: $(VENV)/.created
 
