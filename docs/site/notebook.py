@@ -42,7 +42,7 @@ def as_markdown(notebook, stem):
             if "image/png" in data:
                 name = f"{stem}_{len(pictures) + 1}.png"
                 pictures[name] = base64.b64decode(data["image/png"])
-                parts.append(f"![{output['metadata'].get('alt', name)}]({name})")
+                parts.append(f"![{cell['metadata'].get('alt', '')}]({name})")
             elif text:
                 parts.append(f'```text {{ .output }}\n{"".join(text).rstrip()}\n```')
     return "\n\n".join(parts) + "\n", pictures
