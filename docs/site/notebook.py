@@ -44,5 +44,5 @@ def as_markdown(notebook, stem):
                 pictures[name] = base64.b64decode(data["image/png"])
                 parts.append(f"![{cell['metadata'].get('alt', '')}]({name})")
             elif text:
-                parts.append(f'```text {{ .output }}\n{"".join(text).rstrip()}\n```')
+                parts.append(f"```text {{ .output }}\n{''.join(text).rstrip()}\n```")
     return "\n\n".join(parts) + "\n", pictures
