@@ -1,11 +1,14 @@
 """What mkdocstrings shows of docstrings: cross-references as links."""
 
 import re
+from textwrap import dedent
 
 import griffe
 
 # Several names with one description; a plain space would make the second one the type of the first.
 NAMES = re.compile(r"^( +\w+(?:, \w+)+):", re.MULTILINE)
+# griffe would take the beginning of the text for a type.
+RETURNS = re.compile(r"^Returns:\n((?:    .*\n?|\n)+)", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
@@ -27,4 +30,7 @@ class References(griffe.Extension):
         if obj.docstring:
             place = obj if obj.is_module or obj.is_class else obj.parent
             text = ROLE.sub(lambda m: linked(m, place), obj.docstring.value)
-            obj.docstring.value = NAMES.sub(lambda m: m[0].replace(", ", ",\xa0"), text)
+            text = NAMES.sub(lambda m: m[0].replace(", ", ",\xa0"), text)
+            text = RETURNS.sub(lambda m: f"**Returns:** {dedent(m[1])}\n", text)
+            # Several names at once would get the type of the attribute before; arguments do not.
+            obj.docstring.value = re.sub(r"^Attributes:$", "Args:", text, flags=re.MULTILINE)
