@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from evonorm_plugins.cli import main as evonorm
+from evonorm_plugins.configs import find_config
 from tests.docs.blocks import (
     OUTPUT,
     PAGES,
@@ -129,15 +130,17 @@ def check_config(words, parsed):
     if not name:
         assert not overrides, f"{words} has no config to change"
         return
-    kind = next((part for part in words if part in ("rerank", "search", "sweep")), None)
-    home, folder = "evonorm_plugins.classification.config", "configs"
+    kind = "classification"
     if "gan" in words or "biggan.train" in words:
-        home, folder = "biggan.config", "biggan/configs"
-    elif kind == "sweep":
-        home = "evonorm_plugins.classification.sweep.config"
-    elif kind == "search" and "rerank" not in words:
-        home, folder = "evonorm_plugins.search.config", "configs/search"
-    path = next(p for p in (ROOT / name, ROOT / folder / f"{name}.yaml") if p.is_file())
+        kind = "gan"
+    elif "rerank" not in words:
+        kind = next((part for part in words if part in ("search", "sweep")), kind)
+    home = {
+        "gan": "biggan.config",
+        "search": "evonorm_plugins.search.config",
+        "sweep": "evonorm_plugins.classification.sweep.config",
+    }.get(kind, "evonorm_plugins.classification.config")
+    path = find_config(name, kind)
     module = importlib.import_module(home)
     (module.load_sweep if kind == "sweep" else module.load_config)(path, overrides)
 
