@@ -92,5 +92,5 @@ $(VENV)/.release: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info evonorm_plugins/kernels/*.so .*_cache
+	rm -rf $(VENV) build dist site *.egg-info evonorm_plugins/kernels/*.so .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,8 @@
-"""Notebooks as pages: cells, their stored outputs and pictures. Nothing is run."""
+"""Notebooks as pages: cells, their stored outputs and pictures. Nothing is run.
+
+What a cell's picture shows is in the cell's metadata, ``alt``. Outputs are stored anew by
+``jupyter nbconvert --to notebook --execute --inplace docs/tour.ipynb``.
+"""
 
 import base64
 import json

@@ -48,3 +48,13 @@ def test_the_notebook_is_a_page_with_its_pictures(site):
     pictures = re.findall(r'<img[^>]*src="(tour_\d+\.png)"', page)
     assert len(pictures) == 5
     assert all((site / name).read_bytes()[:4] == b"\x89PNG" for name in pictures)
+
+
+def test_links_of_the_readme_lead_somewhere(site):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#([^)]+))?\)", (ROOT / "README.md").read_text())
+    assert len(links) > 10
+    for path, anchor in links:
+        assert (ROOT / path).exists(), path
+        if anchor:
+            page = site / path.removeprefix("docs/").replace(".md", ".html")
+            assert f'id="{anchor}"' in page.read_text(), anchor
