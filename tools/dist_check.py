@@ -77,6 +77,16 @@ def check_training():
         losses.append(loss.item())
     print(f"loss of a small model: {losses[0]:.3f}, after 20 steps {losses[-1]:.3f}")
     assert losses[-1] < 0.8 * losses[0]
+    check_openmp()
+
+
+def check_openmp():
+    """There is one OpenMP library: a second has threads of its own, which wait for the first's."""
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        mapped = re.findall(r"/\S*/lib(?:gomp|iomp|omp)\S*", maps.read_text())
+        print("OpenMP:", *sorted(set(mapped)))
+        assert len(set(mapped)) == 1
 
 
 if __name__ == "__main__":

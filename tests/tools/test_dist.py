@@ -17,7 +17,7 @@ import evonorm_plugins
 ROOT = Path(__file__).parents[2]
 OURS = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "*.so", "build", "dist", "output")
 BUILD = "import sys; from setuptools import build_meta as b; print(getattr(b, sys.argv[1])('out'))"
-TOP = (".cff", ".md", ".py", ".toml", ".yml", "LICENSE", "Makefile", "NOTICE")
+TOP = (".cff", ".md", ".py", ".toml", ".yml", "LICENSE", "Makefile")
 LIBRARY = "evonorm_plugins/kernels/_evonorm.so"
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="there is no C compiler")
@@ -71,7 +71,7 @@ def files(root):
 
 def test_source_distribution_holds_what_the_repository_does(built):
     unpacked, _ = built
-    assert {"LICENSE", "NOTICE", "pyproject.toml", "tests/conftest.py"} <= files(unpacked)
+    assert {"LICENSE", "pyproject.toml", "tests/conftest.py"} <= files(unpacked)
     assert files(unpacked) - {"PKG-INFO"} == files(unpacked.parent / "checkout")
 
 
@@ -89,7 +89,7 @@ def test_wheel_serves_every_python_of_its_platform(built):
     metadata = Parser().parsestr(metadata)
     assert metadata["Version"] == version
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("License-File")) == {"LICENSE", "NOTICE"}
+    assert metadata.get_all("License-File") == ["LICENSE"]
 
 
 def test_wheel_works_in_a_fresh_environment(built, tmp_path):
