@@ -100,14 +100,8 @@ def some_images(source, config, numbers, batch):
         DataError: as :class:`TrainingData`.
     """
     keys = [(int(i), False) for i in numbers]
-    loader = Loader(
-        samples(source, config),
-        [keys[k : k + batch] for k in range(0, len(keys), batch)],
-        workers=config.workers,
-        prefetch=config.prefetch,
-        max_corrupt=config.max_corrupt,
-    )
-    for images, _ in loader:
+    batches = [keys[k : k + batch] for k in range(0, len(keys), batch)]
+    for images, _ in Loader(samples(source, config), batches, config):
         yield images
 
 
@@ -134,14 +128,8 @@ class TrainingData(Loader):
             blocks=source.blocks,
             shuffle_shards=config.shuffle_shards,
         )
-        super().__init__(
-            samples(source, config),
-            RankBatches(sequence, position, batch, rank, ranks),
-            workers=config.workers,
-            prefetch=config.prefetch,
-            max_corrupt=config.max_corrupt,
-            pin=pin_memory,
-        )
+        batches = RankBatches(sequence, position, batch, rank, ranks)
+        super().__init__(samples(source, config), batches, config, pin_memory)
 
     def rate(self, seconds=2.0):
         """Images a second that the loader alone gives, measured for about ``seconds``."""

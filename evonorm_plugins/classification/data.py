@@ -125,17 +125,26 @@ def _files_data(train, val, chosen, held, config, rank, ranks):
             flip=config.flip,
             randaugment=strength if config.augment == "randaugment" else None,
         )
-    own = range(rank, len(held), ranks)
+    own = [(place, 0) for place in range(rank, len(held), ranks)]
+    size = config.val_batch_size
+    loader = Loader(
+        _samples(val, held, augment.middle(resize, val_size), config),
+        [own[k : k + size] for k in range(0, len(own), size)],
+        config,
+    )
     return Data(
         classes=train.classes,
         train=FilesTrainingData(_samples(train, chosen, transform, config), config, rank, ranks),
-        val_batches=ValidationBatches(
-            _samples(val, held, augment.middle(resize, val_size), config), own, config
-        ),
+        val_batches=loader.__iter__,
         mean=IMAGENET[0],
         std=IMAGENET[1],
         val_length=len(own),
     )
+
+
+def _samples(source, chosen, transform, config):
+    make = augment.Seeded(transform)
+    return Samples(source, make, chosen=chosen, replacements=config.max_corrupt)
 
 
 def _some(length, count, seed):
@@ -243,7 +252,7 @@ class FilesTrainingData:
         sequence = Sequence(len(self), c.batch_size * c.accumulations * self.ranks, c.seed)
         position = step * sequence.update
         keys = RankBatches(sequence, position, c.batch_size, self.rank, self.ranks)
-        yield from _loader(self.samples, keys, c)
+        yield from Loader(self.samples, keys, c)
 
 
 class Sequence:
@@ -260,30 +269,3 @@ class Sequence:
             self.order, self.epoch = torch.randperm(self.length, generator=random), epoch
         index = int(self.order[of_epoch * self.update + place])
         return index, mixed_seed(self.seed, 2, step, place)
-
-
-class ValidationBatches:
-    """Called, it gives ``(uint8 images, labels)`` of samples at some places, once each."""
-
-    def __init__(self, samples, places, config):
-        keys, size = [(k, 0) for k in places], config.val_batch_size
-        keys = [keys[k : k + size] for k in range(0, len(keys), size)]
-        self.loader = _loader(samples, keys, config)
-
-    def __call__(self):
-        yield from self.loader
-
-
-def _samples(source, chosen, transform, config):
-    make = augment.Seeded(transform)
-    return Samples(source, make, chosen=chosen, replacements=config.max_corrupt)
-
-
-def _loader(samples, keys, config):
-    return Loader(
-        samples,
-        keys,
-        workers=config.workers,
-        prefetch=config.prefetch,
-        max_corrupt=config.max_corrupt,
-    )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evonorm_plugins.data.in_memory import check_fits
 from evonorm_plugins.data.source import PerProcess, Source
 from evonorm_plugins.errors import DataError
 
@@ -39,18 +40,21 @@ class ArraySource(Source):
         self.path, self.float_range = Path(path), float_range
         if float_range:
             check_float_range(*float_range)
-        self.member = _find_member(self.path) if self.path.suffix.lower() == ".npz" else None
+        self.member, size = None, self.path.stat().st_size
+        if self.path.suffix.lower() == ".npz":
+            self.member, size = _find_member(self.path)
         self.stream = PerProcess(_open, self.path, self.member)
         try:
             with _open(self.path, self.member) as stream:
                 self.shape, fortran, self.dtype = _header(stream)
                 self.offset = stream.tell()
-                self._check(fortran)
-                self.layout = _layout(self.shape, self.path)
-                self.row = math.prod(self.shape[1:]) * self.dtype.itemsize
-                if self.member is None:
-                    there = (self.path.stat().st_size - self.offset) // self.row
-                    self._check_length(there)
+            self._check(fortran)
+            self.layout = _layout(self.shape, self.path)
+            self.row = math.prod(self.shape[1:]) * self.dtype.itemsize
+            self._check_length((size - self.offset) // self.row)
+            check_fits(
+                f"an image of {path}", (self.dtype.itemsize, *self.shape[1:]), "a smaller one"
+            )
         except DataError:
             raise
         except Exception as error:  # a file of another kind can fail anywhere in these readers
@@ -134,10 +138,12 @@ def _header(stream):
 
 
 def _find_member(path):
+    """Name and size in bytes of the one array of images in an npz file."""
     try:
         with zipfile.ZipFile(path) as archive:
+            sizes = {e.filename: e.file_size for e in archive.infolist()}
             shapes = {}
-            for name in archive.namelist():
+            for name in sizes:
                 if name.endswith(".npy"):
                     with archive.open(name) as stream:
                         shapes[name] = _header(stream)[0]
@@ -151,7 +157,7 @@ def _find_member(path):
             f"{path} must hold one array of images {_LAYOUTS}; it holds "
             f"{', '.join(f'{n[:-4]} {s}' for n, s in shapes.items()) or 'no arrays'}"
         )
-    return images[0]
+    return images[0], sizes[images[0]]
 
 
 def _layout(shape, path):

@@ -46,7 +46,7 @@ def open_image(name, data, mode="RGB", draft=None):
         image = _eight_bits(image)
         return image if image.mode == mode else image.convert(mode)
     except Exception as error:  # Pillow's readers raise many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # which says where in memory the bytes are
             reason = "it is of no known format"
         raise BrokenImageError(

@@ -80,16 +80,17 @@ class Loader:
 
     Args:
         batches: lists of the samples' keys.
-        workers, prefetch: worker processes, and batches that each of them reads ahead.
-        max_corrupt: how many damaged images are replaced; each is named on stderr once.
+        config: has ``workers``, worker processes; ``prefetch``, batches that each of them reads
+            ahead; ``max_corrupt``, how many damaged images are replaced, each named on stderr once.
+        pin: whether batches are in pinned memory; None where there is a GPU.
 
     Raises:
         DataError: more are damaged, or the samples say that something else is wrong.
     """
 
-    def __init__(self, samples, batches, *, workers, prefetch, max_corrupt, pin=None):
-        self.max_corrupt, self.damaged = max_corrupt, set()
-        self.batches = data_loader(samples, batches, workers=workers, prefetch=prefetch, pin=pin)
+    def __init__(self, samples, batches, config, pin=None):
+        self.max_corrupt, self.damaged = config.max_corrupt, set()
+        self.batches = data_loader(samples, batches, config.workers, config.prefetch, pin)
 
     def __iter__(self):
         for images, labels, damaged, error in self.batches:
@@ -114,7 +115,7 @@ class Loader:
             )
 
 
-def data_loader(samples, batches, *, workers=0, prefetch=2, pin=None):
+def data_loader(samples, batches, workers=0, prefetch=2, pin=None):
     """A ``DataLoader`` of ``(images, labels, damaged, error)``, batch for batch.
 
     ``images`` are one tensor, or a list where sizes differ or one is None; ``damaged`` and

@@ -106,8 +106,8 @@ def pread(file, offset, size):
 
 def check_classes(path, classes, labels):
     """Raise :class:`DataError`, naming them, where classes have no images."""
-    counts = np.bincount(labels, minlength=len(classes))
-    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
+    present = set(np.unique(labels).tolist())
+    empty = [name for number, name in enumerate(classes) if number not in present]
     if empty:
         raise DataError(
             f"{path}: {len(empty)} of {len(classes)} classes have no images: {first(empty)}"
@@ -118,17 +118,13 @@ def numbered_classes(path, labels):
     """Names of the classes that are numbers, 0 to the largest label.
 
     Raises:
-        DataError: a label is below 0, there are none, or a class has no images.
+        DataError: there are no labels, one is below 0, or a class has no images.
     """
     if not len(labels) or labels.min() < 0:
         raise DataError(f"{path}: labels must be there and not below 0")
-    count, present = int(labels.max()) + 1, set(np.unique(labels).tolist())
-    if len(present) < count:
-        # One label may be a million: as many names are not made.
-        missing = [k for k in range(min(count, len(present) + 5)) if k not in present]
-        more = count - len(present)
-        raise DataError(
-            f"{path}: {more} of {count} classes have no images: {first([*missing[:5]])}"
-            + (", ..." if more > 5 else "")
-        )
-    return [str(k) for k in range(count)]
+    count = int(labels.max()) + 1
+    if count > 1_000_000 > len(labels):  # and a list of names would not fit in memory
+        raise DataError(f"{path}: label {count - 1} of {len(labels)} images: most have no images")
+    classes = [str(k) for k in range(count)]
+    check_classes(path, classes, labels)
+    return classes

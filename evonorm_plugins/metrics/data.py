@@ -68,7 +68,7 @@ class ImageSet:
         workers = 0 if self.source.sequential else min(workers, len(groups))
         samples = Samples(self.source, _as_it_is, chosen=self.chosen)
         keys = [[(k, None) for k in group] for group in groups]
-        return data_loader(samples, keys, workers=workers, pin=pin)
+        return data_loader(samples, keys, workers, pin=pin)
 
 
 def _groups(n, size):

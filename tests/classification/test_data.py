@@ -216,3 +216,31 @@ def test_damaged_files_are_named_and_left_out(tmp_path, config, capfd, workers):
     images, _ = _take(open_data(config(**options, data=path, max_corrupt=1)), 1)[0]
     assert images.shape == (3, 3, 12, 12)
     assert capfd.readouterr().err.count("dark/2.png") == 1
+
+
+def test_a_damaged_image_is_not_replaced_by_one_held_out(tmp_path, config):
+    """Nor one that is validated on by one that is trained on."""
+    files = {
+        f"{label}/{k}.png": png(np.full((16, 16, 3), 40 * k + 10 * (label == "b"), np.uint8))
+        for label in "ab"
+        for k in range(6)
+    }
+    for name in ("a/1.png", "a/4.png", "b/0.png", "b/3.png", "b/5.png"):
+        files[name] = b"no image"
+    path = _zip_of(tmp_path / "some.zip", files)
+    values = {"data": path, "val_data": "", "reader": "files", "augment": "none", "batch_size": 6}
+    values |= {"resolution": 16, "val_resize": 18, "max_corrupt": 5, "holdout": 6}
+    for seed in range(5):
+        data = open_data(config(**values, seed=seed))
+        trained_on = torch.cat([images[:, 0, 0, 0] for images, _ in _take(data, 4)])
+        held_out = torch.cat([images[:, 0, 0, 0] for images, _ in data.val_batches()])
+        assert not set(trained_on.tolist()) & set(held_out.tolist())
+
+
+def test_options_that_take_more_memory_than_there_is(config):
+    values = {"reader": "files", "resolution": 16}
+    for more in ({"resolution": 10**7}, {"val_resize": 10**7}, {"workers": 10**9}):
+        with pytest.raises(DataError, match=r"take .* GiB .* of memory are free"):
+            open_data(config(**{**values, **more}))
+    with pytest.raises(DataError, match=r"the crops of a batch take .* GiB"):
+        open_data(config(padding=10**7, resolution=10**7))

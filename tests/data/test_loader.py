@@ -1,5 +1,7 @@
 """Samples and batches: what replaces a damaged image, what errors say, what does not fit."""
 
+import types
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,10 @@ def numbered(tmp_path):
     return numbered
 
 
+def config(workers=0, max_corrupt=0):
+    return types.SimpleNamespace(workers=workers, prefetch=2, max_corrupt=max_corrupt)
+
+
 def make(image, _):
     return to_tensor(image)
 
@@ -33,7 +39,7 @@ def make(image, _):
 def numbers(source, workers=0, max_corrupt=9, **how):
     samples = Samples(source, make, replacements=max_corrupt, **how)
     keys = [[(k, None) for k in range(len(samples))]]
-    loader = Loader(samples, keys, workers=workers, prefetch=2, max_corrupt=max_corrupt)
+    loader = Loader(samples, keys, config(workers, max_corrupt))
     ((images, _),) = loader
     return images[:, 0, 0, 0].tolist()
 
@@ -62,7 +68,7 @@ def test_an_error_names_the_image_and_has_no_traceback(numbered, workers):
         raise DataError("is of no use")
 
     samples = Samples(numbered(), picky)
-    loader = Loader(samples, [[(3, None)]], workers=workers, prefetch=2, max_corrupt=0)
+    loader = Loader(samples, [[(3, None)]], config(workers))
     with pytest.raises(DataError, match=r"3\.png is of no use$"):
         list(loader)
 
