@@ -30,7 +30,10 @@ def cached(kind, files, names, make):
         kind: the subfolder of ``$XDG_CACHE_HOME/evonorm``, or ``~/.cache/evonorm``.
         files: what they depend on, by path, size and time of change.
         names: of the arrays.
-        make: gives a dictionary of the arrays; called where they are not kept yet.
+        make: gives the arrays in that order; called where they are not kept yet.
+
+    Returns:
+        A dictionary of the arrays.
 
     Raises:
         DataError: one of the files is not there.
@@ -42,20 +45,20 @@ def cached(kind, files, names, make):
         path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:  # or there is no home
         _warn(f"nothing can be kept in a cache folder: {error}")
-        return make()
+        return dict(zip(names, make(), strict=True))
     if path.exists():
         with contextlib.suppress(Exception):  # what is damaged is said below
             return _load(path, names)
-    with _one_at_a_time(path):
+    with _one_at_a_time(path) as alone:
         if path.exists():
             try:
                 return _load(path, names)  # filled while this process waited
             except Exception as error:  # a damaged file may fail anywhere
                 _warn(f"{path} is damaged and made anew: {error}")
-        arrays = make()
-        for stale in path.parent.glob(f"*{path.stem}*"):  # of writers that were killed
-            if stale.suffix != ".lock" and stale != path:
-                stale.unlink(missing_ok=True)
+        arrays = dict(zip(names, make(), strict=True))
+        for file in path.parent.glob(f"*{path.stem}*"):
+            if alone and file.suffix != ".lock" and file != path:  # of a writer that was killed
+                file.unlink(missing_ok=True)
         try:
             with replacing(path) as partial, open(partial, "wb") as file:
                 np.savez(file, **arrays)
@@ -91,32 +94,33 @@ def _load(path, names):
 
 @contextlib.contextmanager
 def _one_at_a_time(path):
-    """A lock that the system gives up when its process ends, however it ends."""
-    with contextlib.ExitStack() as stack:
+    """Gives whether this process holds a lock, which its end gives up, however it ends."""
+    try:
+        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed below)
+    except OSError:  # nothing can be written there, which is said when it is tried
+        yield False
+        return
+    with lock:
+        yield _is_locked(lock, path)
+
+
+def _is_locked(lock, path):
+    start, said = time.monotonic(), False
+    while True:
         try:
-            lock = stack.enter_context(open(path.with_name(f".{path.name}.lock"), "w"))
-        except OSError:  # nothing can be written there, which is said when it is tried
-            yield
-            return
-        start, said = time.monotonic(), False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                waited = time.monotonic() - start
-                if waited > PATIENCE:
-                    _warn(
-                        f"another process has been filling {path} for {waited:.0f} s: not waiting"
-                    )
-                    break
-                if waited > 2 and not said:
-                    said = True
-                    print(f"waiting for another process to fill {path}", file=sys.stderr)
-                time.sleep(0.05)
-            except OSError:  # a file system without locks: several may do the same work
-                break
-        yield
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            waited = time.monotonic() - start
+        except OSError:  # a file system without locks: several may do the same work
+            return False
+        if waited > PATIENCE:
+            _warn(f"another process has been filling {path} for {waited:.0f} s: not waiting")
+            return False
+        if waited > 2 and not said:
+            said = True
+            print(f"waiting for another process to fill {path}", file=sys.stderr)
+        time.sleep(0.05)
 
 
 def _warn(message):

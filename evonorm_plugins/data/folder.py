@@ -25,7 +25,7 @@ class FolderSource(Source):
             self.classes = class_folders(path) if with_classes else None
             names = list(_files(path))
         except OSError as error:
-            raise DataError(f"{error.filename or path} cannot be read: {error.strerror}") from None
+            raise DataError(f"{path} cannot be read: {error}") from None
         if self.classes == []:
             raise DataError(f"{path} has no class folders; images belong in {path}/CLASS/")
         images = image_names(path, names)

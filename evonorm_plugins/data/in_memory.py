@@ -21,25 +21,23 @@ def decoded(source):
     """
     if source.images is not None:
         return source.images
-    arrays = cached("images", source.files(), ["images"], lambda: {"images": _decode(source)})
+    shape = (len(source), *to_tensor(source.image(0)).shape)
+    check_fits(f"{len(source)} images like {source.name(0)}", shape, "reader=files")
+    arrays = cached("images", source.files(), ["images"], lambda: [_decode(source, shape)])
     return torch.from_numpy(arrays["images"])
 
 
-def _decode(source):
-    images = None
+def _decode(source, shape):
+    images = np.empty(shape, np.uint8)
     for i in range(len(source)):
-        image = to_tensor(source.image(i)).numpy()
-        if images is None:
-            shape = (len(source), *image.shape)
-            check_fits(f"{len(source)} images like {source.name(0)}", shape, "reader=files")
-            images = np.empty(shape, np.uint8)
-        if image.shape != images.shape[1:]:
+        image = to_tensor(source.image(i))
+        if image.shape != shape[1:]:
             raise DataError(
                 f"{source.name(i)} is {image.shape[2]}x{image.shape[1]}, {source.name(0)} is "
-                f"{images.shape[3]}x{images.shape[2]}; images in memory must be of one size, "
-                "reader=files takes any"
+                f"{shape[3]}x{shape[2]}; images in memory must be of one size, reader=files takes "
+                "any"
             )
-        images[i] = image
+        images[i] = image.numpy()
     return images
 
 

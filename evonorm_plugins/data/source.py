@@ -85,14 +85,14 @@ class Names:
 
 
 class PerProcess:
-    """What ``open(*args)`` gives, anew in every process: a forked one must not share open files."""
+    """What ``make(*args)`` opens, anew in every process: a forked one must not share open files."""
 
-    def __init__(self, open, *args):
-        self.open, self.args, self.pid, self.opened = open, args, None, None
+    def __init__(self, make, *args):
+        self.make, self.args, self.pid, self.opened = make, args, None, None
 
     def __call__(self):
         if self.pid != os.getpid():
-            self.pid, self.opened = os.getpid(), self.open(*self.args)
+            self.pid, self.opened = os.getpid(), self.make(*self.args)
         return self.opened
 
     def __getstate__(self):

@@ -52,11 +52,7 @@ class TarSource(Source):
                 names.append(name)
                 places.append((number, offset, size))
                 labels.append(classes[key])
-        return {
-            "names": np.array(names),
-            "places": np.array(places, np.int64),
-            "labels": np.array(labels, np.int64),
-        }
+        return np.array(names), np.array(places, np.int64), np.array(labels, np.int64)
 
 
 def _read_shard(path):
