@@ -87,3 +87,9 @@ def test_checks_before_training(image_zip):
     with pytest.raises(DataError, match=r"is 32x32, smaller than resolution=64; small_images=enl"):
         check_source(source, from_dict({"resolution": 64}))
     check_source(source, from_dict({"resolution": 64, "small_images": "enlarge"}))
+
+
+def test_batches_larger_than_memory(image_zip):
+    source, config = open_source(str(image_zip)), from_dict({"resolution": 32, "workers": 0})
+    with pytest.raises(DataError, match=r"the batches of a rank .* take .* GiB .*of memory are fr"):
+        TrainingData(source, config, position=0, batch=10**10)

@@ -37,6 +37,9 @@ def test_every_source_gives_the_same_images(kind, workers, every_kind):
     assert found == expected
     again, _ = next(batches)  # the second epoch: the same images in another order
     assert {a.numpy().tobytes() for a in again} == set(expected)
+    # As worker processes that are not forked get it, after files were opened here.
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy.image(5).tobytes() == source.image(5).tobytes()
 
 
 def ramp(top, dtype):
