@@ -14,13 +14,14 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	biggan/test_config biggan/test_data biggan/test_models \
 	classification/test_config classification/test_data cli/test_command coco/test_check \
 	conversion/test_bad_input conversion/test_carry conversion/test_flow conversion/test_rewrite \
+	data/test_arrays data/test_cache data/test_decode data/test_loader data/test_sources \
 	fold/test_bad_input fold/test_forward graph/test_formula graph/test_graph graph/test_known \
 	graph/test_parse graph/test_primitives integrations/detectron2/test_checkpoint \
 	integrations/detectron2/test_norms integrations/detectron2/test_solver \
 	integrations/torchvision/test_options kernels/test_accuracy kernels/test_ops \
 	layers/test_autograd layers/test_bad_input layers/test_baselines layers/test_batch \
 	layers/test_conditional layers/test_contract layers/test_sample metrics/test_ap \
-	metrics/test_images metrics/test_scores metrics/test_statistics_file search/test_store \
+	metrics/test_data metrics/test_scores metrics/test_statistics_file search/test_store \
 	training/test_cluster))
 
 .PHONY: help demo test check bench lint docs dist install venv detectron2 clean

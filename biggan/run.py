@@ -5,11 +5,11 @@ import time
 
 from biggan import checkpoint
 from biggan.config import MODEL_KEYS, to_dict
-from biggan.loader import TrainingData, check_source
+from biggan.data import TrainingData, check_source
 from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
-from biggan.sources import open_source
 from biggan.trainer import Trainer
+from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.training.config import check_unchanged
 from evonorm_plugins.training.random_state import random_state, set_random_state
@@ -38,7 +38,7 @@ class Run:
         self.config, self.ranks = config, ranks
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
         state = checkpoint.FORMAT.resumed(self.path, resume=resume)
-        self.source = open_source(config.data, config.resolution)
+        self.source = open_source(config.data, resolution=config.resolution)
         check_source(self.source, config)
         config.num_classes = len(self.source.classes)
         self.notes = [] if state is None else self._check_state(state)

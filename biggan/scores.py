@@ -5,12 +5,11 @@ Every rank makes a part of the images; the formulas are those of evonorm_plugins
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
+from biggan.data import some_images
 from biggan.generator import running_statistics_layers
-from biggan.loader import Images
 from biggan.sampling import sample_uint8, with_standing_statistics
-from evonorm_plugins.errors import ConfigError, DataError
+from evonorm_plugins.errors import ConfigError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64
@@ -20,7 +19,7 @@ class Scorer:
     """Scores a generator against the training images.
 
     Args:
-        source: :mod:`biggan.sources`.
+        source: :class:`evonorm_plugins.data.source.Source`.
         config: ``extractor`` is a file of ``torch.jit.save`` or ``torch.export.save`` that maps
             uint8 images to features, or features and logits; or "inception" for the network that
             FID and IS are defined by.
@@ -73,20 +72,9 @@ class Scorer:
 
     def _real_images(self, source):
         some = np.linspace(0, len(source.labels) - 1, self.n_real).astype(int)
-        keys = [(int(i), False) for i in some[self.ranks.rank :: self.ranks.size]]
-        loader = DataLoader(
-            Images(source, self.config),
-            sampler=keys,
-            batch_size=_BATCH,
-            num_workers=self.config.workers,
-            collate_fn=list,
-            generator=torch.Generator(),
-        )
-        for samples in loader:
-            error = next((s[3] for s in samples if s[3]), None)
-            if error:
-                raise DataError(error)
-            yield torch.stack([s[0] for s in samples]).expand(-1, 3, -1, -1)
+        own = some[self.ranks.rank :: self.ranks.size]
+        for images in some_images(source, self.config, own, _BATCH):
+            yield images.expand(-1, 3, -1, -1)
 
     def _moments(self, batches, logits=None):
         """Moments of all ranks' features; logits of this rank's images are added to a list."""

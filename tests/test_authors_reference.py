@@ -1,7 +1,7 @@
 """The layers against outputs, gradients and moving variances of the authors' TensorFlow code.
 
-``data/evonorm_tf_reference.npz`` holds ``case/array`` in float64: input ``x``, parameters, output
-``y``, incoming gradient ``dy``, gradients, and for B0 the moving variance before and after.
+``references/evonorm_tf_reference.npz`` holds ``case/array`` in float64: input ``x``, parameters,
+output ``y``, incoming gradient ``dy``, gradients, and for B0 the moving variance before and after.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from evonorm_plugins import get_norm_act
 
-REFERENCE = np.load(Path(__file__).parent / "data" / "evonorm_tf_reference.npz")
+REFERENCE = np.load(Path(__file__).parent / "references" / "evonorm_tf_reference.npz")
 CASES = sorted({key.partition("/")[0] for key in REFERENCE.files})
 GROUPS = {"s0_c32_g8": 8, "s0_1x1": 8, "s0_shifted": 16}
 # The authors compute the variance over the batch in float32, everything else in float64; so does

@@ -1,28 +1,27 @@
-"""The images that a config names, for training and for validation."""
+"""The images that a config names, for training and for validation.
+
+The images of an update, their crops and flips depend on the seed and the update's number alone, not
+on how ranks and accumulations divide them; so a run also goes on anywhere.
+"""
 
 import dataclasses
-import glob
-import io
-import os
 
-import numpy as np
 import torch
-from PIL import Image
 
-from evonorm_plugins.classification.memory import (
-    MAX_SIDE,
-    Cifar10Source,
-    MemoryTrainingData,
-    centre_crop,
-    decoded,
-)
-from evonorm_plugins.data.images import DAMAGED
-from evonorm_plugins.data.sources import FolderSource, ZipSource
+from evonorm_plugins.data import augment
+from evonorm_plugins.data.in_memory import check_fits, decoded
+from evonorm_plugins.data.loader import Loader, RankBatches, Samples
+from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import DataError
-from evonorm_plugins.training.seeds import generator_of
+from evonorm_plugins.training.seeds import generator_of, mixed_seed
 
 # Mean and deviation of ImageNet's channels, of values from 0 to 1, as torchvision's models use.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+RESOLUTION = 224
+# Of the short edge that an image is scaled to for validation, the crop in its middle keeps so much.
+CROP_SHARE = 224 / 256
+# Larger images are read anew in every epoch, unless the config says otherwise.
+MAX_SIDE = 64
 
 
 @dataclasses.dataclass
@@ -50,8 +49,10 @@ def open_data(config, rank=0, ranks=1):
             decode, validation has other classes, all images are held out, or there are fewer images
             than an update takes.
     """
-    train = _open(config.data, "data", train=True)
-    val = train if config.holdout else _open(config.val_data, "val_data", train=False)
+    train = open_source(config.data, key="data", train=True)
+    val = train
+    if not config.holdout:
+        val = open_source(config.val_data, key="val_data", train=False)
     if train.classes != val.classes:
         other = sorted(set(train.classes) ^ set(val.classes)) or ["in another order"]
         raise DataError(
@@ -60,40 +61,40 @@ def open_data(config, rank=0, ranks=1):
         )
     kept, held = _split(train, val, config)
     chosen = kept[_some(len(kept), config.max_train_images, config.seed)]
+    held = held[_some(len(held), config.max_val_images, config.seed)]
     update = config.batch_size * config.accumulations * ranks
     if len(chosen) < update:
         raise DataError(
             f"{len(chosen)} training images are fewer than one update takes: batch_size="
             f"{config.batch_size} x accumulations={config.accumulations} x {ranks} ranks"
         )
-    val_chosen = held[_some(len(held), config.max_val_images, config.seed)][rank::ranks]
-    if _in_memory(train, config):
-        return _memory_data(train, val, chosen, val_chosen, config, rank, ranks)
-    from evonorm_plugins.classification.files import files_data
+    in_memory = config.reader == "memory"
+    if config.reader == "auto":
+        in_memory = max(train.image(0).size) <= MAX_SIDE
+    make = _memory_data if in_memory else _files_data
+    return make(train, val, chosen, held, config, rank, ranks)
 
-    return files_data(train, val, chosen, val_chosen, config, rank, ranks)
 
-
-def _memory_data(train, val, chosen, val_chosen, config, rank, ranks):
-    images = _images(train, config.data)
-    val_images = images if val is train else _images(val, config.val_data)
-    images, labels = images[chosen], torch.as_tensor(train.labels)[chosen]
-    val_images = val_images[val_chosen]
-    val_labels = torch.as_tensor(val.labels)[val_chosen]
+def _memory_data(train, val, chosen, held, config, rank, ranks):
     if config.augment == "randaugment":
         raise DataError("augment=randaugment is for images read from files: reader=files")
+    held = held[rank::ranks]
+    images = decoded(train)
+    val_images = (images if val is train else decoded(val))[held]
+    val_labels = torch.as_tensor(val.labels)[held]
+    images, labels = images[chosen], torch.as_tensor(train.labels)[chosen]
     size = config.resolution or min(images.shape[2:])
     val_size = config.val_resolution or min(val_images.shape[2:])
     if val_size > min(val_images.shape[2:]):
         raise DataError(
             f"val_resolution={val_size} is more than {config.val_data or config.data} has"
         )
-    mean, std = _moments(images)
+    mean, std = augment.channel_moments(images)
 
     def val_batches():
         for start in range(0, len(val_labels), config.val_batch_size):
             part = slice(start, start + config.val_batch_size)
-            yield centre_crop(val_images[part], val_size), val_labels[part]
+            yield augment.centre_crop(val_images[part], val_size), val_labels[part]
 
     return Data(
         classes=train.classes,
@@ -105,40 +106,45 @@ def _memory_data(train, val, chosen, val_chosen, config, rank, ranks):
     )
 
 
-def _open(path, key, *, train):
-    if not path:
-        raise DataError(f"no images are given: {key}=PATH, a folder or a .zip of class folders")
-    if os.path.isdir(path):
-        if Cifar10Source.is_at(path):
-            return Cifar10Source(path, train=train)
-        return FolderSource(path)
-    if not os.path.isfile(path):
-        raise DataError(f"{key}={path}: there is no such folder or file{_near(path)}")
-    if not path.lower().endswith(".zip"):
-        raise DataError(f"{key}={path}: neither a folder nor a .zip of class folders")
-    return ZipSource(path)
+def _files_data(train, val, chosen, held, config, rank, ranks):
+    size = config.resolution or RESOLUTION
+    val_size = config.val_resolution or size
+    resize = config.val_resize or round(val_size / CROP_SHARE)
+    if resize < val_size:
+        raise DataError(f"val_resize={resize} is less than val_resolution={val_size}")
+    check_fits("an image scaled for validation", (3, resize, resize), "a lower val_resize")
+    ahead = config.batch_size * (config.workers * config.prefetch + 1)
+    shape = (ahead, 3, size, size)
+    check_fits("the batches of a rank and those read ahead", shape, "a lower resolution")
+    transform = augment.middle(round(size / CROP_SHARE), size)
+    if config.augment != "none":
+        strength = config.randaugment_ops, config.randaugment_magnitude
+        transform = augment.random_crop(
+            size,
+            config.crop_scale,
+            flip=config.flip,
+            randaugment=strength if config.augment == "randaugment" else None,
+        )
+    own = [(place, 0) for place in range(rank, len(held), ranks)]
+    size = config.val_batch_size
+    loader = Loader(
+        _samples(val, held, augment.middle(resize, val_size), config),
+        [own[k : k + size] for k in range(0, len(own), size)],
+        config,
+    )
+    return Data(
+        classes=train.classes,
+        train=FilesTrainingData(_samples(train, chosen, transform, config), config, rank, ranks),
+        val_batches=loader.__iter__,
+        mean=IMAGENET[0],
+        std=IMAGENET[1],
+        val_length=len(own),
+    )
 
 
-def _near(path):
-    found = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(path) or "."), "*.zip")))
-    return f"; there is {', '.join(found[:5])}" if found else ""
-
-
-def _in_memory(source, config):
-    if isinstance(source, Cifar10Source):
-        if config.reader == "files":
-            raise DataError("reader=files needs image files; this CIFAR-10 is in pickled batches")
-        return True
-    if config.reader != "auto":
-        return config.reader == "memory"
-    try:
-        return max(Image.open(io.BytesIO(source.read(0))).size) <= MAX_SIDE
-    except DAMAGED as error:
-        raise DataError(f"{source.name(0)} cannot be read: {error}") from None
-
-
-def _images(source, path):
-    return source.images if isinstance(source, Cifar10Source) else decoded(source, path)
+def _samples(source, chosen, transform, config):
+    make = augment.Seeded(transform)
+    return Samples(source, make, chosen=chosen, replacements=config.max_corrupt)
 
 
 def _some(length, count, seed):
@@ -151,8 +157,8 @@ def _some(length, count, seed):
 def _split(train, val, config):
     """Numbers of the images of each source to choose from, in rising order."""
     if not config.holdout:
-        return torch.arange(len(train.labels)), torch.arange(len(val.labels))
-    count = len(train.labels)
+        return torch.arange(len(train)), torch.arange(len(val))
+    count = len(train)
     if config.holdout >= count:
         raise DataError(
             f"holdout={config.holdout} leaves none of the {count} images of {config.data} to train "
@@ -169,12 +175,97 @@ def _split(train, val, config):
     return order[config.holdout :].sort().values, order[: config.holdout].sort().values
 
 
-def _moments(images):
-    """Mean and deviation of every channel, of values from 0 to 1."""
-    levels = np.arange(256) / 255
-    counts = [torch.bincount(images[:, c].flatten().int(), minlength=256) for c in range(3)]
-    shares = [(n / n.sum()).double().numpy() for n in counts]
-    means = [float(s @ levels) for s in shares]
-    deviations = [float(s @ (levels - m) ** 2) ** 0.5 for s, m in zip(shares, means, strict=True)]
-    # Images of one colour have none.
-    return tuple(means), tuple(d if d > 1e-3 else 1.0 for d in deviations)
+# ---- images in memory: cropped and flipped a batch at a time ----
+
+
+class MemoryTrainingData:
+    """Batches for training out of images in memory.
+
+    Args:
+        images, labels: uint8 ``(N, 3, H, W)`` and int64 ``(N,)``.
+        size: side of the crops.
+        config: :class:`evonorm_plugins.classification.config.Config`.
+
+    Raises:
+        DataError: the padded images are smaller than the crops.
+    """
+
+    def __init__(self, images, labels, size, config, *, rank=0, ranks=1):
+        self.images, self.labels, self.size, self.config = images, labels, size, config
+        self.rank, self.ranks = rank, ranks
+        self.update = config.batch_size * config.accumulations * ranks
+        self.padding = config.padding if config.augment != "none" else 0
+        height, width = images.shape[2:]
+        if size > min(height, width) + 2 * self.padding:
+            raise DataError(
+                f"resolution={size}, but the images are {width}x{height}, with a padding of "
+                f"{self.padding} on each side"
+            )
+        shape = (config.batch_size, 3, size, size)
+        # Twice: the pixels, and the places that they are gathered from, of 8 bytes each.
+        check_fits("the crops of a batch", (9, *shape), "a lower padding or resolution")
+
+    def __len__(self):
+        return len(self.labels)
+
+    def batches(self, step):
+        """``(uint8 images, labels)`` of this rank from an update on, without end."""
+        c, per_epoch, order, epoch = self.config, len(self) // self.update, None, None
+        while True:
+            if step // per_epoch != epoch:
+                epoch = step // per_epoch
+                order = torch.randperm(len(self), generator=generator_of(c.seed, 1, epoch))
+            start = step % per_epoch * self.update
+            chosen, crops = order[start : start + self.update], self._draw(step)
+            for k in range(c.accumulations):
+                first = (k * self.ranks + self.rank) * c.batch_size
+                part = slice(first, first + c.batch_size)
+                images, labels = self.images[chosen[part]], self.labels[chosen[part]]
+                yield augment.crop(images, self.size, *(n[part] for n in crops)), labels
+            step += 1
+
+    def _draw(self, step):
+        """Top and left corner and whether it is flipped, each ``(update,)``, of every image."""
+        random, n = generator_of(self.config.seed, 2, step), self.update
+        room = [s + 2 * self.padding - self.size for s in self.images.shape[2:]]
+        if self.config.augment == "none":
+            return [torch.full((n,), r // 2) for r in room] + [torch.zeros(n, dtype=torch.bool)]
+        corners = [torch.randint(r + 1, (n,), generator=random) - self.padding for r in room]
+        return [*corners, (torch.rand(n, generator=random) < 0.5) & self.config.flip]
+
+
+# ---- images of any size: read from their files in every epoch by worker processes ----
+
+
+class FilesTrainingData:
+    """Batches for training out of :class:`~evonorm_plugins.data.loader.Samples`."""
+
+    def __init__(self, samples, config, rank, ranks):
+        self.samples, self.config, self.rank, self.ranks = samples, config, rank, ranks
+
+    def __len__(self):
+        return len(self.samples)
+
+    def batches(self, step):
+        """``(uint8 images, labels)`` of this rank from an update on, without end."""
+        c = self.config
+        sequence = Sequence(len(self), c.batch_size * c.accumulations * self.ranks, c.seed)
+        position = step * sequence.update
+        keys = RankBatches(sequence, position, c.batch_size, self.rank, self.ranks)
+        yield from Loader(self.samples, keys, c)
+
+
+class Sequence:
+    """The endless sequence of ``(image, seed)``: epochs of whole updates, each in its own order."""
+
+    def __init__(self, length, update, seed):
+        self.length, self.update, self.seed, self.epoch = length, update, seed, None
+
+    def __getitem__(self, position):
+        step, place = divmod(position, self.update)
+        epoch, of_epoch = divmod(step, self.length // self.update)
+        if epoch != self.epoch:
+            random = generator_of(self.seed, 1, epoch)
+            self.order, self.epoch = torch.randperm(self.length, generator=random), epoch
+        index = int(self.order[of_epoch * self.update + place])
+        return index, mixed_seed(self.seed, 2, step, place)

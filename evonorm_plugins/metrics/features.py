@@ -72,7 +72,7 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
     """Extract features of every image once.
 
     Args:
-        source: of :mod:`~evonorm_plugins.metrics.images` or a sampled checkpoint.
+        source: of :mod:`~evonorm_plugins.metrics.data` or a sampled checkpoint.
         extractor: images to features and logits.
         wanted: :class:`Wanted`.
         bar: a progress bar whose ``update(n)`` counts the images of this process, or None.

@@ -90,7 +90,7 @@ def real_statistics(source, extractor, *, features, pictures=(), quiet=False, **
     In processes other than the main one ``features`` of the result are None.
 
     Args:
-        source: of :mod:`~evonorm_plugins.metrics.images`.
+        source: of :mod:`~evonorm_plugins.metrics.data`.
         features: whether to keep single features.
         how: ``batch_size``, ``workers`` and ``device`` of
             :func:`~evonorm_plugins.metrics.features.run_pass`.

@@ -8,7 +8,7 @@ from biggan.generator import Generator
 from biggan.run import Run
 from biggan.sampling import sample_uint8
 from biggan.scores import Scorer
-from biggan.sources import open_source
+from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
@@ -34,7 +34,7 @@ def extractor(tmp_path):
 
 def test_scores_are_those_of_the_metrics(extractor, tiny, image_zip):
     config = tiny(extractor=extractor, score_samples=30, data=str(image_zip))
-    source = open_source(config.data, 32)
+    source = open_source(config.data)
     generator = Generator(config)
     score = Scorer(source, config, Ranks("cpu"))(generator)
     fake = torch.cat(list(sample_uint8(generator, 30)))
@@ -87,7 +87,7 @@ def test_samples_that_are_all_the_same_are_a_collapse(tiny, image_zip, tmp_path,
 
 
 def test_bad_extractors(tiny, image_zip, tmp_path):
-    source = open_source(str(image_zip), 32)
+    source = open_source(str(image_zip))
     with pytest.raises(ConfigError, match=r"extractor=none\.pt: .*there is no file none\.pt"):
         Scorer(source, tiny(extractor="none.pt"), Ranks("cpu"))
     with pytest.raises(ConfigError, match="score_samples=5 must be at least 10"):

@@ -1,15 +1,13 @@
 """Images in memory and from files."""
 
-import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10
 
-from evonorm_plugins.classification.data import open_data
-from evonorm_plugins.classification.memory import MemoryTrainingData, centre_crop
+from evonorm_plugins.classification.data import MemoryTrainingData, open_data
+from evonorm_plugins.data.augment import centre_crop
 from evonorm_plugins.errors import DataError
 from tests.classification.conftest import png
 
@@ -132,11 +130,11 @@ def test_images_held_out(config, make_zip, reader):
 def test_decoded_once(config, cache, monkeypatch):
     options = config()
     before = open_data(options).train.images
-    assert len(list(cache.rglob("*.npy"))) == 2
+    assert len(list(cache.rglob("*.npz"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr("evonorm_plugins.data.sources.ZipSource.read", _read_first_alone)
+        patch.setattr("evonorm_plugins.data.zip.ZipSource.read", _read_first_alone)
         assert torch.equal(open_data(options).train.images, before)
-    for path in cache.rglob("*.npy"):  # cut off
+    for path in cache.rglob("*.npz"):  # cut off
         path.write_bytes(path.read_bytes()[:200])
     assert torch.equal(open_data(options).train.images, before)
 
@@ -154,42 +152,6 @@ def test_changed_data_is_decoded_anew(config, make_zip):
     assert not torch.equal(open_data(values).train.images, before)
 
 
-def test_torchvisions_cifar10(tmp_path, config):
-    """The files that torchvision reads, made on the spot, give torchvision's images."""
-    folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
-    for name in names:
-        values = {
-            "data": random.integers(0, 256, (4, 3072), dtype=np.uint8),
-            "labels": random.integers(0, 10, 4).tolist(),
-        }
-        (folder / name).write_bytes(pickle.dumps(values))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    CIFAR10._check_integrity = lambda self: True
-    monkey, CIFAR10._load_meta = CIFAR10._load_meta, lambda self: None
-    try:
-        theirs = CIFAR10(tmp_path, train=True)
-    finally:
-        CIFAR10._load_meta = monkey
-        del CIFAR10._check_integrity
-    options = {"data": str(tmp_path), "val_data": str(folder), "batch_size": 20, "augment": "none"}
-    ours = open_data(config(**options))
-    assert ours.classes == list("abcdefghij")
-    assert ours.val_length == 4
-    assert np.array_equal(ours.train.images.permute(0, 2, 3, 1).numpy(), theirs.data)
-    assert ours.train.labels.tolist() == theirs.targets
-
-
-def test_a_pickle_that_runs_code_is_refused(tmp_path, config):
-    (tmp_path / "batches.meta").write_bytes(pickle.dumps(zipfile.ZipFile))
-    for name in [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]:
-        (tmp_path / name).write_bytes(pickle.dumps({"data": [], "labels": []}))
-    with pytest.raises(DataError, match=r"batches\.meta cannot be read.*zipfile\.ZipFile"):
-        open_data(config(data=str(tmp_path)))
-
-
 def _zip_of(path, files):
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():
@@ -204,8 +166,8 @@ GOOD = png(np.zeros((16, 16, 3), np.uint8))
     ("files", "message"),
     [
         ({"a/1.png": GOOD, "b/": b""}, r"1 of 2 classes have no images: b"),
-        ({"a/1.png": GOOD, "b/2.png": b"no image"}, r"b/2\.png cannot be read"),
-        ({"a/1.png": b"no image", "b/2.png": GOOD}, r"a/1\.png cannot be read"),
+        ({"a/1.png": GOOD, "b/2.png": b"no image"}, r"b/2\.png \(8 bytes\) cannot be read"),
+        ({"a/1.png": b"no image", "b/2.png": GOOD}, r"a/1\.png \(8 bytes\) cannot be read"),
         ({"a/1.png": GOOD, "b/2.png": png(np.zeros((8, 9, 3), np.uint8))}, r"b/2\.png is 9x8, .*"),
         ({"1.png": GOOD}, "images belong in CLASS"),
     ],
@@ -254,3 +216,31 @@ def test_damaged_files_are_named_and_left_out(tmp_path, config, capfd, workers):
     images, _ = _take(open_data(config(**options, data=path, max_corrupt=1)), 1)[0]
     assert images.shape == (3, 3, 12, 12)
     assert capfd.readouterr().err.count("dark/2.png") == 1
+
+
+def test_a_damaged_image_is_not_replaced_by_one_held_out(tmp_path, config):
+    """Nor one that is validated on by one that is trained on."""
+    files = {
+        f"{label}/{k}.png": png(np.full((16, 16, 3), 40 * k + 10 * (label == "b"), np.uint8))
+        for label in "ab"
+        for k in range(6)
+    }
+    for name in ("a/1.png", "a/4.png", "b/0.png", "b/3.png", "b/5.png"):
+        files[name] = b"no image"
+    path = _zip_of(tmp_path / "some.zip", files)
+    values = {"data": path, "val_data": "", "reader": "files", "augment": "none", "batch_size": 6}
+    values |= {"resolution": 16, "val_resize": 18, "max_corrupt": 5, "holdout": 6}
+    for seed in range(5):
+        data = open_data(config(**values, seed=seed))
+        trained_on = torch.cat([images[:, 0, 0, 0] for images, _ in _take(data, 4)])
+        held_out = torch.cat([images[:, 0, 0, 0] for images, _ in data.val_batches()])
+        assert not set(trained_on.tolist()) & set(held_out.tolist())
+
+
+def test_options_that_take_more_memory_than_there_is(config):
+    values = {"reader": "files", "resolution": 16}
+    for more in ({"resolution": 10**7}, {"val_resize": 10**7}, {"workers": 10**9}):
+        with pytest.raises(DataError, match=r"take .* GiB .* of memory are free"):
+            open_data(config(**{**values, **more}))
+    with pytest.raises(DataError, match=r"the crops of a batch take .* GiB"):
+        open_data(config(padding=10**7, resolution=10**7))

@@ -141,12 +141,10 @@ def open_checked(path, args, n=None, seed=0):
     """A source of images, broken files left out if asked for, ``n`` of them drawn if given."""
     import numpy as np
 
+    from evonorm_plugins.metrics.data import ImageSet
     from evonorm_plugins.metrics.features import progress_bar, stepped
-    from evonorm_plugins.metrics.images import open_images
 
-    if args.float_range and args.float_range[0] == args.float_range[1]:
-        raise InputError(f"--float-range {args.float_range[0]:g} twice; give black and white")
-    source = open_images(path, args.float_range)
+    source = ImageSet(path, args.float_range)
     if args.skip_broken:
         bar = progress_bar(args.quiet)(f"reading {path}", len(source))
         broken = source.drop_broken(pick_workers(args), lambda it: stepped(it, bar))
