@@ -8,9 +8,11 @@ normalization 5: fvcore's numbers, with which the tables of detection papers are
 
 import copy
 import math
-from typing import NamedTuple
+from collections.abc import Collection
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evonorm_plugins.layers import NormAct
@@ -49,14 +51,15 @@ class FlopCount(NamedTuple):
 
     matrix: int
     elementwise: int
-    unknown: tuple
+    unknown: tuple[str, ...]
 
     @property
-    def total(self):
+    def total(self) -> int:
+        """All operations."""
         return self.matrix + self.elementwise
 
 
-def count_flops(model, *inputs):
+def count_flops(model: nn.Module, *inputs: torch.Tensor | list[Any]) -> FlopCount:
     """The :class:`FlopCount` of ``model(*inputs)`` in eval mode.
 
     Of tensors nothing is computed: shapes pass through a copy without values. Lists of tensors,
@@ -72,15 +75,15 @@ def count_flops(model, *inputs):
     # Imported late, for it imports Triton.
     from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-    model = copy.deepcopy(model).eval()
-    if all(isinstance(x, torch.Tensor) for x in inputs):
-        model, inputs = model.to("meta"), [x.to("meta") for x in inputs]
+    model, arguments = copy.deepcopy(model).eval(), list[Any](inputs)
+    if all(isinstance(x, torch.Tensor) for x in arguments):
+        model, arguments = model.to("meta"), [x.to("meta") for x in arguments]
     for module in model.modules():
         if isinstance(module, Fused):
             module.impl = "torch"  # The operations of the formula, not a kernel.
     matrix, other = FlopCounterMode(display=False), _Elementwise(model, flop_registry)
     with torch.no_grad(), matrix, other:
-        model(*inputs)
+        model(*arguments)
     # torch counts 2 for a multiply-add.
     return FlopCount(matrix.get_total_flops() // 2, other.count, tuple(sorted(other.unknown)))
 
@@ -88,20 +91,23 @@ def count_flops(model, *inputs):
 class _Elementwise(TorchDispatchMode):
     """Counts what is not ``counted_elsewhere`` while it is active."""
 
-    def __init__(self, model, counted_elsewhere):
+    def __init__(self, model: nn.Module, counted_elsewhere: Collection[Any]) -> None:
         super().__init__()
         self.counted_elsewhere = counted_elsewhere
-        self.count, self.unknown = 0, set()
+        self.count = 0
+        self.unknown: set[str] = set()
         self.inside_folded = False
         for layer in model.modules():
             if isinstance(layer, NormAct) and layer.affine_is_folded:
                 layer.register_forward_pre_hook(lambda *_: self._enter(True))
                 layer.register_forward_hook(lambda *_: self._enter(False))
 
-    def _enter(self, inside):
+    def _enter(self, inside: bool) -> None:
         self.inside_folded = inside
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         is_counted = function.overloadpacket in self.counted_elsewhere
         is_folded = self.inside_folded and function.overloadpacket is torch.ops.aten.addcmul
@@ -109,7 +115,7 @@ class _Elementwise(TorchDispatchMode):
             self._add(function.overloadpacket.__name__.rstrip("_"), args, result)
         return result
 
-    def _add(self, name, args, result):
+    def _add(self, name: str, args: Any, result: Any) -> None:
         if name in ELEMENTWISE or name in _OTHER_ELEMENTWISE:
             self.count += result.numel()
         elif name in REDUCTIONS or name in _OTHER_REDUCTIONS:

@@ -7,10 +7,10 @@ Table 2 (B series) and Table 3 (S series). Whatever is faster must agree with th
 
 import torch
 
-from evonorm_plugins.statistics import compute_dtype, is_captured
+from evonorm_plugins.modes import compute_dtype, is_captured
 
 
-def effective_groups(num_channels, groups):
+def effective_groups(num_channels: int, groups: int) -> int:
     """Largest number not above ``groups`` that divides ``num_channels``, as in the authors' code.
 
     48 channels with 32 groups give 24.

@@ -9,7 +9,8 @@ Shapes: ``x`` is ``(N, C, H, W)``; ``weight`` (gamma) and ``bias`` (beta) are ``
 eps is added under the square root, statistics are computed in float32 (float64 for float64 input),
 and the result has the dtype and memory format of ``x``. Only ``x`` and per-channel or per-group
 statistics are kept for the backward pass, so a caller may overwrite the result in place. All
-gradients can be differentiated again.
+gradients can be differentiated again. The transforms of ``torch.func`` and forward-mode
+differentiation see the plain formula, all of whose values they may keep.
 
 ``impl`` says what computes: ``"torch"`` the plain formula, ``"cpu"`` and ``"triton"`` the fused
 kernels, ``"auto"`` the fused kernels for the device of ``x`` where they can run (not for float64)
@@ -20,14 +21,22 @@ Raises:
     ValueError: an ``impl`` that does not exist, or parameters of another shape than those above.
 """
 
-import functools
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
-from evonorm_plugins.statistics import batch_variance, is_captured, records_gradient
+from evonorm_plugins.modes import is_captured
+from evonorm_plugins.recompute import apply, relu
+from evonorm_plugins.statistics import batch_variance
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = [
     "batch_variance",
@@ -47,28 +56,63 @@ __all__ = [
     "pixelnorm_relu",
     "random_layer",
     "random_rej_layer",
+    "relu",
     "rs_rej_layer",
     "swish",
     "tlu",
 ]
 
 
-def evonorm_s0(x, weight, bias, v, *, groups=32, eps=1e-5, impl="auto"):
+def evonorm_s0(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor,
+    *,
+    groups: int = 32,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-S0: ``x * sigmoid(v * x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
     return _sample("s0", x, weight, bias, v, groups, eps, impl)
 
 
-def evonorm_s1(x, weight, bias, *, groups=32, eps=1e-5, impl="auto"):
+def evonorm_s1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int = 32,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-S1: ``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
     return _sample("s1", x, weight, bias, None, groups, eps, impl)
 
 
-def evonorm_s2(x, weight, bias, *, groups=32, eps=1e-5, impl="auto"):
+def evonorm_s2(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    groups: int = 32,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-S2: ``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
     return _sample("s2", x, weight, bias, None, groups, eps, impl)
 
 
-def evonorm_b0(x, weight, bias, v, batch_var, *, eps=1e-5, impl="auto"):
+def evonorm_b0(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor,
+    batch_var: Tensor,
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-B0: ``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
     ``batch_var`` ``(C,)`` is the variance under the first square root, such as the moving variance
@@ -77,17 +121,42 @@ def evonorm_b0(x, weight, bias, v, batch_var, *, eps=1e-5, impl="auto"):
     return _batch("b0", x, weight, bias, v, batch_var, eps, impl)
 
 
-def evonorm_b1(x, weight, bias, batch_var, *, eps=1e-5, impl="auto"):
+def evonorm_b1(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    batch_var: Tensor,
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-B1: ``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2)."""
     return _batch("b1", x, weight, bias, None, batch_var, eps, impl)
 
 
-def evonorm_b2(x, weight, bias, batch_var, *, eps=1e-5, impl="auto"):
+def evonorm_b2(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    batch_var: Tensor,
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
     """EvoNorm-B2: ``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2)."""
     return _batch("b2", x, weight, bias, None, batch_var, eps, impl)
 
 
-def evonorm_b0_train(x, weight, bias, v, *, group=None, eps=1e-5, impl="auto"):
+def evonorm_b0_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor,
+    *,
+    group: ProcessGroup | None = None,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """EvoNorm-B0 with the variance of the batch: ``(y, batch_var)``.
 
     The same as :func:`evonorm_b0` with :func:`batch_variance` of ``x`` and ``group``, through which
@@ -97,91 +166,138 @@ def evonorm_b0_train(x, weight, bias, v, *, group=None, eps=1e-5, impl="auto"):
     return _batch_train("b0", x, weight, bias, v, group, eps, impl)
 
 
-def evonorm_b1_train(x, weight, bias, *, group=None, eps=1e-5, impl="auto"):
+def evonorm_b1_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    group: ProcessGroup | None = None,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """EvoNorm-B1 with the variance of the batch; see :func:`evonorm_b0_train`."""
     return _batch_train("b1", x, weight, bias, None, group, eps, impl)
 
 
-def evonorm_b2_train(x, weight, bias, *, group=None, eps=1e-5, impl="auto"):
+def evonorm_b2_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    group: ProcessGroup | None = None,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
     """EvoNorm-B2 with the variance of the batch; see :func:`evonorm_b0_train`."""
     return _batch_train("b2", x, weight, bias, None, group, eps, impl)
 
 
-def channel_affine(x, weight, bias, *, impl="auto"):
+def channel_affine(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     """``gamma * x + beta`` per channel: what the paper puts where no activation follows."""
     impl = select(impl, x)
     if impl == "torch":
-        return _apply(formulas.affine, x, weight, bias)
+        return apply(formulas.affine, x, weight, bias)
     return ops.affine(x, weight, bias, impl)
 
 
-def pixelnorm_relu(x, weight, bias, *, eps=1e-8):
+def pixelnorm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-8) -> Tensor:
     """PixelNorm-ReLU: ``max(x / rms_c(x) * gamma + beta, 0)``, rms over the channels of a pixel.
 
     Source: Karras et al. (arXiv 1710.10196), Section 4.2; a row of the paper's Table 5.
     """
-    return _apply(formulas.pixelnorm_relu, x, weight, bias, eps=eps)
+    return apply(formulas.pixelnorm_relu, x, weight, bias, eps=eps)
 
 
-def pixelnorm(x, weight, bias, *, eps=1e-8):
+def pixelnorm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-8) -> Tensor:
     """:func:`pixelnorm_relu` without the ReLU."""
-    return _apply(formulas.pixelnorm, x, weight, bias, eps=eps)
+    return apply(formulas.pixelnorm, x, weight, bias, eps=eps)
 
 
-def frn(x, weight, bias, threshold=None, *, eps=1e-6):
+def frn(
+    x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None = None, *, eps: float = 1e-6
+) -> Tensor:
     """Filter response normalization: ``max(x / rms_{w,h}(x) * gamma + beta, threshold)``.
 
     ``threshold`` ``(C,)`` is the learnable bound of the TLU; None leaves the TLU out.
     Source: Singh, Krishnan (arXiv 1911.09737), equations 1 to 4; a row of the paper's Table 3.
     """
     if threshold is None:
-        return _apply(formulas.frn, x, weight, bias, eps=eps)
-    return _apply(formulas.frn_tlu, x, weight, bias, threshold, eps=eps)
+        return apply(formulas.frn, x, weight, bias, eps=eps)
+    return apply(formulas.frn_tlu, x, weight, bias, threshold, eps=eps)
 
 
-def tlu(x, threshold):
+def tlu(x: Tensor, threshold: Tensor) -> Tensor:
     """``max(x, threshold)`` with a threshold ``(C,)`` per channel."""
-    return _apply(formulas.tlu, x, threshold)
+    return apply(formulas.tlu, x, threshold)
 
 
-def swish(x, v):
+def swish(x: Tensor, v: Tensor) -> Tensor:
     """``x * sigmoid(v * x)`` with v ``(C,)`` per channel."""
-    return _apply(formulas.swish, x, v)
+    return apply(formulas.swish, x, v)
 
 
-def random_layer(x, weight, bias, *, eps=1e-5):
+def random_layer(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
     """Row "Random" of Table 3: ``sign(z) sqrt|z|``, ``z = std_{w,h}(sigmoid(x))``."""
-    return _apply(formulas.random, x, weight, bias, eps=eps)
+    return apply(formulas.random, x, weight, bias, eps=eps)
 
 
-def random_rej_layer(x, weight, bias):
+def random_rej_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Row "Random + rej" of Table 3: ``tanh(max(x, tanh(x)))``."""
-    return _apply(formulas.random_rej, x, weight, bias)
+    return apply(formulas.random_rej, x, weight, bias)
 
 
-def rs_rej_layer(x, weight, bias, batch_mean_square, *, eps=1e-5):
+def rs_rej_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, batch_mean_square: Tensor, *, eps: float = 1e-5
+) -> Tensor:
     """Row "RS + rej" of Table 2: ``max(x, 0) / rms_{b,w,h}(x)``; the last argument is rms^2."""
-    return _apply(formulas.rs_rej, x, weight, bias, batch_mean_square, eps=eps)
+    return apply(formulas.rs_rej, x, weight, bias, batch_mean_square, eps=eps)
 
 
-def _sample(kind, x, weight, bias, v, groups, eps, impl):
+def _sample(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None,
+    groups: int,
+    eps: float,
+    impl: str,
+) -> Tensor:
     impl = select(impl, x)
     groups = effective_groups(x.shape[1], groups)
     if impl == "torch":
         tensors = [x, weight, bias] + ([] if v is None else [v])
-        return _apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
+        return apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
     return ops.sample(x, weight, bias, v, kind, groups, eps, impl)
 
 
-def _batch(kind, x, weight, bias, v, batch_var, eps, impl):
+def _batch(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None,
+    batch_var: Tensor,
+    eps: float,
+    impl: str,
+) -> Tensor:
     impl = select(impl, x)
     if impl == "torch":
         tensors = [x, weight, bias, batch_var] + ([] if v is None else [v])
-        return _apply(getattr(formulas, kind), *tensors, eps=eps)
+        return apply(getattr(formulas, kind), *tensors, eps=eps)
     return ops.batch(x, weight, bias, v, batch_var, kind, eps, impl)[0]
 
 
-def _batch_train(kind, x, weight, bias, v, group, eps, impl):
+def _batch_train(
+    kind: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None,
+    group: ProcessGroup | None,
+    eps: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
     impl = select(impl, x)
     if impl != "torch" and group is None:
         y, batch_var = ops.batch(x, weight, bias, v, None, kind, eps, impl)
@@ -193,26 +309,3 @@ def _batch_train(kind, x, weight, bias, v, group, eps, impl):
         used = torch.where(count > 0, batch_var, 1)
         y = _batch(kind, x, weight, bias, v, used, eps, "torch")
     return y, batch_var.detach()
-
-
-def _apply(formula, *tensors, **options):
-    """Evaluate a formula so that eager autograd keeps its inputs only."""
-    if is_captured() or not records_gradient(*tensors):
-        return formula(*tensors, **options)
-    return _Recompute.apply(formula, options, *tensors)
-
-
-class _Recompute(torch.autograd.Function):
-    """Keeps the inputs of a formula and evaluates it again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, formula, options, *tensors):
-        ctx.formula, ctx.options = formula, options
-        ctx.save_for_backward(*tensors)
-        return formula(*tensors, **options)
-
-    @staticmethod
-    def backward(ctx, grad):
-        formula = functools.partial(ctx.formula, **ctx.options)
-        needed = ctx.needs_input_grad[2:]
-        return None, None, *formulas.gradients(formula, ctx.saved_tensors, grad, needed)

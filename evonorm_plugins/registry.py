@@ -11,21 +11,38 @@ The path of a layer graph's JSON file, as the layer search exports it, is a name
 import ast
 import difflib
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
 
 from evonorm_plugins import layers
 
-_FACTORIES = {}  # name as registered -> factory(num_features, **options)
-_NAMES = {}  # name or alias without case and punctuation -> name as registered
+# Name as registered -> factory(num_features, **options).
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {}
+# Name or alias without case and punctuation -> name as registered.
+_NAMES: dict[str, str] = {}
+# What a name may consist of, so that a slip of the keyboard is none.
+_CHARACTERS = re.compile(r"[\w +./-]*")
 
 
-def register_norm_act(name, factory, *, aliases=()):
+def register_norm_act(
+    name: str, factory: Callable[..., nn.Module], *, aliases: Iterable[str] = ()
+) -> None:
     """Make ``factory(num_features, *, apply_act=True, **options)`` available under ``name``.
 
     Raises:
-        ValueError: the name or an alias is taken, or holds no letter.
+        ValueError: the name or an alias is taken, holds no letter, or one of the characters that no
+            name can have.
     """
-    keys = [_key(n) for n in (name, *aliases)]
-    for key, shown in zip(keys, (name, *aliases), strict=True):
+    names = (name, *aliases)
+    keys = [_key(n) for n in names]
+    for key, shown in zip(keys, names, strict=True):
+        if not _CHARACTERS.fullmatch(shown) or _is_path(shown):
+            raise ValueError(
+                f"{shown!r} is no name: letters, digits, spaces and _ + . / - make one, "
+                "and those that end in .json are paths of layer graphs"
+            )
         if not key:
             raise ValueError(f"{shown!r} holds no letter or digit to be found by")
         if key in _NAMES:
@@ -34,12 +51,12 @@ def register_norm_act(name, factory, *, aliases=()):
     _NAMES.update(dict.fromkeys(keys, name))
 
 
-def list_norm_acts():
+def list_norm_acts() -> list[str]:
     """Registered names, in order of registration."""
     return list(_FACTORIES)
 
 
-def is_norm_act(name):
+def is_norm_act(name: object) -> bool:
     """Whether :func:`get_norm_act` knows ``name``, options in parentheses included.
 
     True for whatever looks like the path of a layer graph: building it says what is wrong with it.
@@ -50,7 +67,9 @@ def is_norm_act(name):
     return _is_path(base) or _key(base) in _NAMES
 
 
-def get_norm_act(name, num_features, **options):
+def get_norm_act(
+    name: str | Callable[..., nn.Module], num_features: int, **options: Any
+) -> nn.Module:
     """Build a norm-activation layer.
 
     Args:
@@ -58,7 +77,8 @@ def get_norm_act(name, num_features, **options):
             the path of a layer graph, which ends in ``.json``, with or without options, or a
             callable that takes ``num_features`` and the options.
         num_features: number of channels.
-        options: keyword arguments of the layer; they win over those in the name.
+        options: keyword arguments of the layer; they win over those in the name, where ``device``
+            and ``dtype`` cannot be.
 
     Raises:
         ValueError: an unknown name (the message lists the known ones), a file that cannot be read
@@ -79,46 +99,58 @@ def get_norm_act(name, num_features, **options):
     return _FACTORIES[_NAMES[key]](num_features, **{**in_name, **options})
 
 
-def _key(name):
+def _key(name: str) -> str:
+    """``name`` as it is looked up, empty where no name can be like that."""
+    if not _CHARACTERS.fullmatch(name):
+        return ""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-def _split(name):
+def _split(name: str) -> tuple[str, str]:
     """``name`` and its options, in parentheses; a path may hold parentheses of its own."""
     path = re.match(r"(.*\.json)\s*(?=\(|$)", name, re.IGNORECASE | re.DOTALL)
     base = path[0] if path else name.partition("(")[0]
     return base, name[len(base) :]
 
 
-def _is_path(base):
+def _is_path(base: str) -> bool:
     return base.strip().lower().endswith(".json")
 
 
-def _parse(name):
+def _parse(name: object) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str):
         raise ValueError(f"norm name must be a string or a callable, got {name!r}")
-    base, options = _split(name)
-    if not options:
+    base, in_brackets = _split(name)
+    if not in_brackets:
         return base, {}
     try:
-        call = ast.parse("f" + options.strip(), mode="eval").body
+        call: Any = ast.parse("f" + in_brackets.strip(), mode="eval").body
         options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
         # One pair of brackets, no positional argument, no **, no keyword twice.
         plain = isinstance(call.func, ast.Name) and not call.args and None not in options
         if not plain or len(options) < len(call.keywords):
             raise SyntaxError
-        return base, options
-    except (AttributeError, SyntaxError, TypeError, ValueError):
+    except (AttributeError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
         raise ValueError(
-            f"cannot read the options of {name!r}; they look like 'EvoNormS0(groups=16, eps=1e-5)'"
+            f"cannot read the options of {_shortened(name)}; they look like "
+            "'EvoNormS0(groups=16, eps=1e-5)'"
         ) from None
+    for option in ("device", "dtype"):
+        if option in options:
+            raise ValueError(f"{option} is no part of a name: the model decides it, not {name!r}")
+    return base, options
 
 
-def _unknown(name):
-    close = difflib.get_close_matches(_key(name), _NAMES, n=1)
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= 100 else f"{name[:100]}...")
+
+
+def _unknown(name: str) -> str:
+    letters = "".join(c for c in name.lower() if c.isalnum())
+    close = difflib.get_close_matches(letters[:100], _NAMES, n=1)
     hint = f" (did you mean {_NAMES[close[0]]!r}?)" if close else ""
     known = f"{', '.join(_FACTORIES)}; or the path of a layer graph, which ends in .json"
-    return f"unknown norm-activation {name!r}{hint}; known: {known}"
+    return f"unknown norm-activation {_shortened(name)}{hint}; known: {known}"
 
 
 for _name in ("B0", "B1", "B2", "S0", "S1", "S2"):

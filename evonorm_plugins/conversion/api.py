@@ -1,7 +1,8 @@
 """``convert()``."""
 
 import copy
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -9,9 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from evonorm_plugins.conversion import gates
 from evonorm_plugins.conversion.layers import check_layer, new_layer
-from evonorm_plugins.conversion.plan import has_hooks, place, plan_conversion
+from evonorm_plugins.conversion.plan import Plan, has_hooks, place, plan_conversion
 from evonorm_plugins.conversion.report import Report
 from evonorm_plugins.conversion.rewrite import forward_without, give_forward
+from evonorm_plugins.conversion.tracing import Site
 from evonorm_plugins.errors import ConvertError
 
 _QUANTIZED = (
@@ -31,7 +33,13 @@ class Conversion(NamedTuple):
     report: Report
 
 
-def convert(model, name, *, keep=(), **options):
+def convert(
+    model: nn.Module,
+    name: str | Callable[..., nn.Module],
+    *,
+    keep: str | Iterable[str] = (),
+    **options: Any,
+) -> Conversion:
     """A copy of ``model`` with norm-activation layers in place of its norms and activations.
 
     A norm that an activation follows is replaced together with it, any other by the affine
@@ -85,7 +93,7 @@ def convert(model, name, *, keep=(), **options):
     return Conversion(_swap(model, layers), report)
 
 
-def _check_model(model):
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise ConvertError(f"a model is an nn.Module, not {model!r}")
     for path, module in model.named_modules():
@@ -104,35 +112,36 @@ def _check_model(model):
             )
 
 
-def _sketch(model):
+def _sketch(model: nn.Module) -> nn.Module:
     """A copy to trace, with the same parameters: a forward may keep what it is called with."""
     return copy.deepcopy(model, {id(p): p for p in model.parameters()})
 
 
-def _activations(model):
+def _activations(model: nn.Module) -> list[str]:
     """Names of all activation modules, every name of one that has several."""
     sketch = _sketch(model)
     found = gates.find_activations(sketch)
     return [name for name, m in sketch.named_modules(remove_duplicate=False) if m in found]
 
 
-def _give_each_place_its_own(names, model):
+def _give_each_place_its_own(names: list[str], model: nn.Module) -> None:
     """One ReLU object in several places would be removed from all of them or none."""
-    seen = set()
+    seen: set[Any] = set()
     for name in names:
-        parent, _, key = name.rpartition(".")
-        parent, activation = model.get_submodule(parent), model.get_submodule(name)
+        path, _, key = name.rpartition(".")
+        parent, activation = model.get_submodule(path), model.get_submodule(name)
         if name and (parent, key) not in seen and not any(True for _ in activation.parameters()):
             if activation in seen:
                 parent._modules[key] = copy.deepcopy(activation)
             seen |= {activation, (parent, key)}
 
 
-def _how_to_remove(plan):
+def _how_to_remove(plan: Plan) -> tuple[list[str], dict[str, set[Site]]]:
     """Activation modules that go as a whole, and modules whose forward has to be rewritten."""
     removed = {site for sites in plan.removed.values() for site in sites}
     stays = plan.stays()
-    identities, rewrites = set(plan.by_order), {}
+    identities = set(plan.by_order)
+    rewrites: dict[str, set[Site]] = {}
     for site in removed:
         if site.op == "call_module" and place(site) not in stays:
             identities.add(place(site))
@@ -141,8 +150,10 @@ def _how_to_remove(plan):
     return sorted(identities), rewrites
 
 
-def _new_forwards(model, plan, rewrites):
-    codes = {}
+def _new_forwards(
+    model: nn.Module, plan: Plan, rewrites: dict[str, set[Site]]
+) -> dict[str, dict[str, Any]]:
+    codes: dict[str, dict[str, Any]] = {}
     for path in sorted(rewrites):
         module = model.get_submodule(path)
         was, codes[path] = module.training, {}
@@ -154,7 +165,12 @@ def _new_forwards(model, plan, rewrites):
     return codes
 
 
-def _new_layers(model, plan, name, options):
+def _new_layers(
+    model: nn.Module,
+    plan: Plan,
+    name: str | Callable[..., nn.Module],
+    options: dict[str, Any],
+) -> dict[int, nn.Module]:
     like = next((t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()), None)
     like = torch.empty(()) if like is None else like
     layers = {}
@@ -164,7 +180,7 @@ def _new_layers(model, plan, name, options):
     return layers
 
 
-def _swap(model, new):
+def _swap(model: nn.Module, new: dict[int, nn.Module]) -> nn.Module:
     """Put ``new`` (id of the old module -> new one) in every place; returns the root."""
     if id(model) in new:
         return new[id(model)]

@@ -1,12 +1,16 @@
 """Whether a model still activates what a norm-activation layer has activated."""
 
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from evonorm_plugins.conversion import kinds
 from evonorm_plugins.layers import NormAct
 
 
-def activations_after_norm_acts(model, *inputs):
+def activations_after_norm_acts(model: nn.Module, *inputs: Any) -> list[tuple[str, str]]:
     """Run ``model(*inputs)`` and find activations of the very tensors that norm-acts return.
 
     It sees what runs, not what can be traced, so it holds for any model. Layers without activation
@@ -31,21 +35,24 @@ def activations_after_norm_acts(model, *inputs):
 
 
 class _Watcher(TorchFunctionMode):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.found = []
-        self._outputs = {}  # id -> (the tensor, which keeps the id its own; version; layer's name)
+        self.found: list[tuple[str, str]] = []
+        # id -> (the tensor, which keeps the id its own; version; layer's name)
+        self._outputs: dict[int, tuple[Tensor, int, str]] = {}
 
-    def hook(self, name):
-        def remember(module, inputs, output):
+    def hook(self, name: str) -> Callable[..., None]:
+        def remember(module: nn.Module, inputs: Any, output: Tensor) -> None:
             self._outputs[id(output)] = (output, output._version, name)
 
         return remember
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         function = getattr(func, "__name__", "").rstrip("_")
         if function in kinds.FUNCTION_NAMES and args:
-            output, version, name = self._outputs.get(id(args[0]), (None, None, None))
+            output, version, name = self._outputs.get(id(args[0]), (None, 0, ""))
             # What was added to it in place makes it another value.
             if output is not None and output._version == version:
                 self.found.append((name, function))

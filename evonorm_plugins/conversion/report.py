@@ -1,6 +1,7 @@
 """What a conversion did."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,26 +19,26 @@ class Report:
     """
 
     name: str
-    replaced: dict = field(default_factory=dict)
-    affine: dict = field(default_factory=dict)
-    left: dict = field(default_factory=dict)
-    removed: dict = field(default_factory=dict)
-    stays: dict = field(default_factory=dict)
-    rewritten: tuple = ()
+    replaced: dict[str, str] = field(default_factory=dict)
+    affine: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    stays: dict[str, str] = field(default_factory=dict)
+    rewritten: tuple[str, ...] = ()
 
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         """How many of each there are."""
         keys = ("replaced", "affine", "left", "stays", "rewritten")
         counts = {key: len(getattr(self, key)) for key in keys}
         return {**counts, "removed": sum(self.removed.values())}
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """All of it, for JSON."""
         return {**asdict(self), "rewritten": list(self.rewritten), "counts": self.counts()}
 
-    def __str__(self):
+    def __str__(self) -> str:
         counts = self.counts()
-        sections = [
+        sections: list[tuple[str, str, dict[str, str]]] = [
             (f"norms with an activation, now {self.name}", " + ", self.replaced),
             ("norms without, now the affine transform", " before ", self.affine),
             ("norms left", ": ", self.left),

@@ -7,12 +7,14 @@ paper's Figure 11 are those of such models.
 """
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from evonorm_plugins.fold import absorb, affine
-from evonorm_plugins.fold.graph import CannotFoldError, ModelGraph
+from evonorm_plugins.fold.graph import CannotFoldError, ModelGraph, Readers
 from evonorm_plugins.fold.report import FoldedNorm, FoldReport
 
 __all__ = ["FoldReport", "FoldedNorm", "fold_for_inference"]
@@ -21,7 +23,7 @@ __all__ = ["FoldReport", "FoldedNorm", "fold_for_inference"]
 _LARGEST_SHIFT = 1e4
 
 
-def fold_for_inference(model):
+def fold_for_inference(model: nn.Module) -> nn.Module:
     """A copy of ``model`` with fewer parameters and the same outputs.
 
     - A batch normalization, also that of BN-ReLU and its kin, and an EvoNorm without activation go
@@ -54,11 +56,13 @@ def fold_for_inference(model):
             if ahead.folded or not affine.is_affine(graph.module(node)):
                 done[node] = ahead
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, folded))
-    folded.fold_report = FoldReport(tuple(done.values()), before, after)
+    folded.fold_report = FoldReport(  # type: ignore[assignment]
+        tuple(done.values()), before, after
+    )
     return folded
 
 
-def _check_model(model):
+def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(f"a torch.nn.Module can be folded, not a {type(model).__name__}")
     for name, module in model.named_modules():
@@ -72,17 +76,17 @@ def _check_model(model):
             raise ValueError(f"{name!r} is on the meta device: it has no values to fold")
 
 
-def _fold(step, graph, node):
+def _fold(step: Callable[..., Any], graph: ModelGraph, node: fx.Node) -> FoldedNorm:
     """The :class:`FoldedNorm` that says what ``step(graph, node)`` did."""
     kind = type(graph.module(node)).__name__
     try:
         graph.check_alone(node)
-        return FoldedNorm(node.target, kind, *step(graph, node))
+        return FoldedNorm(str(node.target), kind, *step(graph, node))
     except CannotFoldError as error:
-        return FoldedNorm(node.target, kind, reason=str(error))
+        return FoldedNorm(str(node.target), kind, reason=str(error))
 
 
-def _fold_back(graph, node):
+def _fold_back(graph: ModelGraph, node: fx.Node) -> tuple[str, tuple[str, ...]]:
     """Let the layer before do the affine transform that a norm begins with."""
     module = graph.module(node)
     first = affine.first_affine(module)
@@ -98,7 +102,7 @@ def _fold_back(graph, node):
     return "norm", (path,)
 
 
-def _fold_ahead(graph, node):
+def _fold_ahead(graph: ModelGraph, node: fx.Node) -> tuple[Any, ...]:
     """Let the layers after do the affine transform that a norm ends with."""
     module = graph.module(node)
     scale, shift = affine.last_affine(module)
@@ -118,13 +122,13 @@ def _fold_ahead(graph, node):
     return "gamma" if stays else "gamma and beta", tuple(readers.layers), stays or ""
 
 
-def _more_biases(readers, betas):
+def _more_biases(readers: Readers, betas: int) -> str | None:
     """Why beta would cost more parameters than it has, or None."""
     added = sum(absorb.out_channels(m) for m in readers.layers.values() if m.bias is None)
     return f"{added} biases would take the place of {betas} betas" if added > betas else None
 
 
-def _shift_before(scale, shift):
+def _shift_before(scale: Tensor, shift: Tensor) -> Tensor:
     """The shift that does before ``scale`` what ``shift`` does after it."""
     if (shift[scale == 0] != 0).any():
         raise CannotFoldError("a gamma is 0 where beta is not, and beta has to stay")

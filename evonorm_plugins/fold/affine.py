@@ -4,7 +4,7 @@ from torch import nn
 
 from evonorm_plugins import layers
 from evonorm_plugins.fold.absorb import exact
-from evonorm_plugins.layers.baselines import _BatchNormAct
+from evonorm_plugins.layers.baselines import BatchNormAct
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _BATCH_NORMS = (
@@ -135,7 +135,7 @@ def why_not_affine(module):
 
 def _batch_norm(module):
     """The batch normalization with moving statistics that ``module`` is or begins with, or None."""
-    if isinstance(module, _BatchNormAct) and module.affine:
+    if isinstance(module, BatchNormAct) and module.affine:
         module = module.norm
     is_known = type(module) in _BATCH_NORMS or _is_timms(module)
     has_statistics = is_known and module.running_var is not None

@@ -22,7 +22,7 @@ class FoldedNorm:
     into: tuple[str, ...] = ()
     reason: str = ""
 
-    def __str__(self):
+    def __str__(self) -> str:
         done = f"{self.folded} into {', '.join(self.into)}" if self.folded else ""
         left = f"{'beta' if done else 'all'} stays, for {self.reason}" if self.reason else ""
         return f"{self.name} ({self.kind}): {'; '.join(filter(None, [done, left]))}"
@@ -36,6 +36,6 @@ class FoldReport:
     parameters_before: int
     parameters_after: int
 
-    def __str__(self):
+    def __str__(self) -> str:
         counts = f"{self.parameters_before:,} parameters before, {self.parameters_after:,} after"
         return "\n".join([*map(str, self.norms), counts])

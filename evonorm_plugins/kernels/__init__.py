@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from evonorm_plugins.kernels import cpu
+from evonorm_plugins.modes import is_transformed
 
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,6 +71,8 @@ def _reason(name, x):
     """Why a backend cannot run on ``x``, or None."""
     if _MISSING[name]:
         return _MISSING[name]
+    if is_transformed():
+        return "torch.func and forward-mode differentiation look into plain operations alone"
     if x.dtype not in DTYPES:
         return f"x is {x.dtype}, and the kernels take {', '.join(map(str, DTYPES))}"
     if name == "triton" and not torch.compiler.is_compiling():
@@ -92,7 +95,7 @@ def _warn(name):
         )
 
 
-def show_config():
+def show_config() -> str:
     """Text that says which implementation ``impl="auto"`` takes on which device, and why."""
     lines = []
     for device, name in _FUSED.items():

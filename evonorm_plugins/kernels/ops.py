@@ -10,12 +10,12 @@ they have no gradient.
 import torch
 
 from evonorm_plugins import formulas, kernels
+from evonorm_plugins.modes import records_gradient
 from evonorm_plugins.statistics import (
     AllReduceSum,
     batch_variance,
     gather_moments,
     merge_moments,
-    records_gradient,
 )
 
 _library = torch.library.Library("evonorm", "DEF")

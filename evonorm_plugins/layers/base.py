@@ -1,12 +1,19 @@
 """The contract of every norm-activation layer."""
 
+from __future__ import annotations
+
+import math
 import numbers
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
 from evonorm_plugins import functional as F
 from evonorm_plugins.kernels import IMPLEMENTATIONS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class NormAct(nn.Module):
@@ -17,30 +24,49 @@ class NormAct(nn.Module):
         apply_act: False gives what the paper puts where no activation follows: for EvoNorms the
             channel-wise affine transform alone, for the baselines their norm without activation.
         eps: added to every variance or mean of squares under the square root.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters. A layer on the meta device has no values; ``to_empty()``
+            and then :meth:`reset_parameters` give it some.
 
     Parameters ``weight`` (gamma, ones), ``bias`` (beta, zeros) and for some layers ``v``, all
     ``(C,)``; the keys are those of timm's ``EvoNorm2d*`` layers.
+
+    The transforms of ``torch.func`` (``grad``, ``jacrev``, ``jvp``, ``vmap`` and what they combine
+    to, such as gradients of every sample) and forward-mode differentiation run the plain formula.
+    To ``torch.fx`` a layer is one operation, as torch's norms are.
 
     Raises:
         ValueError: an option makes no sense, or the input has not 4 dimensions and C channels.
         TypeError: the input is not floating point.
     """
 
+    weight: Tensor
+    bias: Tensor
+    v: Any  # a Parameter, or None
     # Value that v starts at; None where the layer has no v.
-    v_init = None
+    v_init: ClassVar[float | None] = None
     # Whether gamma and beta are the layer's own.
     affine = True
 
-    def __init__(self, num_features, *, apply_act=True, eps=1e-5, device=None, dtype=None):
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        apply_act: bool = True,
+        eps: float = 1e-5,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        _check_positive_int("num_features", num_features)
-        if not (_is_number(eps) and eps > 0):
-            raise ValueError(f"eps={eps!r} must be a number above 0")
+        check_positive_int("num_features", num_features)
+        if not isinstance(apply_act, bool):
+            raise ValueError(f"apply_act={apply_act!r} must be True or False")
+        if not (_is_number(eps) and 0 < eps < math.inf):
+            raise ValueError(f"eps={eps!r} must be a finite number above 0")
+        _check_device_and_dtype(device, dtype)
         self.num_features = num_features
         self.apply_act = apply_act
         self.eps = eps
-        options = {"device": device, "dtype": dtype}
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **options))
         self.bias = nn.Parameter(torch.zeros(num_features, **options))
         if apply_act and self.v_init is not None:
@@ -48,12 +74,16 @@ class NormAct(nn.Module):
         else:
             self.register_parameter("v", None)
 
-    def forward(self, x, weight=None, bias=None):
+    def forward(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
         """``(N, C, H, W)`` to the same shape, dtype and memory format.
 
         ``weight`` and ``bias``, ``(C,)`` or ``(N, C)`` with one for each sample, are for a layer
         whose own were given up by :meth:`release_affine`.
         """
+        if isinstance(x, fx.Proxy):
+            return as_one_operation(self, *((x,) if weight is None else (x, weight, bias)))
         self._check_input(x)
         if self.affine != (weight is None) or self.affine != (bias is None):
             name = type(self).__name__
@@ -66,14 +96,21 @@ class NormAct(nn.Module):
             weight, bias = self._own_affine()
         return (self._norm_act if self.apply_act else self._norm)(x, weight, bias)
 
-    def release_affine(self):
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Give parameters and moving statistics the values that they start from."""
+        for tensor, value in ((self.weight, 1), (self.bias, 0), (self.v, self.v_init)):
+            if tensor is not None and value is not None:
+                tensor.fill_(value)
+
+    def release_affine(self) -> Self:
         """Remove gamma and beta: every call gives them from now on. Returns the layer."""
         self.affine = False
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         return self
 
-    def fold_affine(self, bias=None):
+    def fold_affine(self, bias: Tensor | None = None) -> Self:
         """Make gamma the constant 1 and beta 0, or ``bias``: other layers have taken them over.
 
         Constants are neither parameters nor part of the ``state_dict``. Returns the layer.
@@ -89,35 +126,35 @@ class NormAct(nn.Module):
         return self
 
     @property
-    def affine_is_folded(self):
+    def affine_is_folded(self) -> bool:
         """Whether both gamma and beta are constants; see :meth:`fold_affine`."""
         return {"weight", "bias"} <= self._buffers.keys()
 
-    def _own_affine(self):
+    def _own_affine(self) -> tuple[Any, Any]:
         return self.weight, self.bias
 
-    def _norm_act(self, x, weight, bias):
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         raise NotImplementedError
 
-    def _norm(self, x, weight, bias):
+    def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.channel_affine(x, weight, bias)
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         """Keyword arguments that build this layer again, ``apply_act`` aside."""
         return {"eps": self.eps}
 
-    def without_activation(self):
+    def without_activation(self) -> NormAct:
         """A new layer of this kind for a place that no activation follows."""
         p = next(self.parameters())
         return type(self)(
             self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         shown = {"apply_act": self.apply_act, **self.options()}
         return ", ".join([str(self.num_features), *(f"{k}={v}" for k, v in shown.items())])
 
-    def _check_input(self, x):
+    def _check_input(self, x: Tensor) -> None:
         name = type(self).__name__
         if x.dim() != 4:
             raise ValueError(
@@ -132,35 +169,52 @@ class NormAct(nn.Module):
             raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
 
 
-class Fused:
+class Fused(NormAct):
     """Adds to a layer the choice of what computes it.
 
     Args:
         impl: "auto", "torch", "cpu" or "triton"; see :mod:`evonorm_plugins.functional`.
     """
 
-    def __init__(self, num_features, *, impl="auto", **options):
+    def __init__(self, num_features: int, *, impl: str = "auto", **options: Any) -> None:
         super().__init__(num_features, **options)
         if impl not in IMPLEMENTATIONS:
             raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
         self.impl = impl
 
-    def _norm(self, x, weight, bias):
+    def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.channel_affine(x, weight, bias, impl=self.impl)
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         return {**super().options(), "impl": self.impl}
 
 
-def _check_positive_int(name, value):
+def as_one_operation(module: nn.Module, *inputs: Any) -> Any:
+    """What a tracer of ``torch.fx`` makes of a call of ``module``: one node, as torch's layers."""
+    tracer = inputs[0].tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), inputs, {})
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Raise ValueError where an option is no integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
-def _check_momentum(value):
+def check_momentum(value: Any) -> None:
+    """Raise ValueError where ``momentum`` is no number between 0 and 1."""
     if not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"momentum={value!r} must be a number between 0 and 1")
 
 
-def _is_number(value):
+def _check_device_and_dtype(device: Any, dtype: Any) -> None:
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device={device!r} is no device of torch, such as 'cuda:0'") from None
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype!r} is no floating point dtype, such as torch.float32")
+
+
+def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,13 +1,25 @@
 """EvoNorm-B0, B1 and B2: variance over the batch, cross-replica where asked for (Table 2)."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import Fused, NormAct, _check_momentum
+from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
+from evonorm_plugins.modes import is_transformed
+from evonorm_plugins.statistics import update_moving_average
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from typing_extensions import Self
 
 
 class BatchDependent(NormAct):
@@ -16,56 +28,62 @@ class BatchDependent(NormAct):
     Args:
         momentum: weight of the newest batch in a moving average, 0.1 in the authors' code.
 
+    In training mode a transform of ``torch.func`` can update the moving averages only where they
+    are among its inputs, as with ``torch.func.functional_call``; elsewhere, and where ``vmap``
+    would give every sample its own, that is a RuntimeError. So are statistics of all ranks. In eval
+    mode, or frozen, there is nothing to update.
+
     The other arguments and the errors raised are those of :class:`NormAct`.
     """
 
     def __init__(
-        self, num_features, *, apply_act=True, eps=1e-5, momentum=0.1, device=None, dtype=None
-    ):
+        self,
+        num_features: int,
+        *,
+        apply_act: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
-        _check_momentum(momentum)
+        check_momentum(momentum)
         self.momentum = momentum
         self.frozen = False
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         return {"eps": self.eps, "momentum": self.momentum}
 
-    def freeze(self):
+    def freeze(self) -> Self:
         """Use the moving averages in training mode too and never change them."""
         self.frozen = True
         return self
 
-    def uses_batch(self):
+    def uses_batch(self) -> bool:
         """Whether the layer computes batch statistics in the mode it is in."""
         return self.apply_act and self.training and not self.frozen
 
-    def moving_statistics(self):
+    def moving_statistics(self) -> dict[str, str]:
         """``{buffer: "mean", "std" or "rms"}``; of the last two it is what the root is taken of."""
         raise NotImplementedError
 
-    def observed(self, observer):
+    def observed(self, observer: Callable[[str, Tensor], object]) -> AbstractContextManager[None]:
         """Context in which ``observer(buffer, x)`` is told what statistics are computed of.
 
         ``x`` is ``(N, C, H, W)``, or ``(N, 1, H, W)`` for a buffer that all channels share.
         """
         raise NotImplementedError
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return super().extra_repr() + (", frozen" if self.frozen else "")
 
-    def _statistics_group(self):
+    def _statistics_group(self) -> ProcessGroup | None:
         """Process group to merge statistics over, or None."""
         return None
 
-    def _takes_from(self, x):
+    def _takes_from(self, x: Tensor) -> bool:
         """Whether the statistics are to be those of ``x``, not the moving ones."""
-        return self.uses_batch() and (x.numel() or self._statistics_group() is not None)
-
-    @torch.no_grad()
-    def _update(self, running, value):
-        new = running.lerp(value.to(running.dtype), self.momentum)
-        # Selected on the device: asking whether it is finite would wait for it.
-        running.copy_(torch.where(torch.isfinite(new), new, running))
+        return self.uses_batch() and (x.numel() > 0 or self._statistics_group() is not None)
 
 
 class BatchStatistics(BatchDependent):
@@ -73,40 +91,51 @@ class BatchStatistics(BatchDependent):
 
     Buffer ``running_var`` ``(C,)`` starts at ones and is used in eval mode. It averages the biased
     variance, as the authors' does (``torch.nn.BatchNorm2d`` averages the unbiased one). A batch
-    whose variance is not finite, an empty or overflown one, leaves it as it was.
+    whose variance is not finite, an empty or overflown one, leaves it as it was. In float16 it ends
+    at 65,504, which a warning says.
     The arguments and the errors raised are those of :class:`BatchDependent`.
     """
 
+    running_var: Tensor
     # False where the statistic is the mean of squares.
     centred = True
 
-    def __init__(self, num_features, *, device=None, dtype=None, **options):
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(num_features, device=device, dtype=dtype, **options)
         self.register_buffer("running_var", torch.ones(num_features, device=device, dtype=dtype))
 
-    def moving_statistics(self):
+    def moving_statistics(self) -> dict[str, str]:
         return {"running_var": "std" if self.centred else "rms"}
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self.running_var.fill_(1)
+
     @contextlib.contextmanager
-    def observed(self, observer):
+    def observed(self, observer: Callable[[str, Tensor], object]) -> Iterator[None]:
         hook = self.register_forward_pre_hook(lambda _, inputs: observer("running_var", inputs[0]))
         try:
             yield
         finally:
             hook.remove()
 
-    def _given_variance(self, x):
+    def _given_variance(self, x: Tensor) -> Tensor | None:
         """The moving variance where it is what ``x`` is divided by the root of, else None."""
         if self._takes_from(x):
             return None
         # A copy: kept for the backward pass, before which another batch may change the buffer.
         return self.running_var.clone()
 
-    def _update_running_var(self, var):
-        self._update(self.running_var, var)
 
-
-def moving_statistics_of(module):
+def moving_statistics_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the buffers of one module that are moving averages of batch statistics."""
     if isinstance(module, BatchDependent):
         return tuple(module.moving_statistics())
@@ -116,9 +145,9 @@ def moving_statistics_of(module):
 
 class _EvoNormB(Fused, BatchStatistics):
     # Name of the functions of :mod:`evonorm_plugins.functional`.
-    function = None
+    function: str
 
-    def _norm_act(self, x, weight, bias):
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         parameters = [weight, bias] + ([] if self.v is None else [self.v])
         options = {"eps": self.eps, "impl": self.impl}
         given = self._given_variance(x)
@@ -126,7 +155,7 @@ class _EvoNormB(Fused, BatchStatistics):
             return getattr(F, self.function)(x, *parameters, given, **options)
         group = self._statistics_group()
         y, var = getattr(F, f"{self.function}_train")(x, *parameters, group=group, **options)
-        self._update_running_var(var)
+        update_moving_average(self.running_var, var, self.momentum)
         return y
 
 
@@ -162,23 +191,43 @@ class EvoNormB2(_EvoNormB):
     function = "evonorm_b2"
 
 
-class _CrossReplica:
+def statistics_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
+    """The process group to merge statistics over, None where there is no other rank.
+
+    ``process_group`` None is the default group.
+
+    Raises:
+        RuntimeError: a transform of ``torch.func`` is at work.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    group = process_group or dist.group.WORLD
+    if dist.get_world_size(group) == 1:
+        return None
+    if is_transformed():
+        raise RuntimeError(
+            "statistics of all ranks cannot be had inside a transform of torch.func: use eval() or "
+            "freeze(), or a layer without them"
+        )
+    return group
+
+
+class CrossReplica(BatchDependent):
     """Makes a layer of batch statistics a cross-replica one; see :class:`SyncEvoNormB0`."""
 
-    def __init__(self, num_features, *, process_group=None, **options):
+    def __init__(
+        self, num_features: int, *, process_group: ProcessGroup | None = None, **options: Any
+    ) -> None:
         super().__init__(num_features, **options)
         self.process_group = process_group
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         return {**super().options(), "process_group": self.process_group}
 
-    def _statistics_group(self):
-        if not (dist.is_available() and dist.is_initialized()):
-            return None
-        group = self.process_group or dist.group.WORLD
-        return group if dist.get_world_size(group) > 1 else None
+    def _statistics_group(self) -> ProcessGroup | None:
+        return statistics_group(self.process_group)
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # A process group cannot be copied, and the copy talks to the same ranks.
         memo[id(self.process_group)] = self.process_group
         copied = memo[id(self)] = type(self).__new__(type(self))
@@ -186,7 +235,7 @@ class _CrossReplica:
         return copied
 
 
-class SyncEvoNormB0(_CrossReplica, EvoNormB0):
+class SyncEvoNormB0(CrossReplica, EvoNormB0):
     """:class:`EvoNormB0` with the statistics of all ranks' batches, by count, mean and M2.
 
     Equals one process on the concatenated batch, outputs and gradients, whatever the number of
@@ -201,29 +250,38 @@ class SyncEvoNormB0(_CrossReplica, EvoNormB0):
     """
 
 
-class SyncEvoNormB1(_CrossReplica, EvoNormB1):
+class SyncEvoNormB1(CrossReplica, EvoNormB1):
     """:class:`EvoNormB1` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
-class SyncEvoNormB2(_CrossReplica, EvoNormB2):
+class SyncEvoNormB2(CrossReplica, EvoNormB2):
     """:class:`EvoNormB2` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
-_SYNC = {EvoNormB0: SyncEvoNormB0, EvoNormB1: SyncEvoNormB1, EvoNormB2: SyncEvoNormB2}
+_SYNC: dict[type[nn.Module], type[nn.Module]] = {
+    EvoNormB0: SyncEvoNormB0,
+    EvoNormB1: SyncEvoNormB1,
+    EvoNormB2: SyncEvoNormB2,
+}
 
 
-def convert_sync_evonorm(module, process_group=None):
+def convert_sync_evonorm(module: nn.Module, process_group: ProcessGroup | None = None) -> nn.Module:
     """Make every EvoNorm-B0, B1 and B2 in ``module`` its cross-replica counterpart, in place.
 
     The layers stay the same objects, parameters, hooks and training mode included; only their class
     changes. Returns ``module``.
     """
-    return _change_classes(module, _SYNC, process_group)
+    return change_classes(module, _SYNC, process_group)
 
 
-def _change_classes(module, counterparts, process_group):
+def change_classes(
+    module: nn.Module,
+    counterparts: Mapping[type[nn.Module], type[nn.Module]],
+    process_group: ProcessGroup | None,
+) -> nn.Module:
+    """Give the layers in ``module`` whose class is a key of ``counterparts`` its value."""
     for layer in module.modules():
         if type(layer) in counterparts:
             layer.__class__ = counterparts[type(layer)]
-            layer.process_group = process_group
+            layer.process_group = process_group  # type: ignore[assignment]
     return module

@@ -4,10 +4,12 @@ Source: Brock, Donahue, Simonyan (arXiv 1809.11096), Appendix B: gain and bias o
 generator are linear projections of what the sample is conditioned on, the gain centred at 1.
 """
 
-from torch import nn
+from collections.abc import Callable
 
-from evonorm_plugins.layers.base import NormAct
-from evonorm_plugins.statistics import compute_dtype
+from torch import Tensor, fx, nn
+
+from evonorm_plugins.layers.base import NormAct, as_one_operation
+from evonorm_plugins.modes import compute_dtype
 
 
 class ConditionalNormAct(nn.Module):
@@ -27,7 +29,13 @@ class ConditionalNormAct(nn.Module):
         TypeError: ``layer`` is not a :class:`NormAct`, and could not be given gamma and beta.
     """
 
-    def __init__(self, layer, cond_features, *, projection=None):
+    def __init__(
+        self,
+        layer: NormAct,
+        cond_features: int,
+        *,
+        projection: Callable[[int, int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(layer, NormAct):
             raise TypeError(
@@ -39,13 +47,15 @@ class ConditionalNormAct(nn.Module):
         self.gain = projection(cond_features, layer.num_features)
         self.bias = projection(cond_features, layer.num_features)
 
-    def forward(self, x, condition):
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         """``(N, C, H, W)`` and ``(N, cond_features)`` to the shape, dtype and format of ``x``."""
+        if isinstance(x, fx.Proxy):
+            return as_one_operation(self, x, condition)
         # Not in half precision: near 1 its steps are as large as a gain that was just learnt.
         dtype = compute_dtype(x)
         weight = 1 + self.gain(condition).to(dtype)
         return self.layer(x, weight, self.bias(condition).to(dtype))
 
 
-def _linear(cond_features, channels):
+def _linear(cond_features: int, channels: int) -> nn.Module:
     return nn.Linear(cond_features, channels, bias=False)

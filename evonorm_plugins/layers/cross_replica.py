@@ -1,15 +1,32 @@
 """Statistics over the batches of all ranks, for every layer that has batch statistics."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from evonorm_plugins.layers.baselines import RSRejLayer
-from evonorm_plugins.layers.batch import _change_classes, _CrossReplica, convert_sync_evonorm
-from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
+from evonorm_plugins.layers.batch import (
+    CrossReplica,
+    change_classes,
+    convert_sync_evonorm,
+    statistics_group,
+)
+from evonorm_plugins.statistics import (
+    gather_moments,
+    local_moments,
+    merge_moments,
+    update_moving_average,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
-class SyncRSRejLayer(_CrossReplica, RSRejLayer):
+class SyncRSRejLayer(CrossReplica, RSRejLayer):
     """:class:`RSRejLayer` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
@@ -21,37 +38,43 @@ class CrossReplicaBatchNorm2d(nn.BatchNorm2d):
     group; without one, or with one rank, it is ``BatchNorm2d``.
     """
 
-    process_group = None
+    process_group: ProcessGroup | None = None
 
-    def forward(self, x):
-        group = _CrossReplica._statistics_group(self)
+    def forward(self, x: Tensor) -> Tensor:
         uses_batch = self.training or self.running_mean is None
-        if group is None or not uses_batch:
+        group = statistics_group(self.process_group) if uses_batch else None
+        if group is None:
             return super().forward(x)
         y, mean, var, count = _BatchNorm.apply(x, self.weight, self.bias, self.eps, group)
         if self.training and self.track_running_stats:
             self._update(mean, var, count)
         return y
 
-    @torch.no_grad()
-    def _update(self, mean, var, count):
-        self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+    def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        tracked = self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        share = self.momentum if self.momentum is not None else 1 / float(tracked)
         unbiased = var * (count / (count - 1).clamp(min=1))
-        for running, new in ((self.running_mean, mean), (self.running_var, unbiased)):
-            new = running.lerp(new.to(running.dtype), share)
-            running.copy_(torch.where(torch.isfinite(new), new, running))
+        for name, new in (("running_mean", mean), ("running_var", unbiased)):
+            update_moving_average(getattr(self, name), new, share)
 
 
 class _BatchNorm(torch.autograd.Function):
     """One collective in each direction; every rank enters both."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, eps, group):
-        count, mean, m2 = merge_moments(*gather_moments(*local_moments(x), group))
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        group: ProcessGroup,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        count, mean, m2 = local_moments(x)
+        count, mean, m2 = merge_moments(*gather_moments(count, mean, m2, group))
         var = m2 / count.clamp(min=1)
-        affine = [None if p is None else p.to(mean.dtype) for p in (weight, bias)]
-        y = nn.functional.batch_norm(x.to(mean.dtype), mean, var, *affine, False, 0.0, eps)
+        gamma, beta = (None if p is None else p.to(mean.dtype) for p in (weight, bias))
+        y = nn.functional.batch_norm(x.to(mean.dtype), mean, var, gamma, beta, eps=eps)
         rstd = (var + eps).rsqrt()
         ctx.group = group
         ctx.save_for_backward(x, weight, mean, rstd, count)
@@ -60,7 +83,7 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dy, *_):
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd, count = ctx.saved_tensors
         dy = dy.to(mean.dtype)
         centred = x.to(mean.dtype) - mean[:, None, None]
@@ -79,10 +102,15 @@ class _BatchNorm(torch.autograd.Function):
 
 
 # Class of a layer with batch statistics -> its cross-replica counterpart, EvoNorms aside.
-COUNTERPARTS = {RSRejLayer: SyncRSRejLayer, nn.BatchNorm2d: CrossReplicaBatchNorm2d}
+COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
+    RSRejLayer: SyncRSRejLayer,
+    nn.BatchNorm2d: CrossReplicaBatchNorm2d,
+}
 
 
-def convert_cross_replica(module, process_group=None):
+def convert_cross_replica(
+    module: nn.Module, process_group: ProcessGroup | None = None
+) -> nn.Module:
     """Give every layer of batch statistics in ``module`` those of all ranks, in place.
 
     EvoNorm-B0, B1 and B2, "RS + rej", layer graphs, and every ``BatchNorm2d`` (those of BN-ReLU and
@@ -90,4 +118,4 @@ def convert_cross_replica(module, process_group=None):
     ``module``.
     """
     convert_sync_evonorm(module, process_group)
-    return _change_classes(module, COUNTERPARTS, process_group)
+    return change_classes(module, COUNTERPARTS, process_group)

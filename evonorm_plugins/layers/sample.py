@@ -1,18 +1,30 @@
 """EvoNorm-S0, S1 and S2: a sample's own statistics, in groups of channels (paper, Table 3)."""
 
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import Fused, NormAct, _check_positive_int
+from evonorm_plugins.layers.base import Fused, NormAct, check_positive_int
 
 
 class _GroupStatistics(NormAct):
     def __init__(
-        self, num_features, *, apply_act=True, groups=32, eps=1e-5, device=None, dtype=None
-    ):
+        self,
+        num_features: int,
+        *,
+        apply_act: bool = True,
+        groups: int = 32,
+        eps: float = 1e-5,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
-        _check_positive_int("groups", groups)
+        check_positive_int("groups", groups)
         self.groups = groups
 
-    def options(self):
+    def options(self) -> dict[str, Any]:
         return {"groups": self.groups, "eps": self.eps}
 
 
@@ -31,22 +43,21 @@ class EvoNormS0(Fused, _GroupStatistics):
 
     v_init = 1
 
-    def _norm_act(self, x, weight, bias):
-        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s0(x, weight, bias, self.v, **options)
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        return F.evonorm_s0(
+            x, weight, bias, self.v, groups=self.groups, eps=self.eps, impl=self.impl
+        )
 
 
 class EvoNormS1(Fused, _GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
-    def _norm_act(self, x, weight, bias):
-        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s1(x, weight, bias, **options)
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        return F.evonorm_s1(x, weight, bias, groups=self.groups, eps=self.eps, impl=self.impl)
 
 
 class EvoNormS2(Fused, _GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
-    def _norm_act(self, x, weight, bias):
-        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
-        return F.evonorm_s2(x, weight, bias, **options)
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        return F.evonorm_s2(x, weight, bias, groups=self.groups, eps=self.eps, impl=self.impl)

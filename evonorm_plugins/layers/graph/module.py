@@ -6,13 +6,14 @@ import torch
 
 from evonorm_plugins.formulas import channels
 from evonorm_plugins.layers import cross_replica
-from evonorm_plugins.layers.base import _check_positive_int
-from evonorm_plugins.layers.batch import BatchDependent, _CrossReplica
+from evonorm_plugins.layers.base import check_positive_int
+from evonorm_plugins.layers.batch import BatchDependent, CrossReplica
 from evonorm_plugins.layers.graph import primitives
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.operations import AGGREGATIONS, INITIAL
 from evonorm_plugins.layers.graph.structure import BATCH, CHANNELS, SPACE, axes_of
-from evonorm_plugins.statistics import AllReduceSum, compute_dtype
+from evonorm_plugins.modes import compute_dtype
+from evonorm_plugins.statistics import AllReduceSum, update_moving_average
 
 _BUFFERS = {"mean": "running_mean", "std": "running_var", "rms": "running_mean_square"}
 
@@ -58,7 +59,7 @@ class GraphNormAct(BatchDependent):
             raise TypeError(f"graph={graph!r} must be a Graph")
         options = {"device": device, "dtype": dtype}
         super().__init__(num_features, apply_act=apply_act, eps=eps, momentum=momentum, **options)
-        _check_positive_int("groups", groups)
+        check_positive_int("groups", groups)
         self.groups = groups
         self.graph = graph.canonical()
         axes = axes_of(self.graph.nodes)
@@ -81,6 +82,14 @@ class GraphNormAct(BatchDependent):
             self.register_buffer(name, start(size, **options))
         self._broadcast = axes[-1] != BATCH | CHANNELS | SPACE
         self._observer = None
+
+    @torch.no_grad()
+    def reset_parameters(self):
+        super().reset_parameters()
+        moving = {name: kind != "mean" for name, kind in self._moving.values()}
+        for name, value in {"v0": 0, "v1": 1, **moving}.items():
+            if getattr(self, name) is not None:
+                getattr(self, name).fill_(value)
 
     def options(self):
         return {
@@ -135,7 +144,7 @@ class GraphNormAct(BatchDependent):
             if self._observer is not None:
                 self._observer(name, value.expand(x.shape[0], -1, *x.shape[2:]))
             moment = self._batch_moment(kind, value, x)
-            self._update(running, moment.flatten())
+            update_moving_average(running, moment.flatten(), self.momentum)
         else:
             # A copy: kept for the backward pass, before which a batch may change the buffer.
             moment = channels(running.clone()[None], x.dtype)
@@ -158,7 +167,7 @@ class GraphNormAct(BatchDependent):
         return mean(value.square() if kind == "rms" else value)
 
 
-class SyncGraphNormAct(_CrossReplica, GraphNormAct):
+class SyncGraphNormAct(CrossReplica, GraphNormAct):
     """:class:`GraphNormAct` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 

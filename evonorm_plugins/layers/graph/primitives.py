@@ -18,7 +18,7 @@ import torch
 
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.layers.graph.operations import AGGREGATIONS
-from evonorm_plugins.statistics import is_captured
+from evonorm_plugins.modes import takes_plain_operations
 
 _DIMS = {"b,w,h": (0, 2, 3), "w,h,c": (1, 2, 3), "w,h": (2, 3)}
 
@@ -64,7 +64,7 @@ def _moment(kind, dims, x):
     if kind != "std":
         # Not mean(), whose gradient is contiguous where x is channels_last.
         return (x.square() if kind == "rms" else x).sum(dims, keepdim=True) / count
-    if is_captured() or x.device.type != "cpu":
+    if takes_plain_operations() or x.device.type != "cpu":
         return x.var(dims, correction=0, keepdim=True)
     return _CpuVariance.apply(x, dims, count)
 
@@ -98,7 +98,7 @@ def aggregation(kind, value, eps):
 
 def maximum(a, b):
     """The larger one; where they are equal, half of the gradient goes to each."""
-    return torch.maximum(a, b) if is_captured() else _Maximum.apply(a, b)
+    return torch.maximum(a, b) if takes_plain_operations() else _Maximum.apply(a, b)
 
 
 class _Maximum(torch.autograd.Function):
