@@ -31,7 +31,7 @@ help:
 	@echo "make test        run the tests, a process for each core; ARGS=... goes to pytest"
 	@echo "make check       lint and the quick tests, before a commit: two minutes on two cores"
 	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
-	@echo "make lint        ruff, lint and format, and the order of imports"
+	@echo "make lint        ruff, lint and format, the order of imports, and types"
 	@echo "make dist        source distribution and wheel in dist/, tried in a fresh environment;"
 	@echo "                 ARGS=--share saves that environment's download of PyTorch"
 	@echo "make docs        the documentation as a site, in site/index.html"
@@ -58,6 +58,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 dist: $(VENV)/.release
 	$(BIN)/python tools/dist.py $(ARGS)

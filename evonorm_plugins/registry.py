@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from evonorm_plugins import layers
+from evonorm_plugins.errors import ConfigError
 
 # Name as registered -> factory(num_features, **options).
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
@@ -32,21 +33,21 @@ def register_norm_act(
     """Make ``factory(num_features, *, apply_act=True, **options)`` available under ``name``.
 
     Raises:
-        ValueError: the name or an alias is taken, holds no letter, or one of the characters that no
+        ConfigError: the name or an alias is taken, holds no letter, or one of the characters that no
             name can have.
     """
     names = (name, *aliases)
     keys = [_key(n) for n in names]
     for key, shown in zip(keys, names, strict=True):
         if not _CHARACTERS.fullmatch(shown) or _is_path(shown):
-            raise ValueError(
+            raise ConfigError(
                 f"{shown!r} is no name: letters, digits, spaces and _ + . / - make one, "
                 "and those that end in .json are paths of layer graphs"
             )
         if not key:
-            raise ValueError(f"{shown!r} holds no letter or digit to be found by")
+            raise ConfigError(f"{shown!r} holds no letter or digit to be found by")
         if key in _NAMES:
-            raise ValueError(f"{shown!r} is taken by {_NAMES[key]!r}")
+            raise ConfigError(f"{shown!r} is taken by {_NAMES[key]!r}")
     _FACTORIES[name] = factory
     _NAMES.update(dict.fromkeys(keys, name))
 
@@ -81,7 +82,7 @@ def get_norm_act(
             and ``dtype`` cannot be.
 
     Raises:
-        ValueError: an unknown name (the message lists the known ones), a file that cannot be read
+        ConfigError: an unknown name (the message lists the known ones), a file that cannot be read
             or holds no layer graph, or a bad value.
         TypeError: an option the layer does not have.
     """
@@ -95,7 +96,7 @@ def get_norm_act(
         return load_layer(base.strip(), num_features, **{**in_name, **options})
     key = _key(base)
     if key not in _NAMES:
-        raise ValueError(_unknown(base))
+        raise ConfigError(_unknown(base))
     return _FACTORIES[_NAMES[key]](num_features, **{**in_name, **options})
 
 
@@ -119,7 +120,7 @@ def _is_path(base: str) -> bool:
 
 def _parse(name: object) -> tuple[str, dict[str, Any]]:
     if not isinstance(name, str):
-        raise ValueError(f"norm name must be a string or a callable, got {name!r}")
+        raise ConfigError(f"norm name must be a string or a callable, got {name!r}")
     base, in_brackets = _split(name)
     if not in_brackets:
         return base, {}
@@ -131,13 +132,13 @@ def _parse(name: object) -> tuple[str, dict[str, Any]]:
         if not plain or len(options) < len(call.keywords):
             raise SyntaxError
     except (AttributeError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
-        raise ValueError(
+        raise ConfigError(
             f"cannot read the options of {_shortened(name)}; they look like "
             "'EvoNormS0(groups=16, eps=1e-5)'"
         ) from None
     for option in ("device", "dtype"):
         if option in options:
-            raise ValueError(f"{option} is no part of a name: the model decides it, not {name!r}")
+            raise ConfigError(f"{option} is no part of a name: the model decides it, not {name!r}")
     return base, options
 
 

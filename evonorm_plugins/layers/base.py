@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from evonorm_plugins import functional as F
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.kernels import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class NormAct(nn.Module):
     To ``torch.fx`` a layer is one operation, as torch's norms are.
 
     Raises:
-        ValueError: an option makes no sense, or the input has not 4 dimensions and C channels.
+        ConfigError: an option makes no sense.
+        ValueError: the input has not 4 dimensions and C channels.
         TypeError: the input is not floating point.
     """
 
@@ -59,9 +61,9 @@ class NormAct(nn.Module):
         super().__init__()
         check_positive_int("num_features", num_features)
         if not isinstance(apply_act, bool):
-            raise ValueError(f"apply_act={apply_act!r} must be True or False")
+            raise ConfigError(f"apply_act={apply_act!r} must be True or False")
         if not (_is_number(eps) and 0 < eps < math.inf):
-            raise ValueError(f"eps={eps!r} must be a finite number above 0")
+            raise ConfigError(f"eps={eps!r} must be a finite number above 0")
         _check_device_and_dtype(device, dtype)
         self.num_features = num_features
         self.apply_act = apply_act
@@ -179,7 +181,9 @@ class Fused(NormAct):
     def __init__(self, num_features: int, *, impl: str = "auto", **options: Any) -> None:
         super().__init__(num_features, **options)
         if impl not in IMPLEMENTATIONS:
-            raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
+            raise ConfigError(
+                f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}"
+            )
         self.impl = impl
 
     def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
@@ -196,24 +200,24 @@ def as_one_operation(module: nn.Module, *inputs: Any) -> Any:
 
 
 def check_positive_int(name: str, value: object) -> None:
-    """Raise ValueError where an option is no integer of at least 1."""
+    """Raise ConfigError where an option is no integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+        raise ConfigError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def check_momentum(value: Any) -> None:
-    """Raise ValueError where ``momentum`` is no number between 0 and 1."""
+    """Raise ConfigError where ``momentum`` is no number between 0 and 1."""
     if not (_is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"momentum={value!r} must be a number between 0 and 1")
+        raise ConfigError(f"momentum={value!r} must be a number between 0 and 1")
 
 
 def _check_device_and_dtype(device: Any, dtype: Any) -> None:
     try:
         torch.device("cpu" if device is None else device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"device={device!r} is no device of torch, such as 'cuda:0'") from None
+        raise ConfigError(f"device={device!r} is no device of torch, such as 'cuda:0'") from None
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype!r} is no floating point dtype, such as torch.float32")
+        raise ConfigError(f"dtype={dtype!r} is no floating point dtype, such as torch.float32")
 
 
 def _is_number(value: object) -> bool:
