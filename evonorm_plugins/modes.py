@@ -5,9 +5,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 # Private names, and what stands for them in a torch that has them no more: transforms are then not
-# seen, and autograd refuses what they do to a fused kernel.
-_innermost_transform = getattr(
-    getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None
+# seen, and autograd refuses what they do to a fused kernel. Of the functions that tell, this is the
+# one that Dynamo takes for a number.
+_transforms = getattr(
+    getattr(torch._C, "_functorch", None), "get_dynamic_layer_stack_depth", lambda: 0
 )
 
 
@@ -24,7 +25,7 @@ def is_transformed() -> bool:
 
     They look into plain operations alone.
     """
-    return _innermost_transform() is not None or getattr(forward_ad, "_current_level", -1) >= 0
+    return _transforms() > 0 or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def takes_plain_operations() -> bool:

@@ -33,8 +33,8 @@ def register_norm_act(
     """Make ``factory(num_features, *, apply_act=True, **options)`` available under ``name``.
 
     Raises:
-        ConfigError: the name or an alias is taken, holds no letter, or one of the characters that no
-            name can have.
+        ConfigError: the name or an alias is taken, holds no letter, or a character that no name can
+            have.
     """
     names = (name, *aliases)
     keys = [_key(n) for n in names]
@@ -82,7 +82,7 @@ def get_norm_act(
             and ``dtype`` cannot be.
 
     Raises:
-        ConfigError: an unknown name (the message lists the known ones), a file that cannot be read
+        InputError: an unknown name (the message lists the known ones), a file that cannot be read
             or holds no layer graph, or a bad value.
         TypeError: an option the layer does not have.
     """

@@ -4,9 +4,7 @@ import functools
 import importlib
 import logging
 import os
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 # Before torch is imported, and for child processes too: several processes with threads of their own
@@ -72,42 +70,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory):
-    """``run_ranks(script, inputs, ranks)``: what ``script`` saves in each process of a group.
+    """``run_ranks(function, cases, ranks)``: what every process of a group gives for the cases.
 
-    The script is called as ``script FOLDER RANK RANKS``; it finds ``inputs.pt`` and ``rendezvous``
-    in the folder and leaves ``RANK.pt`` there.
+    See :func:`tests.ranks.run`.
     """
-
     if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
         pytest.skip("this torch has no gloo")
-    import evonorm_plugins
+    from tests import ranks
 
-    def run_ranks(script, inputs, ranks, timeout=120):
-        folder = tmp_path_factory.mktemp("ranks")
-        torch.save(inputs, folder / "inputs.pt")
-        source = Path(evonorm_plugins.__file__).parent.parent
-        environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
-        processes = []
-        for rank in range(ranks):
-            command = [sys.executable, str(script), str(folder), str(rank), str(ranks)]
-            with open(folder / f"{rank}.log", "w") as log:
-                processes.append(
-                    subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-                )
-        give_up = time.monotonic() + timeout
-        # Once a rank has failed, the others would wait for it.
-        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
-            if time.monotonic() > give_up:
-                break
-            time.sleep(0.05)
-        codes = [p.poll() for p in processes]
-        for p in processes:
-            p.kill()
-            p.wait()
-        if any(codes) or None in codes:
-            logs = [(folder / f"{rank}.log").read_text() for rank in range(ranks)]
-            pytest.fail(f"exit codes {codes} (None: still running)\n" + "\n".join(logs))
-        return [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
+    def run_ranks(function, cases, number):
+        return ranks.run(function, cases, number, tmp_path_factory.mktemp("ranks"))
 
     return run_ranks
 

@@ -44,7 +44,7 @@ def outcomes(run_ranks, tmp_path_factory):
         path = folder / f"{name}.json"
         Graph.of(GRAPHS[name]).save(path)
         cases[name, shape] = cross_replica_ranks.draw_case(f"{path}(eps=0.1)", SHAPES[name][shape])
-    return cases, run_ranks(cross_replica_ranks.__file__, cases, 2)
+    return cases, run_ranks(cross_replica_ranks.outcome, cases, 2)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)

@@ -25,9 +25,17 @@ if FUSED == "cpu" and importlib.util.find_spec("triton"):
     IMPLEMENTATIONS.append("triton")  # in the interpreter
 
 
-@pytest.fixture(autouse=True, params=IMPLEMENTATIONS)
+def pytest_configure(config):
+    for mark in (
+        "one_impl: what computes makes no difference",
+        "numbers: about the numbers of a kernel; also in Triton's slow interpreter",
+    ):
+        config.addinivalue_line("markers", mark)
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
 def impl(request, monkeypatch):
-    """What computes where a layer says "auto", in turn."""
+    """What computes where a layer says "auto", in turn: for all tests that draw numbers."""
     chosen = {} if request.param == "torch" else {DEVICE.type: request.param}
     monkeypatch.setattr(kernels, "_FUSED", chosen)
     with np.errstate(all="ignore"):  # the interpreter computes with numpy
@@ -35,26 +43,25 @@ def impl(request, monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    """Leaves out what would say nothing new: other layers than EvoNorms, which have one
-    implementation, but once; and of the slow interpreter what is not about numbers."""
-    numbers = ("test_contract", "test_batch", "test_sample", "test_autograd")
-    kept = []
-    for item in items:
+    """Leaves out what would say nothing new.
+
+    Layers other than EvoNorms have one implementation. The interpreter is slow: it runs what is
+    about numbers, of the EvoNorms whose kernels differ (Sync layers alone are the plain ones).
+    """
+    layers = set(evonorm_plugins.list_norm_acts())
+
+    def says_something_new(item):
         given = item.callspec.params if hasattr(item, "callspec") else {}
-        if "impl" in given:
-            names = [v for v in given.values() if isinstance(v, str) and _is_layer(v)]
-            fused = not names or any("EvoNorm" in name for name in names)
-            slow = given["impl"] == "triton"
-            if (not fused and given["impl"] != FUSED) or (
-                slow and (not names or not item.module.__name__.endswith(numbers))
-            ):
-                continue
-        kept.append(item)
-    items[:] = kept
+        if given.get("impl", FUSED) == FUSED:
+            return True
+        if item.get_closest_marker("one_impl"):
+            return False
+        names = {v for v in given.values() if isinstance(v, str)} & layers
+        if given["impl"] == "torch":
+            return not names or any("EvoNorm" in name for name in names)
+        return item.get_closest_marker("numbers") and (not names or names & set(EVONORMS))
 
-
-def _is_layer(name):
-    return name in evonorm_plugins.list_norm_acts()
+    items[:] = filter(says_something_new, items)
 
 
 @pytest.fixture(params=evonorm_plugins.list_norm_acts())
@@ -86,7 +93,7 @@ def seed():
 
 
 @pytest.fixture
-def draw(device):
+def draw(device, impl):
     """``draw(2, 8, 5, 7)``: standard normal numbers."""
 
     def draw(*shape, dtype=torch.float32, scale=1, shift=0):

@@ -1,13 +1,6 @@
-"""One process of a group: runs the cases that ``test_sync.py`` wrote, saves what they gave.
-
-Called as ``sync_ranks.py FOLDER RANK RANKS``.
-"""
+"""What one process of a group does with the cases of ``test_sync.py``."""
 
 import copy
-import datetime
-import faulthandler
-import sys
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -104,23 +97,6 @@ def data_parallel(case, rank):
     }
 
 
-def main(folder, rank, ranks):
-    # Shows where it hangs and ends it, even where the test that started it is gone.
-    faulthandler.dump_traceback_later(110, exit=True)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'rendezvous'}",
-        rank=rank,
-        world_size=ranks,
-        timeout=datetime.timedelta(seconds=30),
-    )
-    torch.set_num_threads(1)
-    cases = torch.load(folder / "inputs.pt")
-    results = {key: globals()[case["run"]](case, rank) for key, case in cases.items()}
-    torch.save(results, folder / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+def outcome(case, rank):
+    """What the function that a case names gives for it."""
+    return globals()[case["run"]](case, rank)

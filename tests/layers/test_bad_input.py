@@ -1,9 +1,16 @@
 """What makes no sense is refused with a message that names it."""
 
+import re
+
 import pytest
 import torch
 
 from evonorm_plugins import get_norm_act, list_norm_acts
+from evonorm_plugins.errors import ConfigError
+
+WITH_GROUPS = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-"))]
+WITH_MOMENTUM = ["EvoNormB0", "SyncEvoNormB1", "RS + rej", "BN-ReLU", "BN-Swish"]
+INFINITE, NAN = float("inf"), float("nan")
 
 
 def test_bad_input(every, make, device):
@@ -20,27 +27,35 @@ def test_bad_input(every, make, device):
             layer(torch.zeros(2, 8, 5, 7, device=device, dtype=dtype))
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "64", None])
-def test_bad_number_of_channels(every, value):
-    with pytest.raises(ValueError, match=f"num_features={value!r} must be an integer"):
-        get_norm_act(every, value)
+def refused(name, option, values, *, channels=64):
+    """Each value is refused by the layer, in words that start with the option and the value."""
+    for value in values:
+        with pytest.raises(ConfigError, match=f"^{re.escape(f'{option}={value!r}')} "):
+            get_norm_act(name, channels, **{option: value})
 
 
-@pytest.mark.parametrize("value", [0, -1, 2.5, True, "32", None])
-@pytest.mark.parametrize("name", [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-"))])
-def test_bad_groups(name, value):
-    with pytest.raises(ValueError, match=f"groups={value!r} must be an integer"):
-        get_norm_act(name, 64, groups=value)
+def test_bad_number_of_channels(every):
+    for value in (0, -1, 2.5, True, "64", None):
+        with pytest.raises(ConfigError, match=f"num_features={value!r} must be an integer"):
+            get_norm_act(every, value)
 
 
-@pytest.mark.parametrize("value", [0, -1e-5, float("nan"), "1e-5", None, True])
-def test_bad_eps(every, value):
-    with pytest.raises(ValueError, match=f"eps={value!r} must be"):
-        get_norm_act(every, 64, eps=value)
+def test_bad_options_of_every_layer(every):
+    refused(every, "eps", [0, -1e-5, NAN, INFINITE, "1e-5", None, True])
+    refused(every, "apply_act", ["no", 0, 1, None, torch.tensor(True)])
+    refused(every, "device", ["banana", 1.5, "cuda:x"])
+    refused(every, "dtype", ["float32", torch.int64, torch.complex64, float])
 
 
-@pytest.mark.parametrize("value", [2, -0.1, float("nan"), "0.1", None, True])
-@pytest.mark.parametrize("name", ["EvoNormB0", "SyncEvoNormB1", "RS + rej", "BN-ReLU", "BN-Swish"])
-def test_bad_momentum(name, value):
-    with pytest.raises(ValueError, match=f"momentum={value!r} must be"):
-        get_norm_act(name, 64, momentum=value)
+@pytest.mark.parametrize("name", WITH_GROUPS)
+def test_bad_groups(name):
+    refused(name, "groups", [0, -1, 2.5, True, "32", None])
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTUM)
+def test_bad_momentum(name):
+    refused(name, "momentum", [2, -0.1, NAN, INFINITE, "0.1", None, True])
+
+
+def test_bad_implementation():
+    refused("EvoNormS0", "impl", ["gpu", None, "CPU"])

@@ -17,6 +17,7 @@ def statistic(name, x):
     return x.var((0, 2, 3), correction=0)
 
 
+@pytest.mark.one_impl
 @pytest.mark.parametrize("scale", [1e-3, 7, 1e3])
 @pytest.mark.parametrize("name", ["EvoNormB0", "EvoNormB2", "RS + rej"])
 def test_scale_of_the_input_does_not_matter(name, scale, make, draw):
@@ -26,6 +27,7 @@ def test_scale_of_the_input_does_not_matter(name, scale, make, draw):
     torch.testing.assert_close(layer(x * scale), layer(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.one_impl
 def test_scale_matters_where_the_paper_says_so(make, draw):
     """(x + 1) * rms of B1 is not homogeneous: the test above can fail."""
     layer = make("EvoNormB1", eps=1e-14, dtype=torch.float64)
@@ -33,6 +35,7 @@ def test_scale_matters_where_the_paper_says_so(make, draw):
     assert (layer(x * 7) - layer(x)).abs().max() > 0.1
 
 
+@pytest.mark.one_impl
 def test_eps_bounds_the_gain_of_a_small_input(make, draw):
     layer = make("EvoNormB0", eps=1e-2, dtype=torch.float64)
     x = draw(3, 8, 5, 7, dtype=torch.float64)
@@ -52,7 +55,7 @@ def test_moving_variance_averages_the_biased_one(name, momentum, draw, device):
     torch.testing.assert_close(layer.running_var, expected)
 
 
-def test_moving_variance_keeps_nine_tenths(device):
+def test_moving_variance_keeps_nine_tenths(device, impl):
     # Two elements, 0 and 2: the biased variance is 1, the unbiased one 2.
     layer = EvoNormB0(1).to(device)
     layer.running_var.fill_(2)
@@ -60,6 +63,7 @@ def test_moving_variance_keeps_nine_tenths(device):
     assert layer.running_var.item() == pytest.approx(0.9 * 2 + 0.1 * 1)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", B_SERIES)
 def test_inference_uses_the_moving_variance(name, make, draw):
     layer = make(name).eval()
@@ -116,6 +120,7 @@ def test_uses_batch(make):
     assert not make("EvoNormB0", apply_act=False).uses_batch()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30])
 @pytest.mark.parametrize("name", B_SERIES)
 def test_values_that_are_not_finite_leave_the_moving_variance(name, value, make, draw):
@@ -154,6 +159,7 @@ def test_two_forward_passes_before_a_backward_pass(name, make, draw):
     torch.testing.assert_close(fake.grad, expected)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", B_SERIES)
 def test_one_element_per_channel(name, make, draw):
     """Its biased variance is 0, an unbiased one would be NaN."""
@@ -168,10 +174,43 @@ def test_one_element_per_channel(name, make, draw):
     torch.testing.assert_close(layer.running_var, expected)
 
 
-def test_constant_channel(make, device):
+@pytest.mark.numbers
+def test_constant_channel(make, device, impl):
     layer = make("EvoNormB0")
     x = torch.full((2, 8, 3, 3), 5.0, device=device, requires_grad=True)
     y = layer(x)
     y.sum().backward()
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
+
+
+HALF = pytest.mark.filterwarnings("ignore:moving statistics in float16 end")
+
+
+@HALF
+@pytest.mark.parametrize("name", B_SERIES)
+def test_variances_beyond_float16(name, draw, device):
+    """A tenth of such a variance is within its range at first; then the largest number stays."""
+    layer = get_norm_act(name, 8).to(device).half()
+    x = draw(4, 8, 5, 7, dtype=torch.float16, scale=400)
+    assert (statistic(name, x.float()) > torch.finfo(torch.float16).max).any()
+    expected = torch.ones(8, device=device)
+    for _ in range(20):
+        layer(x)
+        expected = (0.9 * expected + 0.1 * statistic(name, x.float())).clamp(max=65504)
+    torch.testing.assert_close(layer.running_var.float(), expected, rtol=1e-2, atol=0)
+
+
+def test_float16_moving_variance_says_where_it_ends(draw, device):
+    with pytest.warns(UserWarning, match="moving statistics in float16 end at 65,504"):
+        EvoNormB0(8).to(device).half()(draw(2, 8, 3, 3, dtype=torch.float16))
+
+
+@HALF
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moving_variance_in_half_precision_is_rounded_once(dtype, draw, device):
+    layer = EvoNormB0(8).to(device, dtype)
+    x = draw(4, 8, 5, 7, dtype=dtype)
+    layer(x)
+    expected = (0.9 + 0.1 * statistic("EvoNormB0", x.double())).to(dtype)
+    torch.testing.assert_close(layer.running_var, expected, rtol=torch.finfo(dtype).eps, atol=0)

@@ -50,8 +50,29 @@ def test_device_and_dtype_of_parameters(every, device, dtype):
     layer = get_norm_act(every, 6, device=device, dtype=dtype)
     tensors = [t for t in layer.state_dict().values() if t.is_floating_point()]
     assert {(t.device.type, t.dtype) for t in tensors} == {(device.type, dtype)}
-    without_memory = get_norm_act(every, 6, device="meta").state_dict().values()
-    assert all(t.is_meta for t in without_memory)
+
+
+def test_values_come_later(every, make, device):
+    """On the meta device nothing has a value, until ``to_empty()`` and ``reset_parameters()``."""
+    for built in (
+        get_norm_act(every, 6, device="meta"),
+        get_norm_act(every, 6, device="meta", apply_act=False),
+    ):
+        assert all(t.is_meta for t in built.state_dict().values())
+        built.to_empty(device=device)
+        for tensor in built.state_dict().values():
+            tensor.fill_(3)
+        for module in built.modules():
+            module.reset_parameters()
+        fresh = get_norm_act(every, 6, apply_act=built.apply_act).to(device)
+        torch.testing.assert_close(dict(built.state_dict()), dict(fresh.state_dict()))
+
+
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+def test_a_layer_without_values_does_not_compute(name, draw):
+    layer = get_norm_act(name, 8, device="meta")
+    with pytest.raises((RuntimeError, ValueError), match="meta"):
+        layer(draw(2, 8, 3, 3))
 
 
 @pytest.mark.parametrize("apply_act", [True, False])
@@ -102,6 +123,7 @@ def test_without_activation_keeps_class_and_options(every, device):
     assert "apply_act=False" in repr(other)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_size(own, shape, make, draw, gradients):
     """In float32, against the same layer in float64: a size of 1 has no special case."""
@@ -115,6 +137,7 @@ def test_any_size(own, shape, make, draw, gradients):
         assert error <= 1e-5 * max(1, expected[key].abs().max().item()), key
 
 
+@pytest.mark.numbers
 def test_same_numbers_from_any_memory_layout(every, make, draw, gradients):
     layer = make(every)
     x, dy = draw(3, 8, 5, 7), draw(3, 8, 5, 7)
@@ -128,6 +151,7 @@ def test_same_numbers_from_any_memory_layout(every, make, draw, gradients):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("apply_act", [True, False])
@@ -145,6 +169,7 @@ def rounding_error(t, dtype):
     return (t.to(dtype).double() - t).abs().max().item()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_low_precision(own, dtype, training, impl, make, draw, gradients):
@@ -168,6 +193,7 @@ def test_low_precision(own, dtype, training, impl, make, draw, gradients):
         assert error <= allowed + 2e-6 * expected.abs().max().item(), key
 
 
+@pytest.mark.numbers
 def test_statistics_of_a_far_mean(evonorm, make, draw):
     """Mean 1e3, standard deviation 1e-2: the mean of squares minus the squared mean is noise."""
     layer = make(evonorm)
@@ -182,6 +208,7 @@ def test_statistics_of_a_far_mean(evonorm, make, draw):
         torch.testing.assert_close(layer.running_var.double(), reference.running_var)
 
 
+@pytest.mark.numbers
 def test_squares_that_overflow_float16(own, make, draw):
     layer = make(own)
     x = draw(4, 8, 5, 7, dtype=torch.float16, scale=3000)
@@ -194,6 +221,7 @@ def test_squares_that_overflow_float16(own, make, draw):
         assert (layer.running_var > 1e5).all()
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("apply_act", [True, False])

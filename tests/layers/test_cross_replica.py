@@ -21,7 +21,7 @@ def outcomes(run_ranks):
     cases = {
         (name, shape): cross_replica_ranks.draw_case(name, SHAPES[shape]) for name, shape in CASES
     }
-    return cases, run_ranks(cross_replica_ranks.__file__, cases, 2)
+    return cases, run_ranks(cross_replica_ranks.outcome, cases, 2)
 
 
 @pytest.mark.parametrize(("name", "shape"), CASES)

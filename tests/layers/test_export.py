@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from evonorm_plugins import ConditionalNormAct
+
 NAMES = ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1", "BN-Swish", "FRN", "RS + rej"]
 SEEN, OTHER = (2, 8, 4, 6), (3, 8, 7, 5)
 
@@ -57,6 +59,7 @@ def test_compile_for_inference(name, model, draw):
             torch.testing.assert_close(compiled(x), layers(x))
 
 
+@pytest.mark.one_impl
 @pytest.mark.parametrize("name", NAMES)
 def test_export(name, model, draw):
     layers = model(name)
@@ -67,6 +70,7 @@ def test_export(name, model, draw):
         torch.testing.assert_close(program.module()(x), layers(x))
 
 
+@pytest.mark.one_impl
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
 @pytest.mark.parametrize("gradients_on", [True, False])
 @pytest.mark.parametrize("name", NAMES)
@@ -79,6 +83,7 @@ def test_trace(name, gradients_on, model, draw):
         torch.testing.assert_close(traced(x), layers(x))
 
 
+@pytest.mark.one_impl
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
 def test_trace_in_training(make, draw):
     """Holds plain operations, whose gradients are those of the layer."""
@@ -93,6 +98,7 @@ def test_trace_in_training(make, draw):
     torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.one_impl
 @pytest.mark.parametrize("name", NAMES)
 def test_trace_of_an_empty_batch(name, model, draw):
     """The example may hold no sample, and so may what comes later."""
@@ -106,6 +112,35 @@ def test_trace_of_an_empty_batch(name, model, draw):
             assert traced(nothing).shape == nothing.shape
 
 
+@pytest.mark.one_impl
+def test_torch_fx_sees_one_operation(every, make, draw):
+    layers = nn.Sequential(make(every), make(every, apply_act=False)).eval()
+    traced = torch.fx.symbolic_trace(layers)
+    assert [(n.op, n.target) for n in traced.graph.nodes][1:-1] == [
+        ("call_module", "0"),
+        ("call_module", "1"),
+    ]
+    x = draw(*SEEN)
+    torch.testing.assert_close(traced(x), layers(x))
+
+
+@pytest.mark.one_impl
+def test_torch_fx_and_gamma_and_beta_of_each_call(make, draw):
+    class Given(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = make("EvoNormS0").release_affine()
+            self.conditional = ConditionalNormAct(make("EvoNormS1"), 3)
+
+        def forward(self, x, weight, bias, condition):
+            return self.conditional(self.norm(x, weight, bias), condition)
+
+    model = Given()
+    given = draw(*SEEN), draw(2, 8), draw(2, 8), draw(2, 3)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(*given), model(*given))
+
+
+@pytest.mark.one_impl
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1"])
 def test_onnx(name, model, draw, device):
     pytest.importorskip("onnx")

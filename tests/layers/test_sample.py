@@ -8,6 +8,7 @@ from evonorm_plugins import get_norm_act
 S_SERIES = ["EvoNormS0", "EvoNormS1", "EvoNormS2"]
 
 
+@pytest.mark.one_impl
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", S_SERIES)
 def test_a_sample_does_not_see_its_batch(name, training, make, draw):
@@ -32,6 +33,7 @@ def test_a_sample_does_not_see_its_batch(name, training, make, draw):
         torch.testing.assert_close(run(*sizes), whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", S_SERIES)
 def test_a_group_does_not_see_the_others(name, make, draw):
     layer = make(name, groups=4)
@@ -50,6 +52,7 @@ def test_training_and_inference_agree(name, make, draw):
     assert not list(layer.buffers())
 
 
+@pytest.mark.one_impl
 @pytest.mark.parametrize("name", S_SERIES)
 def test_scale_of_the_input_vanishes_as_it_grows(name, make, draw):
     """sigmoid(v * c * x) tends to a step, so the output to a limit that holds no c."""
@@ -73,6 +76,7 @@ def test_scale_of_the_input_vanishes_as_it_grows(name, make, draw):
     torch.testing.assert_close(layer(x * 1e5), layer(x * 3e6), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", S_SERIES)
 def test_groups_as_many_as_channels_or_one(name, draw, device):
     x = draw(2, 6, 3, 5)
@@ -91,8 +95,9 @@ def test_more_groups_than_channels(draw, device):
     assert torch.equal(layer(x), get_norm_act("EvoNormS0", 6, groups=6).to(device)(x))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", S_SERIES)
-def test_constant_input(name, make, device):
+def test_constant_input(name, make, device, impl):
     layer = make(name, groups=4)
     x = torch.full((2, 8, 3, 3), 5.0, device=device, requires_grad=True)
     y = layer(x)

@@ -1,11 +1,10 @@
 """SyncEvoNorm*: two and three processes give what one gives on the batch of all.
 
-``sync_ranks.py`` is what the processes run. One start serves all cases of a number of ranks.
+One start of processes serves all cases of a number of ranks.
 """
 
 import copy
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from evonorm_plugins import (
     layers,
     list_norm_acts,
 )
+from tests.layers import sync_ranks
 
 SYNC = ["SyncEvoNormB0", "SyncEvoNormB1", "SyncEvoNormB2"]
 # Name of a case -> (N, H, W) of every rank.
@@ -102,8 +102,7 @@ def outcomes(run_ranks):
         if ranks not in done:
             done[ranks] = None  # not started again by every test if it fails in the first
             cases = draw_cases(ranks)
-            script = Path(__file__).with_name("sync_ranks.py")
-            done[ranks] = cases, run_ranks(script, cases, ranks)
+            done[ranks] = cases, run_ranks(sync_ranks.outcome, cases, ranks)
         return done[ranks] or pytest.fail("the processes failed in an earlier test")
 
     return outcomes
