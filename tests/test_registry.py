@@ -8,6 +8,7 @@ import torch
 
 import evonorm_plugins
 from evonorm_plugins import get_norm_act, layers, list_norm_acts, register_norm_act, registry
+from evonorm_plugins.errors import ConfigError
 
 NAMES = {
     "EvoNormB0": layers.EvoNormB0,
@@ -123,6 +124,37 @@ def test_unreadable_options(name):
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("EvoNormS0(eps=1e400)", "eps=inf must be a finite number"),
+        ("EvoNormS0(apply_act='no')", "apply_act='no' must be True or False"),
+        ("EvoNormS0(groups=0)", "groups=0 must be an integer"),
+        ("EvoNormS0(device='meta')", "device is no part of a name"),
+        ("EvoNormS0(dtype='float16')", "dtype is no part of a name"),
+        (f"EvoNormS0(eps={'-' * 5000}1)", "cannot read the options of 'EvoNormS0\\(eps=-"),
+        (f"EvoNormS0(eps={'(' * 5000}1{')' * 5000})", "cannot read the options"),
+        ("EvoNormS0(groups=16)\x00", "cannot read the options"),
+        ("layer.json(device='meta')", "device is no part of a name"),
+    ],
+)
+def test_bad_options_in_the_name(name, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        get_norm_act(name, 8)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["EvoNormS0)", "EvoNormS0\x00", "EvoNormS0\n", "[EvoNormS0]", "EvoNorm'S0", "EvoNormS0;"],
+)
+def test_slips_are_no_names(name):
+    assert not registry.is_norm_act(name)
+    with pytest.raises(ConfigError, match="did you mean 'EvoNormS0'") as error:
+        get_norm_act(name, 8)
+    assert repr(name) in str(error.value)
+
+
 def test_unknown_name_lists_and_suggests():
     with pytest.raises(ValueError, match="did you mean 'EvoNormS0'") as error:
         get_norm_act("EvoNorn-S0", 8)
@@ -188,6 +220,15 @@ def test_taken_names(name, aliases):
         register_norm_act(name, layers.EvoNormS0, aliases=aliases)
     assert list_norm_acts() == list(NAMES)
     assert not registry.is_norm_act("other")
+
+
+@pytest.mark.parametrize("name", ["My(Norm)", "norm\x00", "mine.json", "a=1"])
+@pytest.mark.usefixtures("own_registry")
+def test_names_that_could_not_be_found(name):
+    for given in ({"name": name}, {"name": "New", "aliases": [name]}):
+        with pytest.raises(ConfigError, match="is no name: letters, digits, spaces"):
+            register_norm_act(factory=layers.EvoNormS0, **given)
+    assert list_norm_acts() == list(NAMES)
 
 
 @pytest.mark.usefixtures("own_registry")

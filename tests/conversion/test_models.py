@@ -5,6 +5,7 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from evonorm_plugins import EvoNormS0, convert
 from evonorm_plugins.conversion import activations_after_norm_acts
@@ -15,7 +16,7 @@ CLASSIFIERS = {
     # stem; two in each of 8 blocks, the second before an addition; three shortcuts
     "resnet18": (9, 11, 8),
     # stem; three in each of 16 blocks, four shortcuts
-    "wide_resnet50_2": (33, 20, 16),
+    "resnet50": (33, 20, 16),
     # 52 in 17 blocks, first and last convolution; 17 projections
     "mobilenet_v2": (35, 17, 0),
     # nine gates with a ReLU; 11 + 1 of 12 blocks are projections
@@ -31,6 +32,9 @@ TIMM = {
     "ghostnet_050": (34, 46, 8),
     "tf_efficientnetv2_b0": (39, 20, 16),  # its convolutions with "same" padding are not traceable
 }
+
+
+IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def step(model, x, eval_size=None):
@@ -102,6 +106,24 @@ def test_detector(name, expected):
     assert all(torch.isfinite(loss) for loss in losses.values())
     with torch.no_grad():
         assert activations_after_norm_acts(converted.eval(), images) == []
+
+
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "BN-ReLU"])
+def test_feature_extractor_of_torchvision(name):
+    """Takes the layers under the names that the norms had, as it does before the conversion."""
+    model = torchvision.models.resnet18(num_classes=3).eval()
+    wanted = {"bn1": "stem", "layer1.0.bn2": "inner", "layer4": "last"}
+    shapes = {k: y.shape for k, y in create_feature_extractor(model, wanted)(IMAGE).items()}
+    converted = convert(model, name).model
+    found = create_feature_extractor(converted, wanted)(IMAGE)
+    assert {k: y.shape for k, y in found.items()} == shapes
+    seen = {}
+    for path, key in wanted.items():
+        converted.get_submodule(path).register_forward_hook(
+            lambda module, inputs, y, key=key: seen.__setitem__(key, y.clone())
+        )
+    converted(IMAGE)
+    torch.testing.assert_close(found, seen)
 
 
 def test_the_check_finds_what_it_looks_for():

@@ -9,17 +9,29 @@ from torch import nn
 
 from evonorm_plugins import ConditionalNormAct
 
-NAMES = ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1", "BN-Swish", "FRN", "RS + rej"]
+EVONORMS = ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1"]
+NAMES = [*EVONORMS, "BN-Swish", "FRN", "RS + rej"]
 SEEN, OTHER = (2, 8, 4, 6), (3, 8, 7, 5)
+
+
+class SideBySide(nn.Module):
+    """What every layer makes of one tensor, ``(layers, N, C, H, W)``: captured once for all."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        return torch.stack([layer(x) for layer in self.layers])
 
 
 @pytest.fixture
 def model(make, device):
-    """A layer after a convolution and before its own apply_act=False, in inference."""
+    """Layers after a convolution, each before its own apply_act=False, in inference."""
 
-    def model(name):
-        first = nn.Conv2d(8, 8, 1).to(device)
-        return nn.Sequential(first, make(name), make(name, apply_act=False)).eval()
+    def model(names):
+        pairs = [nn.Sequential(make(n), make(n, apply_act=False)) for n in names]
+        return nn.Sequential(nn.Conv2d(8, 8, 1).to(device), SideBySide(pairs)).eval()
 
     return model
 
@@ -30,17 +42,23 @@ def reset():
 
 
 @pytest.mark.parametrize(
-    ("name", "dynamic"),
-    [("EvoNormS0", None), ("EvoNormB0", None), *((name, True) for name in NAMES)],
+    ("names", "dynamic"),
+    [
+        pytest.param(["EvoNormS0", "EvoNormB0"], None, id="static"),
+        pytest.param(EVONORMS, True, id="dynamic"),
+        pytest.param(["FRN", "RS + rej"], True, id="others", marks=pytest.mark.one_impl),
+        pytest.param(["BN-Swish"], True, id="torch's norm", marks=pytest.mark.one_impl),
+    ],
 )
-def test_compile(name, dynamic, make, draw, gradients):
+def test_compile(names, dynamic, make, draw, gradients):
     """Training without a graph break: outputs, gradients and moving statistics."""
-    layer = make(name)
+    layer = SideBySide(make(name) for name in names)
     compiled = torch.compile(
         copy.deepcopy(layer), backend="aot_eager", fullgraph=True, dynamic=dynamic
     )
-    for shape in (SEEN, OTHER, (1, 8, 1, 1)) if "BN" not in name else (SEEN, OTHER):
-        x, dy = draw(*shape), draw(*shape)
+    # Batch normalization refuses a single element.
+    for shape in (SEEN, OTHER) if "BN-Swish" in names else (SEEN, OTHER, (1, 8, 1, 1)):
+        x, dy = draw(*shape), draw(len(names), *shape)
         expected = gradients(layer, x, dy)
         actual = gradients(compiled, x, dy)
         actual = {k.removeprefix("_orig_mod."): t for k, t in actual.items()}
@@ -49,9 +67,8 @@ def test_compile(name, dynamic, make, draw, gradients):
     torch.testing.assert_close(state, dict(layer.state_dict()))
 
 
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
-def test_compile_for_inference(name, model, draw):
-    layers = model(name)
+def test_compile_for_inference(model, draw):
+    layers = model(["EvoNormS0", "EvoNormB0"])
     compiled = torch.compile(layers, backend="aot_eager", fullgraph=True, dynamic=True)
     with torch.no_grad():
         for shape in (SEEN, OTHER):
@@ -60,9 +77,8 @@ def test_compile_for_inference(name, model, draw):
 
 
 @pytest.mark.one_impl
-@pytest.mark.parametrize("name", NAMES)
-def test_export(name, model, draw):
-    layers = model(name)
+def test_export(model, draw):
+    layers = model(NAMES)
     sizes = {i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)}
     program = torch.export.export(layers, (draw(*SEEN),), dynamic_shapes=(sizes,))
     for shape in (OTHER, SEEN):
@@ -73,9 +89,8 @@ def test_export(name, model, draw):
 @pytest.mark.one_impl
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*deprecated")
 @pytest.mark.parametrize("gradients_on", [True, False])
-@pytest.mark.parametrize("name", NAMES)
-def test_trace(name, gradients_on, model, draw):
-    layers = model(name)
+def test_trace(gradients_on, model, draw):
+    layers = model(NAMES)
     with torch.set_grad_enabled(gradients_on):
         traced = torch.jit.trace(layers, draw(*SEEN))  # traces twice and compares the graphs
     for shape in (OTHER, SEEN, (1, 8, 1, 1)):
@@ -99,17 +114,16 @@ def test_trace_in_training(make, draw):
 
 
 @pytest.mark.one_impl
-@pytest.mark.parametrize("name", NAMES)
-def test_trace_of_an_empty_batch(name, model, draw):
+def test_trace_of_an_empty_batch(model, draw):
     """The example may hold no sample, and so may what comes later."""
-    layers = model(name)
+    layers = model(NAMES)
     x, nothing = draw(*SEEN), draw(0, *SEEN[1:])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for example in (x, nothing):
             traced = torch.jit.trace(layers, example)
             torch.testing.assert_close(traced(x), layers(x))
-            assert traced(nothing).shape == nothing.shape
+            assert traced(nothing).shape == (len(NAMES), *nothing.shape)
 
 
 @pytest.mark.one_impl
@@ -141,12 +155,11 @@ def test_torch_fx_and_gamma_and_beta_of_each_call(make, draw):
 
 
 @pytest.mark.one_impl
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormS2", "EvoNormB0", "EvoNormB1"])
-def test_onnx(name, model, draw, device):
+def test_onnx(model, draw, device):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    layers = model(name)
+    layers = model(EVONORMS)
     sizes = {i: torch.export.Dim.DYNAMIC for i in (0, 2, 3)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
