@@ -2,14 +2,8 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-# Private names, and what stands for them in a torch that has them no more: transforms are then not
-# seen, and autograd refuses what they do to a fused kernel. Of the functions that tell, this is the
-# one that Dynamo takes for a number.
-_transforms = getattr(
-    getattr(torch._C, "_functorch", None), "get_dynamic_layer_stack_depth", lambda: 0
-)
+from evonorm_plugins.torch_private import is_transformed
 
 
 def is_captured() -> bool:
@@ -18,14 +12,6 @@ def is_captured() -> bool:
     A compiler decides itself what to keep, and a traced graph must hold plain operations.
     """
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
-
-
-def is_transformed() -> bool:
-    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
-
-    They look into plain operations alone.
-    """
-    return _transforms() > 0 or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def takes_plain_operations() -> bool:

@@ -12,10 +12,10 @@ from torch import Tensor
 from evonorm_plugins.modes import (
     compute_dtype,
     is_captured,
-    is_transformed,
     records_gradient,
     takes_plain_operations,
 )
+from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

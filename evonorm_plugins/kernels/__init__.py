@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from evonorm_plugins.kernels import cpu
-from evonorm_plugins.modes import is_transformed
+from evonorm_plugins.torch_private import is_transformed
 
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from evonorm_plugins import functional as F
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
-from evonorm_plugins.modes import is_transformed
 from evonorm_plugins.statistics import update_moving_average
+from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

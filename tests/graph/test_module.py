@@ -411,3 +411,25 @@ def test_trace(graph, make, draw):
     for shape in ((3, CHANNELS, 7, 5), (1, CHANNELS, 1, 1)):
         x = draw(*shape)
         torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_transforms(graph, make, draw):
+    """torch.func sees plain operations; with statistics in training mode, see the B series."""
+    layer = make(graph).double().eval()
+    x, dx = (draw(3, CHANNELS, 2, 3, dtype=torch.float64) for _ in range(2))
+    jacobian = torch.autograd.functional.jacobian(lambda x: layer(x).sum((2, 3)), x)
+    found = torch.func.jacrev(lambda x: layer(x).sum((2, 3)))(x)
+    torch.testing.assert_close(found, jacobian)
+    along = torch.func.jvp(layer, (x,), (dx,))[1].sum((2, 3))
+    torch.testing.assert_close(along, jacobian.flatten(2) @ dx.flatten())
+    by_sample = torch.func.vmap(lambda x: layer(x[None])[0])(x)
+    torch.testing.assert_close(by_sample, layer(x))
+
+
+def test_values_come_later(graph, device):
+    fresh = GraphNormAct(CHANNELS, graph=graph, device=device)
+    later = GraphNormAct(CHANNELS, graph=graph, device="meta").to_empty(device=device)
+    for tensor in later.state_dict().values():
+        tensor.fill_(3)
+    later.reset_parameters()
+    torch.testing.assert_close(dict(later.state_dict()), dict(fresh.state_dict()))

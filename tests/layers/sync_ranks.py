@@ -56,6 +56,18 @@ def inference_on_one_rank(case, rank):
     return {"eval": layer.eval()(case["xs"][0]), "frozen": layer.train().freeze()(case["xs"][0])}
 
 
+def transformed(case, rank):
+    """What a transform of torch.func says in training mode, and whether inference works there."""
+    layer, x = build(case), case["xs"][rank]
+    transform = torch.func.grad(lambda x: layer(x).sum())
+    try:
+        transform(x)
+    except RuntimeError as error:
+        message = str(error)
+    layer.eval()
+    return {"message": message, "gradient": transform(x)}
+
+
 def own_group(rank):
     """Ranks 0 and 1 are a group, the last one is another."""
     pair, alone = dist.new_group([0, 1]), dist.new_group([2])

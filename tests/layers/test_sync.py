@@ -78,6 +78,7 @@ def draw_cases(ranks):
             case = draw_case("without_nan", name, [(0, 4, 3)] * 2, dtype)
             cases[f"nothing at all, {name}, {dtype}"] = case
     cases["inference"] = draw_case("inference_on_one_rank", SYNC[0], sizes)
+    cases["transformed"] = draw_case("transformed", SYNC[0], sizes)
     cases["compiled"] = draw_case("compiled", SYNC[0], sizes)
     for name in ("EvoNormS0", "EvoNormB0", "SyncEvoNormB0"):
         for dtype in TOLERANCE:
@@ -203,6 +204,13 @@ def test_inference_waits_for_no_other_rank(outcomes):
     torch.testing.assert_close(result["eval"], plain(case["xs"][0]))
     torch.testing.assert_close(result["frozen"], plain(case["xs"][0]))
     assert saved[1]["inference"] == {}
+
+
+def test_no_statistics_of_all_ranks_inside_a_transform(outcomes):
+    _, saved = outcomes(2)
+    for result in (r["transformed"] for r in saved):
+        assert result["message"].startswith("statistics of all ranks cannot be had inside a")
+        assert result["gradient"].isfinite().all()
 
 
 def test_compiled_without_graph_break(outcomes):

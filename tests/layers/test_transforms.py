@@ -1,11 +1,13 @@
 """Under torch.func and forward-mode differentiation, against the formulas by hand in float64."""
 
+import runpy
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from evonorm_plugins import list_norm_acts
+from evonorm_plugins import list_norm_acts, torch_private
 
 SAMPLE = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-", "LN-"))]
 SAMPLE += ["FRN", "PixelNorm-ReLU", "Random", "Random + rej"]
@@ -149,3 +151,15 @@ def test_nothing_changes_after_a_transform(make, draw, gradients):
     with forward_ad.dual_level():
         layer(forward_ad.make_dual(x, x))
     torch.testing.assert_close(gradients(layer, x, x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.one_impl
+def test_a_torch_that_does_not_tell_of_transforms(monkeypatch, make, draw):
+    """Then it is as if there were none."""
+    with monkeypatch.context() as patch:
+        patch.delattr(torch._C._functorch, "get_dynamic_layer_stack_depth")
+        without = runpy.run_path(torch_private.__file__)["is_transformed"]
+    with forward_ad.dual_level():
+        assert torch_private.is_transformed()
+        assert not without()
+    assert not torch_private.is_transformed()
