@@ -20,9 +20,9 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	integrations/detectron2/test_norms integrations/detectron2/test_solver \
 	integrations/torchvision/test_options kernels/test_accuracy kernels/test_ops \
 	layers/test_autograd layers/test_bad_input layers/test_baselines layers/test_batch \
-	layers/test_conditional layers/test_contract layers/test_sample metrics/test_ap \
-	metrics/test_data metrics/test_scores metrics/test_statistics_file search/test_store \
-	training/test_cluster))
+	layers/test_conditional layers/test_contract layers/test_sample layers/test_transforms \
+	metrics/test_ap metrics/test_data metrics/test_scores metrics/test_statistics_file \
+	search/test_store training/test_cluster))
 
 .PHONY: help demo test check bench lint docs dist install venv detectron2 clean
 
