@@ -69,7 +69,7 @@ def draw_here(draw):
 def test_regimes_are_those_meant(regime, layout):
     x = torch.empty(SHAPE, device=DEVICE).to(memory_format=layout)
     plan = plans.make_plan(x, 3, 1)
-    _, _, chunk, chunks = plan.place
+    chunk, chunks = plan.chunk, plan.chunks
     assert plan.fused == (regime in ("held", "fused"))
     assert (chunk == 1) == plan.tile.ONE == (regime == "held")
     assert (chunks > 1) == (chunks * plan.units > 2) == ("chunks" in regime)

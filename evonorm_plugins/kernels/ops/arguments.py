@@ -108,6 +108,15 @@ def check_groups(groups, channels):
         raise ValueError(f"groups={groups} does not divide the {channels} channels of x")
 
 
+def groups_of(mean, channels):
+    """How many groups a statistic ``(N, groups)`` is of; they divide the channels."""
+    shape = () if mean is None else mean.shape
+    if len(shape) != 2 or not 1 <= shape[1] <= channels or channels % shape[1]:
+        allowed = f"(N, groups) with groups that divide the {channels} channels of x"
+        raise ValueError(f"mean of {_shape(mean)} is not {allowed}")
+    return shape[1]
+
+
 def module_for(impl, x):
     """The module of an implementation, one that computes on the device of ``x``."""
     module = backend(impl)

@@ -1,10 +1,13 @@
 """How an operator is registered, and called past the dispatcher where nobody looks on."""
 
+import inspect
+
 import torch
 
 from evonorm_plugins.kernels.torch_private import nobody_looks_on
 
 _library = torch.library.Library("evonorm", "DEF")
+OPERATORS = {}  # by name
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -24,17 +27,20 @@ class Operator:
     def __init__(self, schema, tensors, kernel, fake, setup_context=None, backward=None):
         _library.define(schema)
         name = schema.partition("(")[0]
+        names = list(inspect.signature(kernel).parameters)[:tensors]
         _library.impl(name, kernel, "CompositeExplicitAutograd")
 
         def fake_on_one_device(*arguments):
-            devices = {t.device for t in arguments[:tensors] if t is not None}
-            if len(devices) > 1:
-                raise ValueError(f"tensors are on {', '.join(sorted(map(str, devices)))}")
+            first = arguments[0].device
+            for argument, t in zip(names, arguments, strict=False):
+                if t is not None and t.device != first:
+                    raise ValueError(f"{argument} is on {t.device}, {names[0]} on {first}")
             return fake(*arguments)
 
         torch.library.register_fake(f"evonorm::{name}", fake_on_one_device, lib=_library)
         self._tensors, self._kernel, self._apply = tensors, kernel, None
         self._dispatched = getattr(torch.ops.evonorm, name).default
+        OPERATORS[name] = self
         if backward is None:
             return
         torch.library.register_autograd(

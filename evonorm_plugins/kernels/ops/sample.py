@@ -30,8 +30,7 @@ def _forward(x, weight, bias, v, kind, groups, eps, impl):
 def _backward(dy, x, weight, v, mean, rstd, kind, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
-    groups = mean.shape[1] if mean.dim() == 2 else 0
-    arguments.check_groups(groups, channels)
+    groups = arguments.groups_of(mean, channels)
     mean = arguments.per_sample("mean", mean, x, n, groups)
     rstd = arguments.per_sample("rstd", rstd, x, n, groups)
     weight32 = arguments.gamma(weight, x, n, channels)

@@ -20,12 +20,10 @@ import torch
 import triton
 
 from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
-from evonorm_plugins.kernels.triton.batch import (
-    batch_apply,
+from evonorm_plugins.kernels.triton.batch import batch_apply, batch_forward, batch_moments
+from evonorm_plugins.kernels.triton.batch_gradients import (
     batch_backward,
-    batch_forward,
     batch_input_gradient,
-    batch_moments,
     batch_reduce,
 )
 from evonorm_plugins.kernels.triton.sample import sample_backward, sample_forward
