@@ -128,3 +128,12 @@ def test_random_cases(case, kind, draw, assert_as_good_as_torch):
     options = {"groups": groups, "eps": choose.choice([1e-5, 1e-3])}
     # Small sums of large terms, in which plain torch may have been lucky.
     assert_as_good_as_torch(kind, arguments, dy, "cpu", slack=2e-5, **options)
+
+
+@pytest.mark.parametrize("name", kernels.cpu.INSTRUCTION_SETS)
+def test_instruction_sets_are_compared(name, draw, differentiate_all):
+    """All the tests here and in test_not_finite.py are of those that this processor has."""
+    found = differentiate_all("s0", *draw((1, 4, 1, 1)), "cpu")
+    if name not in found:
+        pytest.skip(f"this processor has no {name}")
+    assert kernels.cpu.instruction_set() == list(found)[-1]

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import runpy
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act, kernels
+from evonorm_plugins.kernels import torch_private
+from evonorm_plugins.kernels.ops import operator
 
 NEEDS_CPU = pytest.mark.skipif(
     kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
@@ -157,3 +160,72 @@ def test_parameters_of_a_wrong_shape_are_refused(change, message):
     arguments = {"weight": torch.ones(8), "bias": torch.ones(8), "v": torch.ones(8), **change}
     with pytest.raises(ValueError, match=message):
         F.evonorm_s0(torch.randn(2, 8, 3, 3), **arguments)
+
+
+@NEEDS_CPU
+def test_whatever_is_wrong_is_refused():
+    """Of every operator each argument left out, of a wrong size, dtype, device, layout or value.
+
+    In a process of its own: where a kernel read beside its arguments, the last call that was
+    written is the one that crashed.
+    """
+    script = Path(__file__).with_name("bad_calls.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}  # which would take tensors of the CPU
+    result = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, env=environment
+    )
+    *_, last = result.stdout.splitlines() or [""]
+    wrong = [line for line in result.stdout.splitlines() if line.startswith("WRONG")]
+    assert result.returncode == 0, "\n".join([*wrong, last, result.stderr])
+    assert int(last.split()[0]) > 4000, last
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("function", [F.evonorm_b0, F.evonorm_b0_train, F.evonorm_s0], ids=str)
+def test_v_left_out(function):
+    x, p = torch.randn(2, 8, 3, 3), torch.ones(8)
+    rest = [torch.ones(8)] if function is F.evonorm_b0 else []
+    with pytest.raises(ValueError, match=r"v is None, but kind='[bs]0' has one for each channel"):
+        function(x, p, p, None, *rest)
+
+
+@NEEDS_CPU
+def test_parameters_that_shrink_before_the_backward_pass_are_refused():
+    layer, x = get_norm_act("EvoNormS0", 8), torch.randn(2, 8, 3, 3, requires_grad=True)
+    y = layer(x)
+    layer.v.data = torch.ones(1)
+    with pytest.raises(ValueError, match=r"v of \(1,\) is not \(8,\)"):
+        y.sum().backward()
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+def test_numbers_that_are_stored_negated(name):
+    """As the imaginary part of what is conjugate; with one element it is contiguous."""
+    layer, x = get_norm_act(name, 1).requires_grad_(False), torch.full((1, 1, 1, 1), 3.0)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    assert negated.is_contiguous()
+    assert torch.equal(layer(negated), layer(-x))
+
+
+PRIVATE = ["_C._len_torch_dispatch_stack", "_C._functorch.peek_interpreter_stack"]
+PRIVATE += ["autograd._profiler_enabled"]
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("name", PRIVATE)
+@pytest.mark.parametrize("kind", ["s0", "b0", "affine"])
+def test_without_a_private_name_of_torch(kind, name, draw, differentiate, monkeypatch):
+    """Calls then go through the dispatcher, with the same numbers."""
+    arguments, dy = draw((2, 8, 5, 7))
+    expected = differentiate(kind, arguments, dy, "cpu")
+    assert torch_private.nobody_looks_on()
+    with monkeypatch.context() as patch:
+        patch.delattr(f"torch.{name}")
+        without = runpy.run_path(torch_private.__file__)["nobody_looks_on"]
+    assert not without()
+    monkeypatch.setattr(operator, "nobody_looks_on", without)
+    actual = differentiate(kind, arguments, dy, "cpu")
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[k], expected[k]) for k in expected)
