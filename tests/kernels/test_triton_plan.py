@@ -22,6 +22,12 @@ def test_regimes_are_those_meant(regime, layout):
     assert plan.merged == (regime == "many chunks")
     units_of_a_group = plans.make_plan(x, 6, 1).tile.SUBS
     assert units_of_a_group == (1 if regime == "held" else 2)
+    # The B series, whose statistics of the batch need all of x first.
+    few = torch.empty((2, 3, 5, 13), device=DEVICE).to(memory_format=layout)
+    plan = plans.make_plan(few, 1, 2, chunked=True)
+    assert not plan.fused
+    assert (plan.chunks > 1) == ("chunks" in regime)
+    assert (plan.chunk == 1) == plan.tile.ONE == (regime == "held")
 
 
 @triton.jit

@@ -30,9 +30,10 @@ def check_kind(kind, kinds, v):
     """``kind`` is one of ``kinds``, of which the first alone has a v."""
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, kinds))}")
-    if (v is None) == (kind == kinds[0]):
-        wrong = "v is None, but" if v is None else "there is a v, but not"
-        raise ValueError(f"{wrong} kind={kind!r} has one for each channel")
+    if v is None and kind == kinds[0]:
+        raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
+    if v is not None and kind != kinds[0]:
+        raise ValueError(f"v is given, but kind={kind!r} has none")
 
 
 def check_eps(eps):
@@ -48,6 +49,7 @@ def memory_format(x):
 
 
 def dense(x):
+    """``x`` in a dense memory format."""
     if x.is_neg():
         x = x.resolve_neg()
     return x if x.is_contiguous() else x.contiguous(memory_format=memory_format(x))
