@@ -46,14 +46,15 @@ def _load():
         library = ctypes.CDLL(str(path))
         library.evonorm_problem_size.restype = ctypes.c_int64
         size = library.evonorm_problem_size()
+        for formula, steps in (("sample", []), ("batch", [ctypes.c_int]), ("affine", [])):
+            for direction in ("forward", "backward"):
+                function = getattr(library, f"evonorm_{formula}_{direction}")
+                function.argtypes = [ctypes.POINTER(_Problem), *steps]
+                function.restype = ctypes.c_int
     except (OSError, AttributeError) as error:
-        return f"{path.name} cannot be loaded ({error})"
+        return f"{path.name} cannot be loaded ({error}); install the package again"
     if size != ctypes.sizeof(_Problem):
         return f"{path.name} is of another version of the package; install it again"
-    for formula, steps in (("sample", []), ("batch", [ctypes.c_int]), ("affine", [])):
-        for direction in ("forward", "backward"):
-            function = getattr(library, f"evonorm_{formula}_{direction}")
-            function.argtypes, function.restype = [ctypes.POINTER(_Problem), *steps], ctypes.c_int
     library.evonorm_choose(len(INSTRUCTION_SETS) - 1)
     return library
 

@@ -55,8 +55,12 @@ def samples(kind, draw):
 
 
 @NEEDS_CPU
+@pytest.mark.parametrize("kind", ["s0", "s1", "b0", "b1", "affine"])
 def test_opcheck(kind, draw):
-    """Schema, fake tensors, autograd registration, and tracing with changing sizes."""
+    """Schema, fake tensors, autograd registration, and tracing with changing sizes.
+
+    Each operator with v and without; s2 and b2 are other strings in place of s1 and b1.
+    """
     for forward, inputs, backward, backward_inputs in samples(kind, draw):
         recorded = [
             a.clone(memory_format=torch.preserve_format).requires_grad_()

@@ -1,5 +1,7 @@
 """Which implementation runs, and what is said where one cannot."""
 
+import re
+import unittest.mock
 import warnings
 
 import pytest
@@ -67,3 +69,16 @@ def test_show_config():
     text = evonorm_plugins.show_config()
     assert f"cpu: cpu kernels ({kernels.cpu.instruction_set()}, OpenMP)" in text
     assert "cuda: " in text
+
+
+@NEEDS_CPU
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    """One that was built before the package was updated."""
+
+    class Old:
+        def __init__(self, path):
+            self.evonorm_problem_size = unittest.mock.Mock(return_value=8)
+
+    monkeypatch.setattr(kernels.cpu.ctypes, "CDLL", Old)
+    reason = kernels.cpu._load.__wrapped__()
+    assert re.match(r"_evonorm.*\.so cannot be loaded .*evonorm_sample_forward", reason)
