@@ -15,8 +15,8 @@ OPENMP = "-fopenmp"
 # be compiled, the layers run in plain torch and say so.
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
-    sources=[f"{CSRC}/{stem}.c" for stem in ("evonorm", *LOOPS)],
-    depends=[f"{CSRC}/evonorm.h", f"{CSRC}/loops.h", f"{CSRC}/vectors.h"],
+    sources=[f"{CSRC}/{stem}.c" for stem in ("driver", "sample", "batch", "affine", *LOOPS)],
+    depends=sorted(map(str, Path(CSRC).glob("*.h"))),
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[
         *("-std=c99", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),

@@ -197,7 +197,7 @@ def channel_affine(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto
     impl = select(impl, x)
     if impl == "torch":
         return apply(formulas.affine, x, weight, bias)
-    return ops.affine(x, weight, bias, impl)
+    return ops.apply_affine(x, weight, bias, impl)
 
 
 def pixelnorm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -268,7 +268,7 @@ def _sample(
     if impl == "torch":
         tensors = [x, weight, bias] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
-    return ops.sample(x, weight, bias, v, kind, groups, eps, impl)
+    return ops.apply_sample(x, weight, bias, v, kind, groups, eps, impl)
 
 
 def _batch(
@@ -285,7 +285,7 @@ def _batch(
     if impl == "torch":
         tensors = [x, weight, bias, batch_var] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, eps=eps)
-    return ops.batch(x, weight, bias, v, batch_var, kind, eps, impl)[0]
+    return ops.apply_batch(x, weight, bias, v, batch_var, kind, eps, impl)[0]
 
 
 def _batch_train(
@@ -300,9 +300,9 @@ def _batch_train(
 ) -> tuple[Tensor, Tensor]:
     impl = select(impl, x)
     if impl != "torch" and group is None:
-        y, batch_var = ops.batch(x, weight, bias, v, None, kind, eps, impl)
+        y, batch_var = ops.apply_batch(x, weight, bias, v, None, kind, eps, impl)
     elif impl != "torch" and not is_captured():
-        y, batch_var = ops.batch_of_group(x, weight, bias, v, group, kind, eps, impl)
+        y, batch_var = ops.apply_batch_of_group(x, weight, bias, v, group, kind, eps, impl)
     else:
         batch_var, count = batch_variance(x, group=group)
         # Without elements anything will do, but NaN would reach the gradients of parameters.

@@ -1,4 +1,4 @@
-"""Names that torch does not promise to keep, and what is done without them."""
+"""Names that torch does not promise to keep, all of them here, and what is done without them."""
 
 import torch
 from torch.autograd import forward_ad
@@ -21,3 +21,20 @@ else:
         They look into plain operations alone.
         """
         return _count_transforms() > 0 or forward_ad._current_level >= 0
+
+
+try:
+    _count_modes = torch._C._len_torch_dispatch_stack
+    _innermost_transform = torch._C._functorch.peek_interpreter_stack
+    _is_profiled = torch.autograd._profiler_enabled
+except AttributeError:
+
+    def nobody_looks_on() -> bool:
+        """False: this torch does not tell. All calls then go through the dispatcher."""
+        return False
+
+else:
+
+    def nobody_looks_on() -> bool:
+        """Whether no mode, transform or profiler has a say in what operators do."""
+        return not _count_modes() and _innermost_transform() is None and not _is_profiled()

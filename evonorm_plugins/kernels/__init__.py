@@ -1,9 +1,10 @@
 """Fused EvoNorm kernels, and which of them computes.
 
 ``cpu`` is C with OpenMP, ``triton`` is for CUDA and imported where it is first used; both have the
-same functions. ``ops`` makes operators of them, with gradients.
+same functions. ``ops`` makes operators of them, with gradients, and checks their arguments.
 """
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -38,8 +39,18 @@ _MISSING = {"cpu": cpu.missing(), "triton": _missing_triton()}
 _warned = set()
 
 
+@functools.cache
 def backend(name):
-    """The module of an implementation other than ``"torch"``."""
+    """The module of ``"cpu"`` or ``"triton"``.
+
+    Raises:
+        ValueError: another name.
+        RuntimeError: it can run on no tensor.
+    """
+    if name not in _MISSING:
+        raise ValueError(f"impl={name!r} is not one of {', '.join(map(repr, _MISSING))}")
+    if _MISSING[name]:
+        raise RuntimeError(f"impl={name!r} cannot run: {_MISSING[name]}")
     return importlib.import_module(f"{__name__}.{name}")
 
 

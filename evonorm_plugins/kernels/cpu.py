@@ -14,8 +14,9 @@ import torch
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-_KINDS = {"s": 0, "b0": 1, "b1": 2, "b2": 3, "affine": 4}
-_READ, _FOLD, _WRITE, _PARAMETERS = 1, 2, 4, 8
+_KINDS = {"b0": 0, "b1": 1, "b2": 2}
+_READ, _FOLD, _WRITE, _PARAMETERS = 1, 2, 4, 8  # steps, as in csrc/driver.h
+_SHORT_OF_MEMORY = 1
 
 
 class _Problem(ctypes.Structure):
@@ -45,14 +46,22 @@ def _load():
         library = ctypes.CDLL(str(path))
         library.evonorm_problem_size.restype = ctypes.c_int64
         size = library.evonorm_problem_size()
+        for formula, steps in (("sample", []), ("batch", [ctypes.c_int]), ("affine", [])):
+            for direction in ("forward", "backward"):
+                function = getattr(library, f"evonorm_{formula}_{direction}")
+                function.argtypes = [ctypes.POINTER(_Problem), *steps]
+                function.restype = ctypes.c_int
     except (OSError, AttributeError) as error:
-        return f"{path.name} cannot be loaded ({error})"
+        return f"{path.name} cannot be loaded ({error}); install the package again"
     if size != ctypes.sizeof(_Problem):
         return f"{path.name} is of another version of the package; install it again"
-    for function in (library.evonorm_forward, library.evonorm_backward):
-        function.argtypes, function.restype = [ctypes.POINTER(_Problem), ctypes.c_int], ctypes.c_int
     library.evonorm_choose(len(INSTRUCTION_SETS) - 1)
     return library
+
+
+def computes_on(x):
+    """Whether the kernels can be given ``x`` on its device."""
+    return x.is_cpu
 
 
 def missing():
@@ -76,10 +85,9 @@ def has_openmp():
     return bool(_load().evonorm_has_openmp())
 
 
-def _call(function, steps, options, *, x, weight=None, **tensors):
+def _problem(x, weight=None, **fields):
     n, c, h, w = x.shape
-    tensors.update(x=x, weight=weight)
-    problem = _Problem(
+    return _Problem(
         samples=n,
         channels=c,
         pixels=h * w,
@@ -87,11 +95,23 @@ def _call(function, steps, options, *, x, weight=None, **tensors):
         dtype=_DTYPES[x.dtype],
         channels_last=not x.is_contiguous(),
         threads=torch.get_num_threads(),
-        **options,
-        **{name: t.data_ptr() for name, t in tensors.items() if t is not None},
+        x=x.data_ptr(),
+        weight=_at(weight),
+        **fields,
     )
-    if function(ctypes.byref(problem), steps):
-        raise MemoryError(f"no memory for the sums over x of {tuple(x.shape)}")
+
+
+def _at(t):
+    return None if t is None else t.data_ptr()
+
+
+def _call(function, problem, *steps):
+    status = function(ctypes.byref(problem), *steps)
+    if status == _SHORT_OF_MEMORY:
+        shape = problem.samples, problem.channels, problem.pixels
+        raise MemoryError(f"no memory for the sums over x of (N, C, H * W) = {shape}")
+    if status:
+        raise ValueError("the CPU kernels were not given all they need, or a tensor without memory")
 
 
 def _empty(x, *shape, dtype=torch.float32):
@@ -105,12 +125,19 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
     """
     n = x.shape[0]
     y, mean, rstd = torch.empty_like(x), _empty(x, n, groups), _empty(x, n, groups)
-    _call(
-        _load().evonorm_forward,
-        _READ | _FOLD | _WRITE,
-        {"kind": _KINDS["s"], "groups": groups, "centred": centred, "eps": eps},
-        **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v, "mean": mean, "rstd": rstd},
+    problem = _problem(
+        x,
+        weight,
+        groups=groups,
+        centred=centred,
+        eps=eps,
+        out=y.data_ptr(),
+        bias=bias.data_ptr(),
+        v=_at(v),
+        mean=mean.data_ptr(),
+        rstd=rstd.data_ptr(),
     )
+    _call(_load().evonorm_sample_forward, problem)
     return y, mean, rstd
 
 
@@ -118,13 +145,21 @@ def sample_backward(dy, x, weight, v, mean, rstd, centred):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     dv = None if v is None else torch.empty_like(v)
-    _call(
-        _load().evonorm_backward,
-        _READ | _FOLD | _WRITE | _PARAMETERS,
-        {"kind": _KINDS["s"], "groups": mean.shape[1], "centred": centred},
-        **{"x": x, "dy": dy, "out": dx, "weight": weight, "v": v, "mean": mean, "rstd": rstd},
-        **{"weight_grad": dweight, "bias_grad": dbias, "v_grad": dv},
+    problem = _problem(
+        x,
+        weight,
+        groups=mean.shape[1],
+        centred=centred,
+        dy=dy.data_ptr(),
+        out=dx.data_ptr(),
+        v=_at(v),
+        mean=mean.data_ptr(),
+        rstd=rstd.data_ptr(),
+        weight_grad=dweight.data_ptr(),
+        bias_grad=dbias.data_ptr(),
+        v_grad=_at(dv),
     )
+    _call(_load().evonorm_sample_backward, problem)
     return dx, dweight, dbias, dv
 
 
@@ -132,20 +167,27 @@ def batch_moments(x):
     """Mean and biased variance of every sample's channels, ``(N, C)`` each, float64."""
     n, c, h, w = x.shape
     moments = _empty(x, 2, n, c, dtype=torch.float64)
-    _call(_load().evonorm_forward, _READ, {"kind": 1, "centred": True}, x=x, moments=moments)
+    problem = _problem(x, centred=True, moments=moments.data_ptr())
+    _call(_load().evonorm_batch_forward, problem, _READ)
     return moments[0], moments[1] / (h * w)
 
 
 def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
     """The B series with given statistics: y."""
     y = torch.empty_like(x)
-    _call(
-        _load().evonorm_forward,
-        _WRITE,
-        {"kind": _KINDS[kind], "eps": eps},
-        **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v},
-        **{"mean": mean, "var": var, "batch_var": batch_var},
+    problem = _problem(
+        x,
+        weight,
+        kind=_KINDS[kind],
+        eps=eps,
+        out=y.data_ptr(),
+        bias=bias.data_ptr(),
+        v=_at(v),
+        mean=mean.data_ptr(),
+        var=var.data_ptr(),
+        batch_var=batch_var.data_ptr(),
     )
+    _call(_load().evonorm_batch_forward, problem, _WRITE)
     return y
 
 
@@ -160,15 +202,22 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     own = batch_var is None
     y, mean, var = torch.empty_like(x), _empty(x, n, c), _empty(x, n, c)
     new_mean, new_var = _empty(x, c if own else 0), _empty(x, c if own else 0)
-    options = {"kind": _KINDS[kind], "eps": eps, "own_batch": own}
-    _call(
-        _load().evonorm_forward,
-        _READ | _FOLD | _WRITE,
-        {**options, "centred": own or kind == "b0"},
-        **{"x": x, "out": y, "weight": weight, "bias": bias, "v": v},
-        **{"mean": mean, "var": var},
-        **{"batch_mean": new_mean if own else None, "batch_var": new_var if own else batch_var},
+    problem = _problem(
+        x,
+        weight,
+        kind=_KINDS[kind],
+        centred=own or kind == "b0",
+        own_batch=own,
+        eps=eps,
+        out=y.data_ptr(),
+        bias=bias.data_ptr(),
+        v=_at(v),
+        mean=mean.data_ptr(),
+        var=var.data_ptr(),
+        batch_mean=new_mean.data_ptr() if own else None,
+        batch_var=(new_var if own else batch_var).data_ptr(),
     )
+    _call(_load().evonorm_batch_forward, problem, _READ | _FOLD | _WRITE)
     return y, mean, var, new_mean, new_var
 
 
@@ -177,69 +226,81 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
     With a ``batch_mean``, ``batch_var`` is that of x, and the gradient of x holds its part.
     """
-    return _batch_gradients(
-        _READ | _FOLD | _WRITE | _PARAMETERS,
-        *(dy, x, weight, v, mean, var, batch_mean, batch_var, None, None, None, kind, eps),
-    )
+    dx, dbatch_var = torch.empty_like(x), torch.empty_like(batch_var)
+    problem, parameters = _batch_sums(dy, x, weight, v, mean, var, batch_var, kind, eps)
+    problem.out, problem.batch_mean = dx.data_ptr(), _at(batch_mean)
+    problem.batch_var_grad = dbatch_var.data_ptr()
+    _call(_load().evonorm_batch_backward, problem, _READ | _FOLD | _WRITE | _PARAMETERS)
+    return dx, *parameters, dbatch_var
 
 
 def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
     """Gradients of weight, bias, v, every sample's own std or rms ``(N, C)``, and batch_var."""
-    n, c = x.shape[:2]
-    std_grad = _empty(x, n, c)
-    _, *parameters, batch_var_grad = _batch_gradients(
-        _READ | _FOLD | _PARAMETERS,
-        *(dy, x, weight, v, mean, var, None, batch_var, std_grad, None, None, kind, eps),
-    )
-    return *parameters, std_grad, batch_var_grad
+    dstd, dbatch_var = torch.empty_like(mean), torch.empty_like(batch_var)
+    problem, parameters = _batch_sums(dy, x, weight, v, mean, var, batch_var, kind, eps)
+    problem.std_grad, problem.batch_var_grad = dstd.data_ptr(), dbatch_var.data_ptr()
+    _call(_load().evonorm_batch_backward, problem, _READ | _FOLD | _PARAMETERS)
+    return *parameters, dstd, dbatch_var
 
 
 def batch_input_gradient(
     dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
 ):
     """Gradient of x from those of the statistics; ``count``: elements behind ``batch_var``."""
-    return _batch_gradients(
-        _WRITE,
-        *(dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps),
-    )[0]
-
-
-def _batch_gradients(
-    steps, dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
-):
-    dx = torch.empty_like(x) if steps & _WRITE else None
-    dweight = dbias = dv = None
-    if steps & _READ:
-        dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-        dv = None if v is None else torch.empty_like(v)
-        dbatch_var = _empty(x, x.shape[1])
-    _call(
-        _load().evonorm_backward,
-        steps,
-        {"kind": _KINDS[kind], "eps": eps},
-        **{"x": x, "dy": dy, "out": dx, "weight": weight, "v": v, "mean": mean, "var": var},
-        **{"batch_mean": batch_mean, "batch_var": batch_var, "batch_count": count},
-        **{"std_grad": dstd, "batch_var_grad": dbatch_var},
-        **{"weight_grad": dweight, "bias_grad": dbias, "v_grad": dv},
+    dx = torch.empty_like(x)
+    problem = _batch_problem(dy, x, weight, v, mean, var, batch_var, kind, eps)
+    problem.out, problem.batch_mean, problem.batch_count = (
+        dx.data_ptr(),
+        _at(batch_mean),
+        _at(count),
     )
-    return dx, dweight, dbias, dv, dbatch_var
+    problem.std_grad, problem.batch_var_grad = dstd.data_ptr(), dbatch_var.data_ptr()
+    _call(_load().evonorm_batch_backward, problem, _WRITE)
+    return dx
+
+
+def _batch_problem(dy, x, weight, v, mean, var, batch_var, kind, eps):
+    return _problem(
+        x,
+        weight,
+        kind=_KINDS[kind],
+        eps=eps,
+        dy=dy.data_ptr(),
+        v=_at(v),
+        mean=mean.data_ptr(),
+        var=var.data_ptr(),
+        batch_var=batch_var.data_ptr(),
+    )
+
+
+def _batch_sums(dy, x, weight, v, mean, var, batch_var, kind, eps):
+    """The problem, and what it is to write the gradients of weight, bias and v to."""
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
+    dv = None if v is None else torch.empty_like(v)
+    problem = _batch_problem(dy, x, weight, v, mean, var, batch_var, kind, eps)
+    problem.weight_grad, problem.bias_grad = dweight.data_ptr(), dbias.data_ptr()
+    problem.v_grad = _at(dv)
+    return problem, (dweight, dbias, dv)
 
 
 def affine_forward(x, weight, bias):
     """``x * weight + bias``."""
-    y, options = torch.empty_like(x), {"kind": _KINDS["affine"]}
-    _call(_load().evonorm_forward, _WRITE, options, x=x, out=y, weight=weight, bias=bias)
+    y = torch.empty_like(x)
+    problem = _problem(x, weight, out=y.data_ptr(), bias=bias.data_ptr())
+    _call(_load().evonorm_affine_forward, problem)
     return y
 
 
 def affine_backward(dy, x, weight):
     """Gradients of x, weight and bias."""
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    _call(
-        _load().evonorm_backward,
-        _WRITE | _PARAMETERS,
-        {"kind": _KINDS["affine"]},
-        **{"x": x, "dy": dy, "out": dx, "weight": weight},
-        **{"weight_grad": dweight, "bias_grad": dbias},
+    problem = _problem(
+        x,
+        weight,
+        dy=dy.data_ptr(),
+        out=dx.data_ptr(),
+        weight_grad=dweight.data_ptr(),
+        bias_grad=dbias.data_ptr(),
     )
+    _call(_load().evonorm_affine_backward, problem)
     return dx, dweight, dbias

@@ -42,14 +42,25 @@ def differentiate():
     return gradients
 
 
-@pytest.fixture(params=kernels.cpu.INSTRUCTION_SETS)
-def instruction_set(request):
-    """Every instruction set of this processor in turn, in use."""
-    kernels.cpu.use_instruction_set(request.param)
-    if kernels.cpu.instruction_set() != request.param:
-        pytest.skip(f"this processor has no {request.param}")
-    yield request.param
-    kernels.cpu.use_instruction_set(kernels.cpu.INSTRUCTION_SETS[-1])
+def of_implementation(kind, arguments, dy, impl, **options):
+    """Names and :func:`gradients` of ``impl``: on a CPU by every instruction set it has."""
+    if impl != "cpu":
+        return {impl: gradients(kind, arguments, dy, impl, **options)}
+    found = {}
+    try:
+        for name in kernels.cpu.INSTRUCTION_SETS:
+            kernels.cpu.use_instruction_set(name)
+            if kernels.cpu.instruction_set() == name:
+                found[name] = gradients(kind, arguments, dy, impl, **options)
+    finally:
+        kernels.cpu.use_instruction_set(kernels.cpu.INSTRUCTION_SETS[-1])
+    return found
+
+
+@pytest.fixture(scope="session")
+def differentiate_all():
+    """``differentiate_all(kind, arguments, dy, impl)``: the same, by instruction set."""
+    return of_implementation
 
 
 @pytest.fixture(params=KINDS)
@@ -93,14 +104,58 @@ def assert_as_good_as_torch():
     def check(kind, arguments, dy, impl, *, slack=1e-6, **options):
         exact = gradients(kind, arguments, dy, "torch", torch.float64, **options)
         plain = gradients(kind, arguments, dy, "torch", **options)
-        fused = gradients(kind, arguments, dy, impl, **options)
-        assert fused.keys() == plain.keys()
-        for key, expected in exact.items():
-            assert fused[key].dtype == plain[key].dtype, key
-            allowed = 2 * (plain[key].double() - expected).abs().max()
-            allowed += slack * expected.abs().max() + 1e-30
-            error = (fused[key].double() - expected).abs().max()
-            largest = expected.abs().max()
-            assert error <= allowed, f"{key}: {error:.2e}, {allowed:.2e} allowed, of {largest:.2e}"
+        for name, fused in of_implementation(kind, arguments, dy, impl, **options).items():
+            assert fused.keys() == plain.keys()
+            for key, expected in exact.items():
+                assert fused[key].dtype == plain[key].dtype, (name, key)
+                largest = expected.abs().max()
+                allowed = 2 * (plain[key].double() - expected).abs().max()
+                allowed += slack * largest + 1e-30
+                error = (fused[key].double() - expected).abs().max()
+                text = f"{name}, {key}: {error:.2e}, {allowed:.2e} allowed, of {largest:.2e}"
+                assert error <= allowed, text
 
     return check
+
+
+# ---- Triton ----
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # there in Triton's interpreter
+# Thresholds that lead small sizes through every regime: see the top of plan.py.
+TINY = {"_HELD": 16, "_TILE": 64, "_UNIT": 4, "_CHUNK_TILES": 1, "_PROGRAMS": 8}
+REGIMES = {
+    "held": {},
+    "fused": {**TINY, "_PROGRAMS": 1},
+    "chunks": {**TINY, "_FUSED_PROGRAMS": 10**6},
+    "many chunks": {**TINY, "_FUSED_PROGRAMS": 10**6, "_PARTS": 1},
+}
+
+
+@pytest.fixture(params=REGIMES)
+def regime(request, monkeypatch):
+    """Every way to divide the work in turn, in use."""
+    plans = pytest.importorskip("evonorm_plugins.kernels.triton.plan")
+    for name, value in REGIMES[request.param].items():
+        monkeypatch.setattr(plans, name, value)
+    plans._choose.cache_clear()
+    yield request.param
+    plans._choose.cache_clear()
+
+
+@pytest.fixture(params=["contiguous", "channels last"])
+def layout(request):
+    """Both memory formats in turn."""
+    return torch.channels_last if request.param == "channels last" else torch.contiguous_format
+
+
+@pytest.fixture
+def draw_here(draw):
+    """``draw`` on the device."""
+
+    def draw_here(shape, layout=torch.contiguous_format, **options):
+        arguments, dy = draw(shape, **options)
+        arguments = {k: None if t is None else t.to(DEVICE) for k, t in arguments.items()}
+        arguments["x"] = arguments["x"].to(memory_format=layout)
+        return arguments, dy.to(DEVICE, memory_format=layout)
+
+    return draw_here

@@ -1,4 +1,7 @@
-"""The CPU kernels against plain torch in float64: dtypes, layouts, hard numbers, random cases."""
+"""The CPU kernels against plain torch in float64: dtypes, layouts, hard numbers, random cases.
+
+Each by every instruction set of this processor.
+"""
 
 import random
 
@@ -36,7 +39,7 @@ HALF = [torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(kind, shape, layout, instruction_set, draw, assert_as_good_as_torch):
+def test_shapes(kind, shape, layout, draw, assert_as_good_as_torch):
     arguments, dy = draw(shape, scale=2, shift=0.3)
     arguments["x"] = LAYOUTS[layout](arguments["x"])
     assert_as_good_as_torch(kind, arguments, dy, "cpu")
@@ -45,7 +48,7 @@ def test_shapes(kind, shape, layout, instruction_set, draw, assert_as_good_as_to
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("shape", [(3, 8, 5, 7), (2, 68, 33, 33)], ids=str)
-def test_half_precision(kind, dtype, shape, layout, instruction_set, draw, assert_as_good_as_torch):
+def test_half_precision(kind, dtype, shape, layout, draw, assert_as_good_as_torch):
     arguments, dy = draw(shape, dtype=dtype, scale=2, shift=0.3)
     arguments["x"] = LAYOUTS[layout](arguments["x"])
     assert_as_good_as_torch(kind, arguments, dy, "cpu")
@@ -96,44 +99,13 @@ HARD = {
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("numbers", HARD)
-def test_hard_numbers(kind, numbers, layout, instruction_set, draw, assert_as_good_as_torch):
+def test_hard_numbers(kind, numbers, layout, draw, assert_as_good_as_torch):
     arguments, dy = draw((2, 8, 33, 37), **HARD[numbers])
     arguments["x"] = LAYOUTS[layout](arguments["x"])
     if kind.startswith("b") and numbers == "constant":
         # Rounding decides on which side of the maximum equal numbers come to lie.
         arguments["x"] += torch.arange(2.0)[:, None, None, None]
     assert_as_good_as_torch(kind, arguments, dy, "cpu")
-
-
-ARGUMENTS = {
-    **{f"s{i}": ["x", "dy", "weight", "bias"] for i in range(3)},
-    **{f"b{i}": ["x", "dy", "weight", "bias", "batch_var"] for i in range(3)},
-    "affine": ["x", "dy", "weight", "bias"],
-}
-PLACES = [(k, a) for k, names in ARGUMENTS.items() for a in names] + [("s0", "v"), ("b0", "v")]
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
-@pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize(("kind", "place"), PLACES)
-def test_nan_where_torch_has_it(
-    kind, place, inference, value, layout, instruction_set, draw, differentiate
-):
-    """With the variance of the batch, and with a given one."""
-    batch_var = kind.startswith("b") and (inference or place == "batch_var")
-    arguments, dy = draw((3, 8, 6, 7), batch_var=batch_var)
-    (dy if place == "dy" else arguments[place]).view(-1)[11 if place in ("x", "dy") else 3] = value
-    arguments["x"] = LAYOUTS[layout](arguments["x"])
-    plain = differentiate(kind, arguments, dy, "torch")
-    fused = differentiate(kind, arguments, dy, "cpu")
-    for key, expected in plain.items():
-        # What infinite parameters give may be infinite here and NaN there.
-        exact = place in ("x", "dy") or value != value
-        assert torch.equal(fused[key].isfinite(), expected.isfinite()), key
-        assert not exact or torch.equal(fused[key].isnan(), expected.isnan()), key
-        close = expected.isfinite() & fused[key].isfinite()
-        torch.testing.assert_close(fused[key][close], expected[close], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", range(60))
@@ -156,3 +128,12 @@ def test_random_cases(case, kind, draw, assert_as_good_as_torch):
     options = {"groups": groups, "eps": choose.choice([1e-5, 1e-3])}
     # Small sums of large terms, in which plain torch may have been lucky.
     assert_as_good_as_torch(kind, arguments, dy, "cpu", slack=2e-5, **options)
+
+
+@pytest.mark.parametrize("name", kernels.cpu.INSTRUCTION_SETS)
+def test_instruction_sets_are_compared(name, draw, differentiate_all):
+    """All the tests here and in test_not_finite.py are of those that this processor has."""
+    found = differentiate_all("s0", *draw((1, 4, 1, 1)), "cpu")
+    if name not in found:
+        pytest.skip(f"this processor has no {name}")
+    assert kernels.cpu.instruction_set() == list(found)[-1]

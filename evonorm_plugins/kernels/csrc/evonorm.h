@@ -1,11 +1,11 @@
-/* Fused EvoNorm for CPUs: what the driver (evonorm.c) and the loops (loops.h) share. */
+/* Fused EvoNorm for CPUs: what all files here share. */
 #ifndef EVONORM_H
 #define EVONORM_H
 
 #include <stdint.h>
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { S_SERIES, B0, B1, B2, AFFINE };
+enum { B0, B1, B2 };
 
 /* Sums over the pixels of one sample's channel that the backward pass is made of. f stands for y
    before rstd, gamma and beta, g for x^2 sigmoid' (S series) or dy x / max^2 (B series). */
@@ -17,7 +17,7 @@ typedef struct {
     int64_t samples, channels, pixels, groups;
     int64_t run;            /* set by the driver: channels whose rows `moments` takes for one */
     int64_t affine_stride;  /* of weight, bias and their gradients over samples: 0 or C */
-    int32_t kind;
+    int32_t kind;           /* of the B series */
     int32_t dtype;          /* of x, dy, out */
     int32_t channels_last;  /* memory is (N, P, C), otherwise (N, C, P) */
     int32_t centred;        /* variance; otherwise mean of squares, and a mean of 0 */

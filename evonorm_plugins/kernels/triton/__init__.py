@@ -20,12 +20,10 @@ import torch
 import triton
 
 from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
-from evonorm_plugins.kernels.triton.batch import (
-    batch_apply,
+from evonorm_plugins.kernels.triton.batch import batch_apply, batch_forward, batch_moments
+from evonorm_plugins.kernels.triton.batch_gradients import (
     batch_backward,
-    batch_forward,
     batch_input_gradient,
-    batch_moments,
     batch_reduce,
 )
 from evonorm_plugins.kernels.triton.sample import sample_backward, sample_forward
@@ -40,19 +38,26 @@ __all__ = [
     "batch_input_gradient",
     "batch_moments",
     "batch_reduce",
+    "computes_on",
     "sample_backward",
     "sample_forward",
     "unavailable",
 ]
 
 
+# Triton's interpreter takes tensors of the CPU.
+INTERPRETED = not isinstance(place, triton.JITFunction)
+
+
+def computes_on(x):
+    """Whether the kernels can be given ``x`` on its device."""
+    return x.is_cuda or (INTERPRETED and x.is_cpu)
+
+
 def unavailable(x):
     """None if the kernels can run on the device of ``x``, else the reason in one line."""
-    interpreted = not isinstance(place, triton.JITFunction)
-    if x.device.type == "cpu" and interpreted:
-        return None
-    if x.device.type != "cuda":
+    if not computes_on(x):
         return f"x is on {x.device.type}; Triton needs a CUDA tensor (or TRITON_INTERPRET=1)"
-    if torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if x.is_cuda and torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
         return "Triton needs compute capability 8.0"
     return None

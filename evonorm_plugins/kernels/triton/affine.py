@@ -84,6 +84,7 @@ def affine_backward(dy, x, weight):
     n, channels = x.shape[:2]
     plan = make_plan(x, 1, 2, chunked=True)
     dx, parts = torch.empty_like(x), planes(x, 2, n * plan.chunks * channels)
-    pointers = (dy, x, dx, weight, parts)
-    plan.run(_affine_backward_kernel, *pointers, parts.stride(0), sample_stride(weight))
+    plan.run(
+        _affine_backward_kernel, dy, x, dx, weight, parts, parts.stride(0), sample_stride(weight)
+    )
     return dx, *totals(parts, n, channels, plan.chunks, weight)

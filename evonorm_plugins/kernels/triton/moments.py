@@ -5,6 +5,8 @@ centred variance from one pass, however far the mean is from 0. Parts are merged
 variance (Chan, Golub, LeVeque 1979).
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -181,24 +183,30 @@ def _merge_kernel(
     tl.store(out_ptr + 2 * out_plane, var, exists)
 
 
-def statistics(plan, x, centred=True, rstd_eps=None):
-    """Where a forward kernel has the statistics of groups from: its SOURCE, parts, their plane.
+class Statistics(NamedTuple):
+    """What a forward kernel has the statistics of groups from."""
 
-    And mean and spread ``(N, groups)``, which that kernel fills unless SOURCE is "given". The
-    spread is the variance; with an eps its rstd.
-    """
-    shape = x.shape[0], x.shape[1] // plan.tile.D
+    mean: object  # (N, groups), which the kernel fills unless ``source`` is "given"
+    spread: object  # likewise: the variance, or its rstd
+    source: str = "given"  # SOURCE of the kernel: "x" (one chunk), "parts" or "given"
+    parts: object = None  # (3, N, chunks, units)
+    plane: int = 0  # of parts: elements from one of the 3 to the next
+
+
+def statistics(plan, x, centred=True, rstd_eps=None):
+    """The statistics of groups, as the plan has them computed; with an eps rstd for variance."""
+    n, groups = x.shape[0], x.shape[1] // plan.tile.D
     if plan.merged:
         parts = _part_moments(plan, x, centred)
-        merged = _merged(plan, parts, plan.chunks, x.shape[0], plan.place, rstd_eps)
-        mean, _, spread = views(merged, shape)
-        return "given", None, 0, mean, spread
-    mean = x.new_empty(shape, dtype=torch.float32)
+        merged = _merged(plan, parts, plan.chunks, n, plan.chunk, plan.chunks, rstd_eps)
+        mean, _, spread = views(merged, (n, groups))
+        return Statistics(mean, spread)
+    mean = x.new_empty((n, groups), dtype=torch.float32)
     spread = torch.empty_like(mean)
     if plan.fused:
-        return "x", None, 0, mean, spread
+        return Statistics(mean, spread, "x")
     parts = _part_moments(plan, x, centred)
-    return "parts", parts, parts.stride(0), mean, spread
+    return Statistics(mean, spread, "parts", parts, parts.stride(0))
 
 
 def moments_of_samples(plan, x):
@@ -206,13 +214,13 @@ def moments_of_samples(plan, x):
     parts = _part_moments(plan, x)
     if plan.chunks == 1:
         return parts
-    return _merged(plan, parts, plan.chunks, x.shape[0], plan.place)
+    return _merged(plan, parts, plan.chunks, x.shape[0], plan.chunk, plan.chunks)
 
 
 def moments_of_batch(plan, samples, n):
     """Moments of the batch, planes (3, C), from those of its samples."""
-    whole = (*plan.place[:2], plan.place[2] * plan.chunks, 1)  # an image is one chunk
-    return _merged(plan, samples, n, 1, whole)
+    # An image is one chunk.
+    return _merged(plan, samples, n, 1, plan.chunk * plan.chunks, 1)
 
 
 def _part_moments(plan, x, centred=True):
@@ -222,18 +230,25 @@ def _part_moments(plan, x, centred=True):
     return parts
 
 
-def _merged(plan, parts, rows, outputs, sizes, rstd_eps=None):
+def _merged(plan, parts, rows, outputs, chunk, chunks, rstd_eps=None):
     """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance.
 
-    ``sizes``: C, H W, and chunk and chunks of what the rows are of.
+    ``chunk`` and ``chunks``: what the rows are of, in tiles, and how many make a sample.
     """
-    groups = sizes[0] // plan.tile.D
+    groups = plan.channels // plan.tile.D
     out = planes(parts, 3, outputs * groups)
-    strides = (parts.stride(0), out.stride(0))
     at_once = rows_at_once(rows)
     _merge_kernel[(triton.cdiv(groups, at_once["G"]), outputs)](
-        *(parts, out, *strides, rows, rstd_eps or 0.0),
-        *sizes,
+        parts,
+        out,
+        parts.stride(0),
+        out.stride(0),
+        rows,
+        rstd_eps or 0.0,
+        plan.channels,
+        plan.pixels,
+        chunk,
+        chunks,
         RSTD=rstd_eps is not None,
         T=plan.tile,
         **at_once,

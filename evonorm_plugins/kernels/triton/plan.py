@@ -43,17 +43,18 @@ class Plan(NamedTuple):
     merged: bool  # the parts of a group are so many that a kernel of its own merges them
     blocks: int  # of channels, of all samples
     units: int  # of a sample
-    place: tuple  # C, HW, chunk, chunks: arguments of every kernel on tiles
+    channels: int
+    pixels: int
+    chunk: int  # tiles of a chunk of pixels
+    chunks: int  # of a sample
     tile: Tile
     launch: dict  # options
 
-    @property
-    def chunks(self):
-        return self.place[-1]
-
     def run(self, kernel, *args, **constants):
+        """Launch a kernel on tiles, whose last arguments are C, HW, chunk, chunks and T."""
+        place = (self.channels, self.pixels, self.chunk, self.chunks)
         grid = (self.blocks * self.chunks,)
-        kernel[grid](*args, *self.place, **constants, T=self.tile, **self.launch, **OPTIONS)
+        kernel[grid](*args, *place, **constants, T=self.tile, **self.launch, **OPTIONS)
 
 
 def on_device(function):
@@ -126,8 +127,14 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
     # 8 threads for a row of a tile, each with what it can load at once.
     length = p if last else min(p, 8 * min(vec, 16 // size))
     tile = Tile(
-        **{"D": depth, "PAD": pad, "SUBS": subs, "U": k // pad},
-        **{"Q": p // length, "K": k, "L": length, "P": p},
+        D=depth,
+        PAD=pad,
+        SUBS=subs,
+        U=k // pad,
+        Q=p // length,
+        K=k,
+        L=length,
+        P=p,
         ONE=chunk == 1,
         LAST=last,
         VEC=vec,
@@ -139,7 +146,10 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
         merged=not fused and chunks * subs > _PARTS,
         blocks=blocks,
         units=units,
-        place=(channels, pixels, chunk, chunks),
+        channels=channels,
+        pixels=pixels,
+        chunk=chunk,
+        chunks=chunks,
         tile=tile,
         launch={"num_warps": min(warps, 32), **launch},
     )

@@ -88,13 +88,25 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
     groups; not ``centred``: the mean of squares in place of the variance, and 0 for the mean.
     """
     plan = make_plan(x, x.shape[1] // groups, 1)
-    source, *found = statistics(plan, x, centred, eps)
+    found = statistics(plan, x, centred, eps)
     y = torch.empty_like(x)
-    pointers = (x, y, weight, bias, v, *found)
-    constants = {"CENTRED": centred, "SOURCE": source}
-    plan.run(_sample_forward_kernel, *pointers, sample_stride(weight), eps, **constants)
-    _, _, mean, rstd = found
-    return y, mean, rstd
+    plan.run(
+        _sample_forward_kernel,
+        x,
+        y,
+        weight,
+        bias,
+        v,
+        found.parts,
+        found.plane,
+        found.mean,
+        found.spread,
+        sample_stride(weight),
+        eps,
+        CENTRED=centred,
+        SOURCE=found.source,
+    )
+    return y, found.mean, found.spread
 
 
 # ---- backward ----
@@ -222,12 +234,27 @@ def sample_backward(dy, x, weight, v, mean, rstd, centred):
     plan = make_plan(x, channels // mean.shape[1], 2)
     dx = torch.empty_like(x)
     gradients = planes(x, 2 if v is None else 3, n * plan.chunks * channels)
-    common = (gradients.stride(0), sample_stride(weight))
+    plane, weight_stride = gradients.stride(0), sample_stride(weight)
     parts = None
     if not plan.fused:
         parts = x.new_empty(n * plan.chunks * plan.units, dtype=torch.float32)
-        plan.run(_sample_sums_kernel, dy, x, weight, v, rstd, gradients, parts, *common)
-    pointers = (dy, x, dx, weight, v, mean, rstd, gradients, parts)
-    plan.run(_sample_backward_kernel, *pointers, *common, CENTRED=centred)
+        plan.run(
+            _sample_sums_kernel, dy, x, weight, v, rstd, gradients, parts, plane, weight_stride
+        )
+    plan.run(
+        _sample_backward_kernel,
+        dy,
+        x,
+        dx,
+        weight,
+        v,
+        mean,
+        rstd,
+        gradients,
+        parts,
+        plane,
+        weight_stride,
+        CENTRED=centred,
+    )
     dweight, dbias, *dv = totals(gradients, n, channels, plan.chunks, weight)
     return dx, dweight, dbias, dv[0] if dv else None

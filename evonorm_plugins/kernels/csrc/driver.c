@@ -1,4 +1,4 @@
-/* The driver: shares the work out to threads and folds sums over channels and samples.
+/* The driver: shares the work of a pass out to threads.
  *
  * A pass has a first step that reads (statistics or sums), a fold of small arrays, and a last step
  * that writes. Where there are parts enough for the threads, a thread takes one part through all
@@ -6,17 +6,14 @@
  * by one thread in a fixed order, whatever the number of threads.
  */
 #define _DEFAULT_SOURCE /* madvise */
-#include "evonorm.h"
+#include "driver.h"
 
-#include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-
-enum { STEP_READ = 1, STEP_FOLD = 2, STEP_WRITE = 4, STEP_PARAMETERS = 8 };
 
 static const loops *chosen = &loops_baseline;
 static int level = 0;
@@ -47,6 +44,9 @@ void evonorm_choose(int wanted)
 #endif
 }
 
+/* The loops of the instruction set in use. */
+const loops *evonorm_loops(void) { return chosen; }
+
 int evonorm_has_openmp(void)
 {
 #if defined(_OPENMP)
@@ -58,115 +58,6 @@ int evonorm_has_openmp(void)
 
 /* Lets the other side check that it has the same layout of `problem`. */
 int64_t evonorm_problem_size(void) { return (int64_t)sizeof(problem); }
-
-/* ---- folds ---- */
-
-/* Moments of the channels of group g of sample n -> mean and rstd of the group. */
-static void fold_group_moments(const problem *p, int64_t n, int64_t g)
-{
-    int64_t width = p->channels / p->groups, first = n * p->channels + g * width;
-    const double *means = p->moments + first, *m2s = means + p->samples * p->channels;
-    double mean = 0, m2 = 0;
-    for (int64_t c = 0; c < width; c += p->run) mean += (means[c] - mean) / (double)(c / p->run + 1);
-    for (int64_t c = 0; c < width; c += p->run) {
-        double delta = means[c] - mean;
-        m2 += m2s[c] + delta * delta * (double)(p->run * p->pixels);
-    }
-    p->mean[n * p->groups + g] = (float)mean;
-    p->rstd[n * p->groups + g] = (float)(1 / sqrt(m2 / (double)(width * p->pixels) + p->eps));
-}
-
-/* Moments of channel c of sample n -> its mean and variance. */
-static void fold_own_moments(const problem *p, int64_t n, int64_t c)
-{
-    int64_t nc = n * p->channels + c;
-    p->mean[nc] = (float)p->moments[nc];
-    p->var[nc] = (float)(p->moments[p->samples * p->channels + nc] / (double)p->pixels);
-}
-
-/* Moments of channel c of all samples -> mean and variance over the batch. */
-static void fold_batch_moments(const problem *p, int64_t c)
-{
-    const double *means = p->moments + c, *m2s = means + p->samples * p->channels;
-    double mean = 0, m2 = 0;
-    for (int64_t n = 0; n < p->samples; n++)
-        mean += (means[n * p->channels] - mean) / (double)(n + 1);
-    for (int64_t n = 0; n < p->samples; n++) {
-        double delta = means[n * p->channels] - mean;
-        m2 += m2s[n * p->channels] + delta * delta * (double)p->pixels;
-    }
-    p->batch_mean[c] = (float)mean;
-    p->batch_var[c] = (float)(m2 / (double)(p->samples * p->pixels));
-}
-
-static double sum(const problem *p, int which, int64_t nc)
-{
-    return p->sums[which * p->samples * p->channels + nc];
-}
-
-static double weight(const problem *p, int64_t n, int64_t c)
-{
-    return p->weight[n * p->affine_stride + c];
-}
-
-/* Sums of the channels of group g of sample n -> the factor of x - mean in the gradient of x. */
-static void fold_group_sums(const problem *p, int64_t n, int64_t g)
-{
-    int64_t width = p->channels / p->groups, ng = n * p->groups + g;
-    double total = 0, rstd = p->rstd[ng];
-    for (int64_t c = g * width; c < (g + 1) * width; c++)
-        total += weight(p, n, c) * sum(p, SUM_DY_F, n * p->channels + c);
-    p->group_grad[ng] = (float)(-total * rstd * rstd * rstd / (double)(width * p->pixels));
-}
-
-static void fold_own_sums(const problem *p, int64_t n, int64_t c)
-{
-    int64_t nc = n * p->channels + c;
-    double by_own = sum(p, SUM_G_OWN, nc);
-    if (p->kind == B1) by_own += sum(p, SUM_GX_OWN, nc);
-    p->std_grad[nc] = (float)(-weight(p, n, c) * by_own);
-}
-
-static void fold_batch_sums(const problem *p, int64_t c)
-{
-    double total = 0;
-    for (int64_t n = 0; n < p->samples; n++)
-        total -= weight(p, n, c) * sum(p, SUM_G, n * p->channels + c);
-    p->batch_var_grad[c] = (float)(total / (2 * sqrt(p->batch_var[c] + p->eps)));
-}
-
-static void fold_parameters(const problem *p, int64_t c)
-{
-    double weight_grad = 0, bias_grad = 0, v_grad = 0;
-    for (int64_t n = 0; n < p->samples; n++) {
-        int64_t nc = n * p->channels + c;
-        double scale = p->kind == S_SERIES ? p->rstd[group_of(p, n, c)] : 1;
-        weight_grad += scale * sum(p, SUM_DY_F, nc);
-        bias_grad += sum(p, SUM_DY, nc);
-        if (p->v_grad)
-            v_grad += scale * weight(p, n, c)
-                      * (p->kind == S_SERIES ? sum(p, SUM_G, nc) : -sum(p, SUM_GX_OWN, nc));
-        if (p->affine_stride) {
-            p->weight_grad[nc] = (float)weight_grad;
-            p->bias_grad[nc] = (float)bias_grad;
-            weight_grad = bias_grad = 0;
-        }
-    }
-    if (!p->affine_stride) {
-        p->weight_grad[c] = (float)weight_grad;
-        p->bias_grad[c] = (float)bias_grad;
-    }
-    if (p->v_grad) p->v_grad[c] = (float)v_grad;
-}
-
-/* ---- passes ---- */
-
-typedef struct {
-    loop *read, *write;
-    void (*fold_group)(const problem *, int64_t n, int64_t g); /* null in the B series */
-    void (*fold_own)(const problem *, int64_t n, int64_t c);   /* null in the S series */
-    void (*fold_batch)(const problem *, int64_t c);            /* null where there is none */
-} pass;
 
 static void fold(const problem *p, const pass *a, int64_t n0, int64_t n1, int64_t c0, int64_t c1)
 {
@@ -283,7 +174,7 @@ static void run_pass(problem *p, const pass *a, int steps)
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
-            for (int64_t c = 0; c < p->channels; c++) fold_parameters(p, c);
+            for (int64_t c = 0; c < p->channels; c++) a->fold_parameters(p, c);
         }
     }
 }
@@ -325,11 +216,12 @@ static void *make_scratch(problem *p, int is_forward)
     return memory;
 }
 
-static int run(const problem *given, const pass *a, int steps, int is_forward)
+/* Returns DONE, or SHORT_OF_MEMORY. */
+int evonorm_run(const problem *given, const pass *a, int steps)
 {
     problem p = *given;
-    void *scratch = make_scratch(&p, is_forward);
-    if (!scratch) return 1;
+    void *scratch = make_scratch(&p, !a->fold_parameters);
+    if (!scratch) return SHORT_OF_MEMORY;
     /* Saves the last loop the formulas; a lesser dtype would round in between. */
     p.direct = p.dtype == FLOAT32 && steps & STEP_READ && steps & STEP_WRITE;
     prefer_large_pages(&p);
@@ -339,26 +231,5 @@ static int run(const problem *given, const pass *a, int steps, int is_forward)
     p.threads = (int32_t)at_least(at_most(p.threads, shares), 1);
     run_pass(&p, a, steps);
     free(scratch);
-    return 0;
-}
-
-/* Statistics (STEP_READ, STEP_FOLD) and y (STEP_WRITE). Returns 1 where memory is short. */
-int evonorm_forward(const problem *p, int steps)
-{
-    pass sample = {chosen->moments, chosen->sample_apply, fold_group_moments, NULL, NULL};
-    pass batch = {chosen->moments, chosen->batch_apply, NULL, fold_own_moments,
-                  p->own_batch ? fold_batch_moments : NULL};
-    pass affine = {NULL, chosen->affine_apply, NULL, NULL, NULL};
-    return run(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps, 1);
-}
-
-/* Sums (STEP_READ), what they mean for statistics (STEP_FOLD) and parameters (STEP_PARAMETERS), and
-   the gradient of x (STEP_WRITE). The affine transform has its sums from STEP_WRITE. Returns 1 where
-   memory is short. */
-int evonorm_backward(const problem *p, int steps)
-{
-    pass sample = {chosen->sample_reduce, chosen->sample_grad, fold_group_sums, NULL, NULL};
-    pass batch = {chosen->batch_reduce, chosen->batch_grad, NULL, fold_own_sums, fold_batch_sums};
-    pass affine = {NULL, chosen->affine_grad, NULL, NULL, NULL};
-    return run(p, p->kind == S_SERIES ? &sample : p->kind == AFFINE ? &affine : &batch, steps, 0);
+    return DONE;
 }

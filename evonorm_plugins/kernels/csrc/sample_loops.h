@@ -1,0 +1,130 @@
+/* The S series. */
+
+/* 2^t with t held to where neither it nor 1 / (1 + it) leaves the normal floats. */
+INLINE vec exp2_of(vec t)
+{
+    t = larger(splat(-122.0f), smaller(splat(122.0f), t));
+    /* 2^t = 2^k 2^r, |r| <= 1/2; adding 1.5 * 2^23 rounds to the integer k. */
+    vec shifted = t + 12582912.0f, r = t - (shifted - 12582912.0f);
+    /* The polynomial of least relative error (9.1e-8) that is 1 at 0. */
+    vec e = r * 1.3264727e-3f + 9.671513e-3f;
+    e = e * r + 5.5507336e-2f;
+    e = e * r + 2.4022242e-1f;
+    e = e * r + 6.93147e-1f;
+    e = e * r + 1.0f;
+    return (vec)((ints)e + ((ints)shifted << 23));
+}
+
+/* S series: f(x) = x sigmoid(v x), for `rate` = -v / ln(2). */
+INLINE vec swish(vec x, vec rate) { return x / (1.0f + exp2_of(x * rate)); }
+
+/* f and its derivatives: by v divided by f, and by x. */
+INLINE void swish_grad(vec x, vec v, vec rate, vec *f, vec *by_v_over_f, vec *by_x)
+{
+    vec e = exp2_of(x * rate), s = 1.0f / (1.0f + e), other = e * s; /* 1 - s, all digits */
+    *f = x * s;
+    *by_v_over_f = x * other;
+    *by_x = s + v * *f * other;
+}
+
+typedef struct {
+    float v[WIDTH], rate[WIDTH], scale[WIDTH], bias[WIDTH];
+} sample_parameters;
+
+/* Of each channel of a part: v, -v / ln(2), gamma / std, beta (0 where there is none). */
+static void set_sample_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
+                                  sample_parameters *a)
+{
+    for (int64_t k = 0; k < width; k++) {
+        int64_t affine = n * p->affine_stride + c + k;
+        a->v[k] = p->v ? p->v[c + k] : 1.0f;
+        a->rate[k] = a->v[k] * -1.44269504f;
+        a->scale[k] = p->weight[affine] * p->rstd[group_of(p, n, c + k)];
+        a->bias[k] = p->bias ? p->bias[affine] : 0.0f;
+    }
+}
+
+INLINE void sample_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+{
+    sample_parameters a = {{0}, {0}, {0}, {0}};
+    const int64_t next = next_part(p, c1 - c0);
+    PARTS(c, width) {
+        set_sample_parameters(p, n, c, width, &a);
+        STRANDS(s, k, p->pixels) {
+            const vec rate = of_channels(p, a.rate, k), scale = of_channels(p, a.scale, k);
+            const vec bias = of_channels(p, a.bias, k);
+            EACH(s, at, lanes,
+                ask(dtype, p->out, at + s.ahead);
+                ask_early(dtype, p->x, at + next);
+                vec x = load(dtype, p->x, at, lanes);
+                store(dtype, p->out, at, lanes, swish(x, rate) * scale + bias);
+            )
+        }
+    }
+}
+FOR_ALL_DTYPES(sample_apply)
+
+INLINE void sample_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+{
+    sample_parameters a = {{0}, {0}, {0}, {0}};
+    const int direct = dtype == FLOAT32 && p->direct;
+    PARTS(c, width) {
+        set_sample_parameters(p, n, c, width, &a);
+        STRANDS(s, k, p->pixels) {
+            const vec v = of_channels(p, a.v, k), rate = of_channels(p, a.rate, k);
+            const vec scale = of_channels(p, a.scale, k);
+            vec sum_dy = {0}, sum_dy_f = {0}, sum_g = {0};
+            EACH(s, at, lanes,
+                ask(dtype, p->x, at + s.ahead);
+                ask(dtype, p->dy, at + s.ahead);
+                vec x = load(dtype, p->x, at, lanes), dy = load(dtype, p->dy, at, lanes);
+                vec f, by_v_over_f, by_x;
+                swish_grad(x, v, rate, &f, &by_v_over_f, &by_x);
+                vec dy_f = only(dy * f, lanes);
+                sum_dy += dy;
+                sum_dy_f += dy_f;
+                sum_g += only(dy_f * by_v_over_f, lanes);
+                if (direct) {
+                    ask(dtype, p->out, at + s.ahead);
+                    store(dtype, p->out, at, lanes, dy * (scale * by_x));
+                }
+            )
+            const int64_t nc = n * p->channels + c + k;
+            add_sum(p, SUM_DY, nc, &s, sum_dy);
+            add_sum(p, SUM_DY_F, nc, &s, sum_dy_f);
+            add_sum(p, SUM_G, nc, &s, sum_g);
+        }
+    }
+}
+FOR_ALL_DTYPES(sample_reduce)
+
+INLINE void sample_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+{
+    sample_parameters a = {{0}, {0}, {0}, {0}};
+    float slopes[WIDTH] = {0}, means[WIDTH] = {0};
+    const int direct = dtype == FLOAT32 && p->direct;
+    PARTS(c, width) {
+        if (!direct) set_sample_parameters(p, n, c, width, &a);
+        for (int64_t k = 0; k < width; k++) {
+            slopes[k] = p->group_grad[group_of(p, n, c + k)];
+            means[k] = p->mean[group_of(p, n, c + k)];
+        }
+        STRANDS(s, k, p->pixels) {
+            const vec v = of_channels(p, a.v, k), rate = of_channels(p, a.rate, k);
+            const vec scale = of_channels(p, a.scale, k);
+            const vec slope = of_channels(p, slopes, k), mean = of_channels(p, means, k);
+            EACH(s, at, lanes,
+                vec x = load(dtype, p->x, at, lanes), dx;
+                if (direct) {
+                    dx = load(dtype, p->out, at, lanes);
+                } else {
+                    vec f, by_v_over_f, by_x;
+                    swish_grad(x, v, rate, &f, &by_v_over_f, &by_x);
+                    dx = load(dtype, p->dy, at, lanes) * (scale * by_x);
+                }
+                store(dtype, p->out, at, lanes, dx + slope * (x - mean));
+            )
+        }
+    }
+}
+FOR_ALL_DTYPES(sample_grad)

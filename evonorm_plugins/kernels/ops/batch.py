@@ -1,0 +1,129 @@
+"""The B series, in one process."""
+
+import torch
+
+from evonorm_plugins import formulas
+from evonorm_plugins.kernels.ops import arguments, results
+from evonorm_plugins.kernels.ops.operator import Operator
+from evonorm_plugins.statistics import batch_variance
+
+KINDS = ("b0", "b1", "b2")
+
+
+def apply_batch(x, weight, bias, v, batch_var, kind, eps, impl):
+    """``(y, batch_var)``. ``kind`` is "b0", "b1" or "b2"; v None in the latter two.
+
+    ``batch_var`` None: the variance of x over batch and space, NaN where x is empty.
+    """
+    y, _, _, _, new_batch_var = _batch(x, weight, bias, v, batch_var, kind, eps, impl)
+    return y, new_batch_var
+
+
+def formula_of(kind, eps, group=None):
+    """The plain formula, with a ``batch_var`` None that of x and of a process group."""
+
+    def formula(x, weight, bias, v, batch_var):
+        if batch_var is None:
+            var, count = batch_variance(x, group=group)
+            # Without elements anything will do but NaN.
+            batch_var = torch.where(count > 0, var, 1)
+        parameters = [weight, bias, batch_var] if v is None else [weight, bias, batch_var, v]
+        return getattr(formulas, kind)(x, *parameters, eps=eps)
+
+    return formula
+
+
+def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, KINDS, v)
+    arguments.check_eps(eps)
+    weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
+    v = None if v is None else arguments.per_channel("v", v, x, channels)
+    if batch_var is not None:
+        batch_var = arguments.per_channel("batch_var", batch_var, x, channels)
+    module, x = arguments.module_for(impl, x), arguments.dense(x)
+    if x.numel() == 0:
+        own = channels if batch_var is None else 0
+        nan = torch.full((own,), float("nan"), device=x.device)
+        return torch.empty_like(x), *results.zeros(x, 2, n, channels), torch.zeros_like(nan), nan
+    return module.batch_forward(x, weight, bias, v, batch_var, kind, eps)
+
+
+def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, KINDS, v)
+    arguments.check_eps(eps)
+    mean = arguments.per_sample("mean", mean, x, n, channels)
+    var = arguments.per_sample("var", var, x, n, channels)
+    weight32 = arguments.gamma(weight, x, n, channels)
+    v32 = None if v is None else arguments.per_channel("v", v, x, channels)
+    batch_var32 = arguments.per_channel("batch_var", batch_var, x, channels)
+    if batch_mean is not None:
+        batch_mean = arguments.per_channel("batch_mean", batch_mean, x, channels)
+    module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
+    if x.numel() == 0:
+        return torch.empty_like(x), *results.no_gradients(weight, v), torch.zeros_like(batch_var)
+    dx, dweight, dbias, dv, dbatch_var = module.batch_backward(
+        dy, x, weight32, v32, mean, var, batch_mean, batch_var32, kind, eps
+    )
+    parameters = results.as_given(dweight, dbias, dv, weight, v)
+    return dx, *parameters, dbatch_var.to(batch_var.dtype)
+
+
+def _fake_forward(x, weight, bias, v, batch_var, kind, eps, impl):
+    n, channels = x.shape[:2]
+    own = channels if batch_var is None else 0
+    shapes = ((n, channels), (n, channels), (own,), (own,))
+    return results.fake_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+
+
+def _fake_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
+    return *results.fake_gradients(x, weight, v), torch.empty_like(batch_var)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, bias, v, batch_var, *ctx.options = inputs
+    _, *statistics = output
+    ctx.save_for_backward(x, weight, bias, v, batch_var, *statistics)
+    ctx.mark_non_differentiable(*statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, dy, *_):
+    if dy is None:
+        return (None,) * 8
+    x, weight, bias, v, batch_var, mean, var, own_mean, own_var = ctx.saved_tensors
+    kind, eps, impl = ctx.options
+    if torch.is_grad_enabled():
+        tensors, needed = (x, weight, bias, v, batch_var), ctx.needs_input_grad[:5]
+        found = formulas.gradients(formula_of(kind, eps), tensors, dy, needed)
+    elif batch_var is None:
+        found = _batch_backward(dy, x, weight, v, mean, var, own_mean, own_var, kind, eps, impl)
+    else:
+        found = _batch_backward(dy, x, weight, v, mean, var, None, batch_var, kind, eps, impl)
+    dx, dweight, dbias, dv, dbatch_var = found
+    if v is None:
+        dv = None
+    if batch_var is None:
+        dbatch_var = None
+    return dx, dweight, dbias, dv, dbatch_var, None, None, None
+
+
+_batch = Operator(
+    "batch(Tensor x, Tensor weight, Tensor bias, Tensor? v, Tensor? batch_var, str kind, "
+    "float eps, str impl) -> "
+    "(Tensor y, Tensor mean, Tensor var, Tensor batch_mean, Tensor new_batch_var)",
+    tensors=5,
+    kernel=_forward,
+    fake=_fake_forward,
+    setup_context=_keep,
+    backward=_gradients,
+)
+_batch_backward = Operator(
+    "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean, Tensor var, "
+    "Tensor? batch_mean, Tensor batch_var, str kind, float eps, str impl) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv, Tensor dbatch_var)",
+    tensors=8,
+    kernel=_backward,
+    fake=_fake_backward,
+)

@@ -1,0 +1,40 @@
+"""The CPU kernels give NaN and infinities where plain torch does."""
+
+import pytest
+import torch
+
+from evonorm_plugins import kernels
+
+pytestmark = pytest.mark.skipif(
+    kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
+)
+
+SERIES_B = ["b0", "b1", "b2"]
+# With the variance of the batch, which is given or that of x.
+PLACES = [
+    *((k, a, False) for k in ["s0", "s1", "s2", "affine"] for a in ["x", "dy", "weight", "bias"]),
+    *((k, a, given) for k in SERIES_B for a in ["x", "dy", "weight", "bias"] for given in (0, 1)),
+    *((k, "batch_var", True) for k in SERIES_B),
+    *[("s0", "v", False), ("b0", "v", False), ("b0", "v", True)],
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")], ids=str)
+@pytest.mark.parametrize(("kind", "place", "given"), PLACES)
+def test_nan_where_torch_has_it(
+    kind, place, given, value, layout, draw, differentiate, differentiate_all
+):
+    """In one element; by every instruction set of this processor."""
+    arguments, dy = draw((3, 8, 6, 7), batch_var=given)
+    (dy if place == "dy" else arguments[place]).view(-1)[11 if place in ("x", "dy") else 3] = value
+    arguments["x"] = arguments["x"].contiguous(memory_format=layout)
+    plain = differentiate(kind, arguments, dy, "torch")
+    for name, fused in differentiate_all(kind, arguments, dy, "cpu").items():
+        for key, expected in plain.items():
+            # What infinite parameters give may be infinite here and NaN there.
+            exact = place in ("x", "dy") or value != value
+            assert torch.equal(fused[key].isfinite(), expected.isfinite()), (name, key)
+            assert not exact or torch.equal(fused[key].isnan(), expected.isnan()), (name, key)
+            close = expected.isfinite() & fused[key].isfinite()
+            torch.testing.assert_close(fused[key][close], expected[close], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,84 @@
+"""Which implementation runs, and what is said where one cannot."""
+
+import re
+import unittest.mock
+import warnings
+
+import pytest
+import torch
+
+import evonorm_plugins
+from evonorm_plugins import functional as F
+from evonorm_plugins import get_norm_act, kernels
+
+NEEDS_CPU = pytest.mark.skipif(
+    kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
+)
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float32, "cpu"),
+        (torch.bfloat16, "cpu"),
+        (torch.float16, "cpu"),
+        (torch.float64, "torch"),
+    ],
+)
+def test_auto(dtype, expected):
+    assert kernels.select("auto", torch.zeros(1, dtype=dtype)) == expected
+    assert kernels.select("torch", torch.zeros(1, dtype=dtype)) == "torch"
+    assert kernels.select("auto", torch.zeros(1, dtype=dtype, device="meta")) == "torch"
+
+
+@NEEDS_CPU
+def test_what_is_asked_for_and_cannot_run_is_refused(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"impl='cpu' cannot run: x is torch.float64.*'auto'"):
+        F.evonorm_s1(torch.zeros(1, 4, 2, 2).double(), torch.ones(4), torch.zeros(4), impl="cpu")
+    with pytest.raises(RuntimeError, match="impl='cpu' cannot run: x is on meta"):
+        get_norm_act("EvoNormS0", 4, impl="cpu")(torch.zeros(1, 4, 2, 2, device="meta"))
+    monkeypatch.setitem(kernels._MISSING, "triton", "Triton is not installed")
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run: Triton is not installed"):
+        get_norm_act("EvoNormB0", 4, impl="triton")(torch.zeros(1, 4, 2, 2))
+    with pytest.raises(ValueError, match=r"impl='fast' is not one of 'auto', 'torch', 'cpu'"):
+        get_norm_act("EvoNormB0", 4, impl="fast")
+
+
+def test_without_the_library(monkeypatch):
+    """Plain torch, and one line that says so, once."""
+    monkeypatch.setitem(kernels._MISSING, "cpu", "no compiler was there")
+    monkeypatch.setattr(kernels, "_warned", set())
+    layer, x = get_norm_act("EvoNormS0", 8), torch.randn(2, 8, 3, 3)
+    with pytest.warns(UserWarning, match="plain torch.*slower.*no compiler was there"):
+        y = layer(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+    assert torch.equal(y, get_norm_act("EvoNormS0", 8, impl="torch")(x))
+    assert (
+        "cpu: torch (cpu kernels cannot run: no compiler was there)"
+        in evonorm_plugins.show_config()
+    )
+    with pytest.raises(RuntimeError, match="impl='cpu' cannot run: no compiler was there"):
+        get_norm_act("EvoNormS0", 8, impl="cpu")(x)
+
+
+@NEEDS_CPU
+def test_show_config():
+    text = evonorm_plugins.show_config()
+    assert f"cpu: cpu kernels ({kernels.cpu.instruction_set()}, OpenMP)" in text
+    assert "cuda: " in text
+
+
+@NEEDS_CPU
+def test_a_library_of_another_version_is_not_used(monkeypatch):
+    """One that was built before the package was updated."""
+
+    class Old:
+        def __init__(self, path):
+            self.evonorm_problem_size = unittest.mock.Mock(return_value=8)
+
+    monkeypatch.setattr(kernels.cpu.ctypes, "CDLL", Old)
+    reason = kernels.cpu._load.__wrapped__()
+    assert re.match(r"_evonorm.*\.so cannot be loaded .*evonorm_sample_forward", reason)
