@@ -111,7 +111,7 @@ def test_hard_numbers(kind, numbers, layout, draw, assert_as_good_as_torch):
 @pytest.mark.parametrize("case", range(60))
 def test_random_cases(case, kind, draw, assert_as_good_as_torch):
     choose = random.Random(f"{kind} {case}")
-    pixels = choose.choice([(1, 1), (7, 7), (1, 40), (19, 23), (40, 60)])
+    pixels = choose.choice([(1, 1), (7, 7), (1, 40), (19, 23), (27, 39)])
     groups = choose.choice([1, 2, 4])
     shape = (choose.randint(1, 5), groups * choose.randint(1, 20), *pixels)
     torch.manual_seed(case)

@@ -24,33 +24,35 @@ NEEDS_CPU = pytest.mark.skipif(
 
 
 def samples(kind, draw):
-    """Arguments of the two operators of a formula, with all that makes them differ."""
+    """Arguments of the two operators of a formula, with all that makes them differ.
+
+    Not every pair of layout and gamma: no result depends on both.
+    """
     ops = torch.ops.evonorm
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for conditional in (False, True):
-            arguments, dy = draw((3, 8, 5, 7), conditional=conditional, batch_var=True)
-            x, weight, bias, v = (arguments[k] for k in ("x", "weight", "bias", "v"))
-            x, dy = x.to(memory_format=layout), dy.to(memory_format=layout)
-            v = v if kind in ("s0", "b0") else None
-            if kind == "affine":
-                yield (
-                    ops.affine,
-                    (x, weight, bias, "cpu"),
-                    ops.affine_backward,
-                    (dy, x, weight, "cpu"),
-                )
-            elif kind.startswith("s"):
-                forward = (x, weight, bias, v, kind, 4, 1e-5, "cpu")
-                mean, rstd = ops.sample(*forward)[1:]
-                backward = (dy, x, weight, v, mean, rstd, kind, "cpu")
-                yield ops.sample, forward, ops.sample_backward, backward
-            else:
-                for given in (None, arguments["batch_var"]):
-                    forward = (x, weight, bias, v, given, kind, 1e-5, "cpu")
-                    mean, var, own_mean, own_var = ops.batch(*forward)[1:]
-                    own = (own_mean, own_var) if given is None else (None, given)
-                    backward = (dy, x, weight, v, mean, var, *own, kind, 1e-5, "cpu")
-                    yield ops.batch, forward, ops.batch_backward, backward
+    for layout, conditional in ((torch.contiguous_format, False), (torch.channels_last, True)):
+        arguments, dy = draw((3, 8, 5, 7), conditional=conditional, batch_var=True)
+        x, weight, bias, v = (arguments[k] for k in ("x", "weight", "bias", "v"))
+        x, dy = x.to(memory_format=layout), dy.to(memory_format=layout)
+        v = v if kind in ("s0", "b0") else None
+        if kind == "affine":
+            yield (
+                ops.affine,
+                (x, weight, bias, "cpu"),
+                ops.affine_backward,
+                (dy, x, weight, "cpu"),
+            )
+        elif kind.startswith("s"):
+            forward = (x, weight, bias, v, kind, 4, 1e-5, "cpu")
+            mean, rstd = ops.sample(*forward)[1:]
+            backward = (dy, x, weight, v, mean, rstd, kind, "cpu")
+            yield ops.sample, forward, ops.sample_backward, backward
+        else:
+            for given in (None, arguments["batch_var"]):
+                forward = (x, weight, bias, v, given, kind, 1e-5, "cpu")
+                mean, var, own_mean, own_var = ops.batch(*forward)[1:]
+                own = (own_mean, own_var) if given is None else (None, given)
+                backward = (dy, x, weight, v, mean, var, *own, kind, 1e-5, "cpu")
+                yield ops.batch, forward, ops.batch_backward, backward
 
 
 @NEEDS_CPU
