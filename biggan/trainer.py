@@ -35,9 +35,7 @@ def check_size(config, ranks):
     size = 2 if config.precision != "fp32" else 4
     what = f"batch_size={config.batch_size}: {batch} images at a time"
     check_memory(batch * pixels * narrowest * size, what, ranks.device)
-    read = batch * pixels * config.image_channels * max(1, config.workers * config.prefetch)
-    latents = 4 * config.batch_size * config.z_size
-    check_memory(read + latents, f"{what}, prefetch={config.prefetch}")
+    check_memory(4 * config.batch_size * config.z_size, f"{what}, z_size={config.z_size}")
     rows = config.sample_rows * 3 * pixels
     check_memory(rows, f"sample_rows={config.sample_rows}")
     if config.extractor:

@@ -27,9 +27,6 @@ def check_size(config, num_classes, ranks):
     needed = 3 * weights_size(lambda: build_classifier(config, num_classes))
     what = f"model={config.model}" + ("" if config.width is None else f", width={config.width}")
     check_memory(needed, what, ranks.device)
-    if config.resolution:
-        what = f"batch_size={config.batch_size}, resolution={config.resolution}"
-        check_memory(config.batch_size * 3 * config.resolution**2 * 4, what, ranks.device)
 
 
 class Trainer:

@@ -1,14 +1,13 @@
 """What a training takes of a machine's memory, and what does not fit into it."""
 
-import contextlib
 import ctypes
 import os
 import resource
 import sys
-from pathlib import Path
 
 import torch
 
+from evonorm_plugins.data.in_memory import free_memory
 from evonorm_plugins.errors import ConfigError
 
 
@@ -20,19 +19,8 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def total_memory(device=None):
-    """Bytes of a GPU, or of this machine as far as this process may use it."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, v2 and v1
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
-            total = min(total, int(Path("/sys/fs/cgroup", limit).read_text()))
-    return total
-
-
 def check_memory(needed, what, device=None):
-    """Raise :class:`ConfigError` where ``what`` takes more bytes than there are.
+    """Raise :class:`ConfigError` where ``what`` takes more bytes than are free.
 
     Without it the system would give the memory out and end the process once it is written to.
 
@@ -41,11 +29,14 @@ def check_memory(needed, what, device=None):
         what: begins the message, such as ``"batch_size=1000000"``.
         device: a ``torch.device``; None for the CPU.
     """
-    there = total_memory(device)
-    if needed > there:
+    on_gpu = device is not None and device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else free_memory()
+    if needed > free:
         size = f"{needed / 2**30:,.1f} GiB" if needed < 2**70 else "more memory than can be counted"
-        where = "this GPU" if device is not None and device.type == "cuda" else "this machine"
-        raise ConfigError(f"{what}: this takes {size} at least, {where} has {there / 2**30:,.1f}")
+        where = "the GPU's memory" if on_gpu else "memory"
+        raise ConfigError(
+            f"{what}: this takes {size} at least, {free / 2**30:,.1f} GiB of {where} are free"
+        )
 
 
 def weights_size(build):

@@ -23,7 +23,7 @@ REFUSED = [
     (["channels=4000000"], "channels=4000000: the networks: this takes"),
     (["z_size=1000000000000"], "the networks: this takes"),
     (["batch_size=1000000000"], "batch_size=1000000000: 1000000000 images at a time: this takes"),
-    (["workers=4", "prefetch=1000000000"], "prefetch=1000000000: this takes"),
+    (["workers=4", "prefetch=1000000000"], "the batches of a rank and those read ahead take"),
     (["sample_rows=1000000000000"], "sample_rows=1000000000000: this takes"),
     (["data=none.zip"], "data=none.zip: there is no such folder or file"),
     (["--config", "none.yaml"], "'none.yaml' is no file and no gan config; known: "),
