@@ -7,5 +7,5 @@ is for others: config, class names, the averaged generator and its score.
 
 from evonorm_plugins.training.checkpoint import Format
 
-FORMAT = Format("evonorm-plugins biggan")
+FORMAT = Format("evonorm-plugins biggan", needs={"config": dict, "classes": list, "step": int})
 save, load = FORMAT.save, FORMAT.load

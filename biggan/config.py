@@ -11,6 +11,7 @@ from biggan.architecture import CHANNEL_MULTIPLIERS
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
+from evonorm_plugins.training.precision import check_precision
 
 
 @dataclasses.dataclass
@@ -107,9 +108,8 @@ def load_config(path, overrides=()):
 
     Raises:
         ConfigError: names the key or value at fault and what would be right.
-        FileNotFoundError: there is no such file.
     """
-    return from_dict(read_values(path, overrides))
+    return from_dict(read_values(path, overrides, "gan"))
 
 
 def from_dict(values):
@@ -145,8 +145,7 @@ def _check(config):
     for key in ("beta1", "beta2", "ema_decay"):
         if getattr(config, key) >= 1:
             raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
-    if config.precision == "fp16" and config.device == "cpu":
-        raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
+    check_precision(config.precision, config.device)
     _check_architecture(config)
     try:
         get_norm_act(config.norm, 8, eps=config.norm_eps, device="meta")

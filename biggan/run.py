@@ -1,6 +1,7 @@
 """A run from its first step, or the one that it was stopped at, to its last."""
 
 import os
+import shutil
 import time
 
 from biggan import checkpoint
@@ -8,12 +9,16 @@ from biggan.config import MODEL_KEYS, to_dict
 from biggan.data import TrainingData, check_source
 from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
-from biggan.trainer import Trainer
+from biggan.trainer import Trainer, check_size
 from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
+from evonorm_plugins.files import replacing
+from evonorm_plugins.training.checkpoint import loading
 from evonorm_plugins.training.config import check_unchanged
-from evonorm_plugins.training.random_state import random_state, set_random_state
+from evonorm_plugins.training.memory import check_workers
+from evonorm_plugins.training.precision import check_precision
 from evonorm_plugins.training.ranks import Stop
+from evonorm_plugins.training.seeds import random_state, set_random_state
 
 # Of what it has been: samples that differ by less than this share of it are all the same.
 _COLLAPSED = 0.05
@@ -37,16 +42,21 @@ class Run:
     def __init__(self, config, ranks, *, resume=False):
         self.config, self.ranks = config, ranks
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
+        check_precision(config.precision, ranks.device)
+        check_workers(config.workers)
         state = checkpoint.FORMAT.resumed(self.path, resume=resume)
         self.source = open_source(config.data, resolution=config.resolution)
         check_source(self.source, config)
         config.num_classes = len(self.source.classes)
-        self.notes = [] if state is None else self._check_state(state)
+        self.notes = [] if state is None else loading(self.path, self._check_state, state)
+        check_size(config, ranks)
         self.trainer = Trainer(config, ranks)
         self.scorer = Scorer(self.source, config, ranks) if config.extractor else None
         self.position, self.best, self.most_diverse, self.worse = 0, [], 0.0, 0
+        self.score = None  # of this step, where it is one of the best
+        self.saved = state is not None  # whether there is a checkpoint to go on from
         if state is not None:
-            self._load_state(state)
+            loading(self.path, self._load_state, state)
         where = f"resuming {config.output_dir} at step {self.trainer.step}"
         self.notes.insert(0, where if state else f"a new run in {config.output_dir}")
 
@@ -66,6 +76,8 @@ class Run:
             for note in self.notes:
                 records.say(note)
             self._describe(records)
+            if self.score:  # where the run was ended after the checkpoint of this step
+                self._save_best()
             batches = iter(data)
             records.start()
             with Stop() as stop:
@@ -115,19 +127,22 @@ class Run:
         step = trainer.step
         if step % config.log_every == 0 or last:
             records.write(step, records.means(self.ranks), trainer)
-        healthy = True
+        healthy, self.score = True, None
         if step % config.sample_every == 0 or last:
             healthy = self._sample(records)
         if self.scorer and (step % config.score_every == 0 or last):
-            healthy = self._score(records) and healthy
+            self.score = self._score(records)
+            healthy = self.worse < 2 and healthy
         if not healthy:
             good = os.path.join(config.output_dir, "good.pt")
             raise CollapseError(
                 f"the generator has collapsed at step {step}; the last good checkpoint is "
                 f"{good if os.path.exists(good) else 'none: it never was good'}"
             )
-        if step % config.checkpoint_every == 0 or last:
+        # Before the best: a new run refuses a folder with that alone.
+        if step % config.checkpoint_every == 0 or last or (self.score and not self.saved):
             self._save()
+        self._save_best()
 
     def _sample(self, records):
         images = fixed_samples(self.trainer.ema.module, self.config)
@@ -138,6 +153,7 @@ class Run:
         return spread >= _COLLAPSED * self.most_diverse
 
     def _score(self, records):
+        """The score of this step where it is one of the best, else None."""
         start = time.perf_counter()
         score = self.scorer(self.trainer.ema.module)
         step, distance = self.trainer.step, score[self.scorer.distance]
@@ -147,14 +163,17 @@ class Run:
         lowest = min((d for d, _ in self.best), default=float("inf"))
         self.worse = self.worse + 1 if distance > self.config.collapse_factor * lowest else 0
         self.best = sorted([*self.best, (distance, step)])[: self.config.keep_best]
-        if (distance, step) in self.best and self.ranks.is_main:
-            self._save_generator(f"best-{step}.pt", score)
-            if self.best[0] == (distance, step):
-                self._save_generator("best.pt", score)
-            self._remove_worse()
-        return self.worse < 2
+        return score if (distance, step) in self.best else None
 
-    def _remove_worse(self):
+    def _save_best(self):
+        step = self.trainer.step
+        if not (self.score and self.ranks.is_main):
+            return
+        names = [f"best-{step}.pt", *(["best.pt"] if self.best[0][1] == step else [])]
+        for name in names:
+            path = os.path.join(self.config.output_dir, name)
+            if not checkpoint.FORMAT.is_of(path, "score", self.score):
+                self._save_generator(name, self.score)
         kept = {f"best-{step}.pt" for _, step in self.best}
         for name in os.listdir(self.config.output_dir):
             if name.startswith("best-") and name.endswith(".pt") and name not in kept:
@@ -172,6 +191,7 @@ class Run:
 
     def _save(self):
         random_states = self.ranks.gather(random_state(self.ranks.device))
+        self.saved = True
         if not self.ranks.is_main:
             return
         state = {
@@ -181,6 +201,7 @@ class Run:
             "position": self.position,
             "images": len(self.source.labels),
             "best": self.best,
+            "score": self.score,
             "most_diverse": self.most_diverse,
             "worse": self.worse,
             "random": random_states,
@@ -223,22 +244,19 @@ class Run:
         self.position = state["position"]
         self.best = [tuple(entry) for entry in state["best"]]
         self.most_diverse, self.worse = state["most_diverse"], state["worse"]
+        self.score = state.get("score")
         if self.ranks.rank < len(state["random"]):
             set_random_state(state["random"][self.ranks.rank], self.ranks.device)
 
 
 def _link(source, target):
     """Give a file a second name, replacing what had it: no copy of gigabytes."""
-    partial = f"{target}.partial"
-    if os.path.exists(partial):
-        os.unlink(partial)
-    try:
-        os.link(source, partial)
-    except OSError:  # a file system without hard links
-        import shutil
-
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)
+    with replacing(target) as partial:
+        try:
+            partial.unlink()
+            os.link(source, partial)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, partial)
 
 
 def _some(names):

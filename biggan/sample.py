@@ -2,16 +2,14 @@
 
 import argparse
 import json
-import shutil
 import sys
 import time
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from biggan.generator import running_statistics_layers
+from biggan.outputs import check_room, write_samples
 from biggan.sampling import (
     classes_of,
     grid,
@@ -21,8 +19,10 @@ from biggan.sampling import (
     with_standing_statistics,
     write_png,
 )
-from evonorm_plugins.errors import NoSpaceError
-from evonorm_plugins.training.checkpoint import replacing
+from evonorm_plugins.errors import ConfigError, run_command
+from evonorm_plugins.files import check_folder, check_output, holds_record, replacing
+from evonorm_plugins.training.ranks import pick_device
+from evonorm_plugins.training.seeds import check_seed
 
 __all__ = ["load_generator", "main", "sample_uint8"]
 
@@ -42,13 +42,7 @@ exit status: 0 done, 1 failed, 2 bad input
 """
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m biggan.sample",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser):
     parser.add_argument("--checkpoint", required=True, help="best.pt or checkpoint.pt of a run")
     parser.add_argument(
         "--out", required=True, type=Path, help="FILE.png (grid), FILE.npz, or a new folder"
@@ -73,43 +67,50 @@ def parse_args(argv=None):
         help="forward passes that batch statistics are averaged over (default: 100 for norms that "
         "have them); 0 keeps the moving ones of training",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:1 (default: auto)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    args = parser.parse_args(argv)
-    suffix = args.out.suffix.lower()
-    if suffix not in (".png", ".npz", ""):
-        parser.error(f"--out {args.out}: name a .png, a .npz or a folder, not {suffix}")
-    if args.interpolate and suffix != ".png":
-        parser.error(f"--out {args.out}: an interpolation sheet is a .png")
-    if args.columns is not None and args.columns < 1:
-        parser.error(f"--columns {args.columns} must be at least 1")
-    if not suffix and args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        parser.error(f"--out {args.out} exists and is not an empty folder")
-    return args
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    try:
-        record = run(args)
-    except (ValueError, NoSpaceError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, NoSpaceError) else 2
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m biggan.sample",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    return run_command(lambda: run(args))
+
+
+def run(args):
+    """Draw and write what the arguments say, and print the record of it."""
+    record = sample(args)
     if args.json:
         print(json.dumps(record, indent=2))
     else:
         for key, value in record.items():
             print(f"{key:<22}{value}")
-    return 0
 
 
-def run(args):
-    """Write what was asked for; returns the record of how it was made, also written beside it."""
-    generator, config = load_generator(args.checkpoint, ema=not args.no_ema, device=args.device)
+def sample(args):
+    """Write what was asked for; returns the record of how it was made, also written beside it.
+
+    Raises:
+        InputError, NoSpaceError: what is wrong, before anything is drawn.
+    """
+    record_path = args.out.with_name(f"{args.out.name}.json") if args.out.name else args.out
+    _check(args, record_path)
+    device = pick_device(args.device)
+    generator, config = load_generator(args.checkpoint, ema=not args.no_ema, device=device)
     classes = args.classes and [class_number(c, generator.classes) for c in args.classes]
     has_statistics = bool(running_statistics_layers(generator))
     passes = args.standing_statistics
     passes = (100 if passes is None else passes) if has_statistics else 0
+    columns = args.columns or (9 if args.interpolate else max(1, round(max(args.n, 1) ** 0.5)))
+    check_room(args, config, columns, passes=passes, device=device)
     options = {"classes": classes, "truncation": args.truncation, "seed": args.seed}
     start = time.perf_counter()
     if args.interpolate:
@@ -118,16 +119,14 @@ def run(args):
                 generator, passes, batch_size=args.batch_size, seed=args.seed,
                 truncation=args.truncation,
             )  # fmt: skip
-        rows = interpolate_uint8(
-            generator, args.n, args.columns or 9, kind=args.interpolate, **options
-        )
-        write_png(grid(torch.cat(list(rows)), args.columns or 9), args.out)
+        rows = interpolate_uint8(generator, args.n, columns, kind=args.interpolate, **options)
+        write_png(grid(torch.cat(list(rows)), columns), args.out)
     else:
         batches = sample_uint8(
             generator, args.n, batch_size=args.batch_size, standing_statistics=passes, **options
         )
         labels = classes_of(range(args.n), args.seed, config.num_classes, classes)
-        write_samples(_progress(batches, args.n), labels, args)
+        write_samples(_progress(batches, args.n), labels, args.out, columns)
     seconds = time.perf_counter() - start
     record = {
         "out": str(args.out),
@@ -143,65 +142,50 @@ def run(args):
         "seed": args.seed,
         "seconds": round(seconds, 2),
     }
-    with replacing(args.out.with_name(f"{args.out.name}.json")) as partial:
+    with replacing(record_path) as partial:
         partial.write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
 def class_number(name, classes):
-    """The number of a class given by number or name. Raises ValueError if there is none."""
+    """The number of a class given by number or name. Raises ConfigError if there is none."""
     if name in classes:
         return classes.index(name)
-    if name.isdigit() and int(name) < len(classes):
+    if name.isdecimal() and int(name) < len(classes):
         return int(name)
     known = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
-    raise ValueError(
+    raise ConfigError(
         f"there is no class {name!r}; give a number from 0 to {len(classes) - 1} or one of {known}"
     )
 
 
-def write_samples(batches, labels, args):
-    """Write batches of uint8 ``(B, 3, H, W)`` as a grid, an npz or a folder."""
-    if args.out.suffix.lower() == ".png":
-        columns = args.columns or max(1, round(args.n**0.5))
-        write_png(grid(torch.cat(list(batches)), columns), args.out)
-    elif args.out.suffix.lower() == ".npz":
-        write_npz(batches, labels, args.out)
+def _check(args, record_path):
+    """Raise :class:`ConfigError` for options that are wrong whatever the checkpoint is."""
+    check_seed(args.seed, "--seed ")
+    if not args.out.name:
+        raise ConfigError("--out: the name is empty")
+    out, suffix = args.out, args.out.suffix.lower()
+    if suffix not in (".png", ".npz", ""):
+        raise ConfigError(f"--out {out}: name a .png, a .npz or a folder, not {suffix}")
+    if args.interpolate and suffix != ".png":
+        raise ConfigError(f"--out {out}: an interpolation sheet is a .png")
+    for name in ("n", "batch_size", "columns", "standing_statistics"):
+        value, lowest = getattr(args, name), 0 if name == "standing_statistics" else 1
+        if value is not None and value < lowest:
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} {value} must be at least {lowest}")
+
+    def ours(path):
+        return holds_record(record_path, "checkpoint", "truncation", "batch statistics")
+
+    checked = {"inputs": [args.checkpoint], "force": args.force, "ours": ours}
+    if suffix:
+        check_output(out, **checked)
     else:
-        write_folder(batches, labels, args.out)
-
-
-def write_npz(batches, labels, path):
-    """``arr_0`` uint8 ``(N, H, W, 3)`` and ``arr_1`` classes ``(N,)``, never all in memory."""
-    header = np.lib.format.write_array_header_1_0
-    with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as f:
-            for k, batch in enumerate(batches):
-                images = batch.permute(0, 2, 3, 1).contiguous().numpy()
-                if k == 0:
-                    shape = (len(labels), *images.shape[1:])
-                    header(f, {"descr": "|u1", "fortran_order": False, "shape": shape})
-                f.write(images.tobytes())
-        with archive.open("arr_1.npy", "w") as f:
-            np.lib.format.write_array(f, labels.numpy())
-
-
-def write_folder(batches, labels, path):
-    """``000000_class207.png`` and so on; the folder appears once it is complete."""
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        i = 0
-        for batch in batches:
-            for image in batch:
-                write_png(image, partial / f"{i:06d}_class{int(labels[i])}.png")
-                i += 1
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        check_folder(out, name="--out")
+        if out.exists() and any(out.iterdir()):
+            raise ConfigError(f"--out {out} exists and is not an empty folder")
+    check_output(record_path, **checked)
 
 
 def _progress(batches, n):

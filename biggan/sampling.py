@@ -9,8 +9,8 @@ from biggan.config import from_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
 from biggan.spectral import power_iteration
-from evonorm_plugins.errors import CheckpointError, ConfigError
-from evonorm_plugins.training.checkpoint import replacing
+from evonorm_plugins.errors import CheckpointError, ConfigError, first
+from evonorm_plugins.files import replacing
 
 # The averaged weights are no step of training, so their singular vectors are found anew.
 SPECTRAL_STEPS = 20
@@ -42,9 +42,15 @@ def load_generator(path, *, ema=True, device="cpu"):
         config = from_dict(state["config"])
         generator = Generator(config)
         generator.load_state_dict(state[key])
-    except (ConfigError, RuntimeError) as error:
+    except (ConfigError, RuntimeError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} does not fit this package: {reason}") from None
+    broken = [name for name, t in generator.state_dict().items() if not torch.isfinite(t).all()]
+    if broken:
+        raise CheckpointError(
+            f"{path} holds weights that are NaN or infinite: {first(broken, 1)}; its images would "
+            "be worth nothing"
+        )
     if ema:
         power_iteration(generator, SPECTRAL_STEPS)
     generator.classes, generator.step = state["classes"], state["step"]
@@ -76,10 +82,10 @@ def sample_uint8(
         indices: the numbers of the samples, in place of ``range(n)``.
 
     Raises:
-        ValueError: a class that the generator does not have, or a value out of range.
+        ConfigError: a class that the generator does not have, or a value out of range.
     """
     _check(generator, n, classes, batch_size, standing_statistics)
-    numbers = list(range(n) if indices is None else indices)
+    numbers = range(n) if indices is None else list(indices)
     if standing_statistics:
         generator = with_standing_statistics(
             generator, standing_statistics, batch_size=batch_size, seed=seed, truncation=truncation
@@ -151,9 +157,9 @@ def interpolate_uint8(generator, rows, columns, *, kind="z", classes=None, trunc
         classes: integers, used in turn: one for each row, two with "class" and "both".
     """
     if kind not in ("z", "class", "both"):
-        raise ValueError(f"interpolation {kind!r} is not one of 'z', 'class', 'both'")
+        raise ConfigError(f"interpolation {kind!r} is not one of 'z', 'class', 'both'")
     if columns < 2:
-        raise ValueError(f"an interpolation needs at least 2 columns, got {columns}")
+        raise ConfigError(f"an interpolation needs at least 2 columns, got {columns}")
     config = generator.config
     _check(generator, rows, classes, 1, 0)
     share = torch.linspace(0, 1, columns)[:, None]
@@ -185,11 +191,16 @@ def grid(images, columns):
 
 
 def write_png(image, path):
-    """Write uint8 ``(3, H, W)``."""
+    """Write uint8 ``(3, H, W)``, whole or not at all."""
+    with replacing(path) as partial:
+        to_picture(image).save(partial, "PNG")
+
+
+def to_picture(image):
+    """A PIL image of uint8 ``(3, H, W)``."""
     from PIL import Image
 
-    with replacing(path) as partial:
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(partial)
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
 def _check(generator, n, classes, batch_size, standing_statistics):
@@ -199,10 +210,10 @@ def _check(generator, n, classes, batch_size, standing_statistics):
         ("standing_statistics", standing_statistics, 0),
     ):
         if value < lowest:
-            raise ValueError(f"{name}={value} must be at least {lowest}")
+            raise ConfigError(f"{name}={value} must be at least {lowest}")
     count = generator.config.num_classes
     if classes is not None and not len(classes):
-        raise ValueError("classes is empty; give None to draw them")
+        raise ConfigError("classes is empty; give None to draw them")
     for c in () if classes is None else classes:
         if not 0 <= int(c) < count:
-            raise ValueError(f"class {int(c)} does not exist: the generator has 0 to {count - 1}")
+            raise ConfigError(f"class {int(c)} does not exist: the generator has 0 to {count - 1}")

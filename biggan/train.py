@@ -5,12 +5,7 @@ import dataclasses
 import os
 import sys
 
-import torch
-
-from biggan.config import load_config
-from biggan.run import Run
-from evonorm_plugins.errors import DataError, InputError, NonFiniteError, RunError
-from evonorm_plugins.training.ranks import Ranks
+from evonorm_plugins.errors import NonFiniteError, run_command
 
 EXAMPLES = """
 examples:
@@ -31,20 +26,13 @@ exit status: 0 done, 1 failed or stopped, 2 bad input
 """
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m biggan.train",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser):
     parser.add_argument("--config", required=True, help="YAML file of biggan/configs, or your own")
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
     parser.add_argument(
         "--seeds", type=_seeds, metavar="0,1,2", help="runs after each other, a folder each"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
-    return parser.parse_intermixed_args(argv)
 
 
 def _seeds(text):
@@ -58,36 +46,44 @@ def _seeds(text):
 
 
 def main(argv=None):
-    args = parse_args(argv)
-    ranks = None
-    try:
-        config = load_config(args.config, args.overrides)
-        ranks = Ranks(config.device, config.timeout_minutes)
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m biggan.train",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    return run_command(lambda: run(args))
+
+
+def run(args):
+    """Train what the arguments say; returns the exit status."""
+    import torch
+
+    from biggan.config import load_config
+    from evonorm_plugins.training.ranks import Ranks
+    from evonorm_plugins.training.seeds import check_seed
+
+    config = load_config(args.config, args.overrides)
+    for seed in args.seeds or ():
+        check_seed(seed, "--seeds ")
+    torch.backends.cudnn.benchmark = True
+    with Ranks(config.device, config.timeout_minutes) as ranks:
         for one in _runs(config, args.seeds):
             stopped = train(one, ranks, args.resume)
             if stopped:
-                _say(ranks, f"stopped by {stopped}; --resume goes on")
+                if ranks.is_main:
+                    print(f"stopped by {stopped}; --resume goes on", file=sys.stderr, flush=True)
                 return 1
-    except (InputError, FileNotFoundError) as error:
-        _say(ranks, f"error: {error}", everywhere=isinstance(error, DataError))
-        return 2
-    except RunError as error:
-        _say(ranks, f"error: {error}", everywhere=True)
-        return 1
-    except RuntimeError as error:
-        if ranks is None or ranks.size == 1 or not ranks.is_lost(error):
-            raise
-        _say(ranks, f"error: another rank is gone: {_short(error)}", everywhere=True)
-        # The process group cannot be taken down with a rank missing.
-        sys.stderr.flush()
-        os._exit(1)
-    ranks.close()
     return 0
 
 
 def train(config, ranks, resume):
     """One run; returns the name of the signal that stopped it, or None."""
-    torch.backends.cudnn.benchmark = True
+    from biggan.run import Run
+
     run = Run(config, ranks, resume=resume)
     try:
         return run.train()
@@ -110,20 +106,6 @@ def _last_checkpoint(run):
     if not os.path.exists(run.path):
         return "There is no checkpoint yet"
     return f"The last checkpoint, {run.path}, is from before"
-
-
-def _short(error):
-    return " ".join(str(error).split())[:200]
-
-
-def _say(ranks, text, *, everywhere=False):
-    if ranks is None:
-        main_rank = int(os.environ.get("RANK", 0)) == 0
-        if main_rank:
-            print(text, file=sys.stderr)
-    elif ranks.is_main or everywhere:
-        where = f"rank {ranks.rank}: " if ranks.size > 1 else ""
-        print(f"{where}{text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

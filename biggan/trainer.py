@@ -11,10 +11,35 @@ from biggan.generator import Generator
 from biggan.losses import accuracies, discriminator_loss, generator_loss, orthogonal_penalty
 from biggan.spectral import power_iteration
 from evonorm_plugins.errors import NonFiniteError
+from evonorm_plugins.layers import moving_statistics_of
 from evonorm_plugins.training.ema import EMA
+from evonorm_plugins.training.memory import check_memory, weights_size
+from evonorm_plugins.training.precision import autocast
 from evonorm_plugins.training.seeds import generator_of, mixed_seed
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def check_size(config, ranks):
+    """Raise :class:`ConfigError` where a run cannot fit into memory, before it is tried.
+
+    Args:
+        config, ranks: as for :class:`Trainer`.
+    """
+    # Weights, gradients and two moments of Adam each; the average of the generator.
+    needed = 5 * weights_size(lambda: Generator(config))
+    needed += 4 * weights_size(lambda: Discriminator(config))
+    check_memory(needed, f"channels={config.channels}: the networks", ranks.device)
+    batch = batch_per_rank(config, ranks.size)
+    pixels = config.resolution**2
+    # The widest feature maps at full resolution are kept for the backward pass.
+    narrowest = min(config.channel_multipliers or [1]) * config.channels
+    size = 2 if config.precision != "fp32" else 4
+    what = f"batch_size={config.batch_size}: {batch} images at a time"
+    check_memory(batch * pixels * narrowest * size, what, ranks.device)
+    check_memory(4 * config.batch_size * config.z_size, f"{what}, z_size={config.z_size}")
+    rows = config.sample_rows * 3 * pixels
+    check_memory(rows, f"sample_rows={config.sample_rows}")
+    if config.extractor:
+        check_memory(32 * config.score_samples, f"score_samples={config.score_samples}")
 
 
 class Trainer:
@@ -35,7 +60,9 @@ class Trainer:
         torch.manual_seed(mixed_seed(config.seed) % 2**63)
         self.generator = Generator(config).to(self.device)
         self.discriminator = Discriminator(config).to(self.device)
-        self.ema = EMA(self.generator, config.ema_decay, config.ema_start)
+        self.ema = EMA(
+            self.generator, config.ema_decay, moving_statistics_of, start=config.ema_start
+        )
         self.g_optimizer = self._adam(self.generator, config.g_lr)
         self.d_optimizer = self._adam(self.discriminator, config.d_lr)
         self.scaler = torch.amp.GradScaler(
@@ -142,8 +169,7 @@ class Trainer:
             yield j == c.accumulations - 1, z[part].to(self.device), y[part].to(self.device)
 
     def _autocast(self):
-        dtype = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.config.precision, self.device)
 
     def _sync(self, parallel, last):
         if last or self.ranks.size == 1:

@@ -1,8 +1,19 @@
 """What ends a command without a traceback.
 
 An :class:`InputError` is the user's to mend, exit status 2; a :class:`RunError` is work that could
-not be done, exit status 1. A command line catches these two and nothing else of this package.
+not be done, exit status 1. Every command line ends in :func:`run_command`, which says so.
 """
+
+import contextlib
+import errno
+import os
+import sys
+
+# Numbers of the system's errors that say that a file found no place.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What the user gave is not there, of another kind, or not to be read.
+_OF_THE_INPUT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
+_OF_THE_INPUT += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
 
 
 class InputError(ValueError):
@@ -71,6 +82,10 @@ class CollapseError(RunError):
     """The generator has collapsed; what it was before is kept."""
 
 
+class LostRankError(RunError):
+    """Another process of the run is gone; the group cannot be taken down without it."""
+
+
 class RayError(RunError):
     """Ray is not installed, cannot start, or does not answer."""
 
@@ -84,3 +99,61 @@ def first(values, n=5):
     values = list(values)
     shown = ", ".join(str(value) for value in values[:n])
     return f"{shown} and {len(values) - n} more" if len(values) > n else shown
+
+
+def run_command(work):
+    """Do a command's work; returns its exit status, after one line on stderr where it failed.
+
+    In a run of several processes, as ``torchrun`` starts them, the line names the rank.
+
+    Args:
+        work: called without arguments; gives the exit status, or None for 0. What it raises and is
+            neither of this module, nor of the system, torch or a lack of memory is a mistake of the
+            program: it is raised on.
+    """
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        status, text = 1, "interrupted"
+    except BrokenPipeError:
+        # Who read the output has read enough. Python's own flush at the end would fail once more.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        status, text = _ending(error)
+        if status is None:
+            raise
+        if isinstance(error, LostRankError):
+            say_error(text)
+            os._exit(status)
+    say_error(text)
+    return status
+
+
+def say_error(text):
+    """One line on stderr: ``error: ...``, after the rank where there are several."""
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
+    where = "" if rank is None else f"rank {rank}: "
+    print(f"{where}error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _ending(error):
+    """``(exit status, message)`` of an error; ``(None, "")`` for one that is none of these."""
+    if isinstance(error, InputError | RunError):
+        return 2 if isinstance(error, InputError) else 1, str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        what = "no space left to write" if error.errno in NO_SPACE else error.strerror
+        where = "" if error.filename is None else f"{error.filename}: "
+        return 2 if error.errno in _OF_THE_INPUT else 1, f"{where}{what}"
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, ImportError):
+        return 2, f'{text}; to install what it needs: pip install "evonorm-plugins[all]"'
+    # torch's lack of memory: of a GPU a class of its own, of the CPU a plain error.
+    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return 1, f"there is not enough memory: {text}"
+    if isinstance(error, MemoryError):
+        return 1, "there is not enough memory"
+    if isinstance(error, RuntimeError | OSError):
+        return 1, f"{type(error).__name__}: {text}"
+    return None, ""

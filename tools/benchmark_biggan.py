@@ -177,7 +177,7 @@ def times(args, names):
 
 def memory(args, name):
     """MiB that three steps need at most beyond what the process had before them."""
-    from evonorm_plugins.training.peak_memory import peak_memory
+    from evonorm_plugins.training.memory import peak_memory
 
     step, device = step_of(args, name), torch.device(args.device)
     if device.type == "cuda":

@@ -1,19 +1,18 @@
 """What tools/benchmark.py writes: CSV, tables, pictures."""
 
 import csv
-from pathlib import Path
+
+from evonorm_plugins.files import replacing
 
 OURS, RIVAL, FLOOR = "#1b998b", "#30638e", "#b0b0b0"
 
 
 def write_csv(path, rows):
     """Rows, dicts of the same keys, to ``path``, which is never seen half written."""
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    with open(partial, "w", newline="") as f:
+    with replacing(path) as partial, open(partial, "w", newline="") as f:
         writer = csv.DictWriter(f, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
 
 
 def table(rows):
@@ -113,10 +112,9 @@ def _pyplot():
 
 
 def _save(plt, figure, path):
-    partial = Path(path).with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120)
     plt.close(figure)
-    partial.replace(path)
 
 
 def _bars(axes, names, values, colours, title):

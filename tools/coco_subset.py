@@ -12,9 +12,10 @@ example:
 import argparse
 import json
 import math
-import os
 import sys
 from collections import defaultdict
+
+from evonorm_plugins.files import replacing
 
 
 def coco_subset(content, images):
@@ -62,10 +63,8 @@ def main(argv=None):
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {args.source}: {error}", file=sys.stderr)
         return 2
-    partial = f"{args.target}.partial"
-    with open(partial, "w") as f:
+    with replacing(args.target) as partial, open(partial, "w") as f:
         json.dump(subset, f)
-    os.replace(partial, args.target)
     print(f"{args.target}: {len(subset['images'])} images, {len(subset['annotations'])} objects")
     return 0
 

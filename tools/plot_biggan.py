@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from evonorm_plugins.training.checkpoint import replacing
+from evonorm_plugins.files import replacing
 from evonorm_plugins.training.records import read_records
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evonorm_plugins.files import replacing
+
 COLOURS = ("#d1495b", "#e0a030", "#30638e", "#1b998b", "#6a4c93", "#555555")
 
 
@@ -53,10 +55,9 @@ def plot_losses(runs, out, window=10, title=""):
     axes.set(xlabel="iteration", ylabel="total loss", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    partial = Path(out).with_suffix(".partial.png")
-    figure.savefig(partial, dpi=150)
+    with replacing(out) as partial:
+        figure.savefig(partial, dpi=150)
     plt.close(figure)
-    partial.replace(out)
 
 
 def main(argv=None):

@@ -5,8 +5,7 @@ import dataclasses
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
-
-__all__ = ["Config", "ConfigError", "from_dict", "load_config", "to_dict"]
+from evonorm_plugins.training.precision import check_precision
 
 
 @dataclasses.dataclass
@@ -112,9 +111,8 @@ def load_config(path, overrides=()):
 
     Raises:
         ConfigError: names the key or value at fault and what would be right.
-        FileNotFoundError: there is no such file.
     """
-    return from_dict(read_values(path, overrides))
+    return from_dict(read_values(path, overrides, "classification"))
 
 
 def from_dict(values):
@@ -135,8 +133,7 @@ def from_dict(values):
         raise ConfigError("nesterov=true needs momentum; give nesterov=false with momentum=0")
     if config.schedule == "multistep" and config.milestones != sorted(set(config.milestones)):
         raise ConfigError(f"milestones={config.milestones} must be epochs in rising order")
-    if config.precision == "fp16" and config.device == "cpu":
-        raise ConfigError("precision=fp16 needs a GPU; bf16 and fp32 run on a CPU")
+    check_precision(config.precision, config.device)
     if not all(isinstance(key, str) for key in config.model_options):
         raise ConfigError(f"model_options={config.model_options}: the name of an option is text")
     if config.holdout and config.val_data:

@@ -12,16 +12,18 @@ import torchvision
 import evonorm_plugins
 from evonorm_plugins.classification.config import MODEL_KEYS, to_dict
 from evonorm_plugins.classification.data import open_data
-from evonorm_plugins.classification.trainer import Trainer
+from evonorm_plugins.classification.trainer import Trainer, check_size
 from evonorm_plugins.errors import ConfigError, NonFiniteError
-from evonorm_plugins.training.checkpoint import Format, replacing
+from evonorm_plugins.files import replacing
+from evonorm_plugins.training.checkpoint import Format, loading
 from evonorm_plugins.training.config import check_unchanged
-from evonorm_plugins.training.peak_memory import peak_memory
-from evonorm_plugins.training.random_state import random_state, set_random_state
+from evonorm_plugins.training.memory import check_workers, peak_memory
+from evonorm_plugins.training.precision import check_precision
 from evonorm_plugins.training.ranks import Ranks, Stop
 from evonorm_plugins.training.records import Records
+from evonorm_plugins.training.seeds import random_state, set_random_state
 
-FORMAT = Format("evonorm-plugins classifier")
+FORMAT = Format("evonorm-plugins classifier", needs={"config": dict, "classes": list})
 
 
 def train(config, *, resume=False, on_epoch=None, ranks=None):
@@ -45,11 +47,8 @@ def train(config, *, resume=False, on_epoch=None, ranks=None):
     """
     if ranks is not None:
         return Run(config, ranks, resume=resume, on_epoch=on_epoch).train()
-    ranks = Ranks(config.device, config.timeout_minutes)
-    try:
+    with Ranks(config.device, config.timeout_minutes) as ranks:
         return Run(config, ranks, resume=resume, on_epoch=on_epoch).train()
-    finally:
-        ranks.close()
 
 
 class Run:
@@ -61,18 +60,22 @@ class Run:
     def __init__(self, config, ranks, *, resume=False, on_epoch=None):
         self.config, self.ranks, self.on_epoch = config, ranks, on_epoch
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
+        check_precision(config.precision, ranks.device)
+        check_workers(config.workers)
         state = FORMAT.resumed(self.path, resume=resume)
         self.data = open_data(config, ranks.rank, ranks.size)
         if state:
             self._check_state(state)
+        check_size(config, len(self.data.classes), ranks)
         self.trainer = Trainer(config, ranks, self.data)
         self.steps_per_epoch = len(self.data.train) // self.trainer.images_per_step
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         self.epochs, self.curve, self.seconds = [], [], 0.0
         # Steps, loss, share of right answers: since the last validation, since the last line.
         self.epoch_sums, self.line_sums, self.times = [0.0] * 3, [0.0] * 3, []
+        self.saved = state is not None  # whether there is a checkpoint to go on from
         if state:
-            self._load_state(state)
+            loading(self.path, self._load_state, state)
 
     def train(self):
         """Take the steps that are left; see :func:`train`."""
@@ -89,6 +92,7 @@ class Run:
             torch.cuda.reset_peak_memory_stats()
         try:
             self._describe()
+            self._save_best()  # where the run was ended after the checkpoint of this step
             self.records.start()
             status = self._loop()
         except NonFiniteError as error:
@@ -128,11 +132,18 @@ class Run:
             self._line()
         epoch_ends = step % self.steps_per_epoch == 0
         epoch = step // self.steps_per_epoch
-        if last or (epoch_ends and config.eval_every and epoch % config.eval_every == 0):
+        validated = epoch_ends and config.eval_every and epoch % config.eval_every == 0
+        validated = validated or last
+        if validated:
             self._validate(step / self.steps_per_epoch)
         every = config.checkpoint_every
-        if every and (last or stopped or (epoch_ends and epoch % every == 0)):
+        # Before the best: a new run refuses a folder with that alone.
+        first = self._is_best() and not self.saved
+        if every and (last or stopped or first or (epoch_ends and epoch % every == 0)):
             self._save()
+        self._save_best()
+        if validated:
+            self._report()
 
     def _line(self):
         count, loss, accuracy = self.line_sums
@@ -155,20 +166,26 @@ class Run:
             "train_accuracy": accuracy / count,
             **self.trainer.evaluate(),
         }
-        best = max((r["val_accuracy"] for r in self.epochs), default=-1.0)
         self.epochs.append(record)
         self.records.line(record["step"], record)
         self.records.say(
             f"epoch {epoch:.4g}, step {record['step']}: train loss {record['train_loss']:.4f}, "
             f"val loss {record['val_loss']:.4f}, val accuracy {record['val_accuracy']:.4f}"
         )
+
+    def _report(self):
         if not self.ranks.is_main:
             return
-        if self.config.checkpoint_every and record["val_accuracy"] > best:
-            self._save_best(record)
         self._write_result("running")
         if self.on_epoch:
-            self.on_epoch(record)
+            self.on_epoch(self.epochs[-1])
+
+    def _is_best(self):
+        """Whether this step was validated and is the best so far."""
+        if not self.epochs or self.epochs[-1]["step"] != self.trainer.step:
+            return False
+        *before, last = (r["val_accuracy"] for r in self.epochs)
+        return last > max(before, default=-1.0)
 
     def _describe(self):
         config, trainer = self.config, self.trainer
@@ -213,20 +230,26 @@ class Run:
                 partial.write_text(json.dumps(result, indent=1))
         return result
 
-    def _save_best(self, record):
+    def _save_best(self):
+        if not (self.config.checkpoint_every and self.ranks.is_main and self._is_best()):
+            return
+        path = os.path.join(self.config.output_dir, "best.pt")
+        if FORMAT.is_of(path, "record", self.epochs[-1]):
+            return
         model = self.trainer.ema.module if self.trainer.ema else self.trainer.model
         state = {
             "config": to_dict(self.config),
             "classes": self.data.classes,
             "mean": self.data.mean,
             "std": self.data.std,
-            "record": record,
+            "record": self.epochs[-1],
             "model": model.state_dict(),
         }
-        FORMAT.save(state, os.path.join(self.config.output_dir, "best.pt"))
+        FORMAT.save(state, path)
 
     def _save(self):
         random_states = self.ranks.gather(random_state(self.ranks.device))
+        self.saved = True
         if not self.ranks.is_main:
             return
         state = {

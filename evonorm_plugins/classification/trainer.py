@@ -1,9 +1,7 @@
 """One update of a classifier, and everything that it changes."""
 
 import contextlib
-import ctypes
 import math
-import sys
 
 import torch
 from torch import nn
@@ -12,11 +10,23 @@ from torch.nn.parallel import DistributedDataParallel
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.classification.optim import lr_factor, make_optimizer, scaled_lr
 from evonorm_plugins.errors import ConfigError, NonFiniteError
-from evonorm_plugins.layers import convert_cross_replica
+from evonorm_plugins.layers import convert_cross_replica, moving_statistics_of
 from evonorm_plugins.training.ema import EMA
+from evonorm_plugins.training.memory import check_memory, weights_size
+from evonorm_plugins.training.precision import autocast
 from evonorm_plugins.training.seeds import mixed_seed
 
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+def check_size(config, num_classes, ranks):
+    """Raise :class:`ConfigError` where a run cannot fit into memory, before it is tried.
+
+    Args:
+        config, ranks: as for :class:`Trainer`.
+    """
+    # Weights, gradients, and at least one moment of the optimizer.
+    needed = 3 * weights_size(lambda: build_classifier(config, num_classes))
+    what = f"model={config.model}" + ("" if config.width is None else f", width={config.width}")
+    check_memory(needed, what, ranks.device)
 
 
 class Trainer:
@@ -33,8 +43,6 @@ class Trainer:
 
     def __init__(self, config, ranks, data):
         self.config, self.ranks, self.device, self.data = config, ranks, ranks.device, data
-        if self.device.type == "cpu":
-            _keep_memory()
         torch.manual_seed(mixed_seed(config.seed) % 2**63)
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         model = build_classifier(config, len(data.classes))
@@ -45,7 +53,7 @@ class Trainer:
         mean_std = torch.tensor([data.mean, data.std], device=self.device)
         self.mean, self.std = mean_std[:, None, :, None, None].unbind()
         decay = config.ema_decay
-        self.ema = EMA(self.model, decay, warmup=True) if decay else None
+        self.ema = EMA(self.model, decay, moving_statistics_of, warmup=True) if decay else None
         self.lr = scaled_lr(config, ranks.size)
         self.optimizer = make_optimizer(self.model, config, self.lr)
         fp16 = config.precision == "fp16"
@@ -128,8 +136,7 @@ class Trainer:
         return x.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def _autocast(self):
-        dtype = PRECISIONS[self.config.precision]
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        return autocast(self.config.precision, self.device)
 
     def _sync(self, *, last):
         if last or self.ranks.size == 1:
@@ -196,18 +203,3 @@ def build_classifier(config, num_classes):
         )
     except (ImportError, ValueError) as error:
         raise ConfigError(f"model={config.model}: {error}") from None
-
-
-def _keep_memory():
-    """Keep freed memory of the C library's allocator for the next tensors.
-
-    It would give large blocks back to the system and get them again, cleared, for every activation
-    of every step. Without that a step of resnet50_cifar takes a tenth less CPU time, of
-    mobilenetv2_cifar with BN-ReLU a quarter less.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large request
-        library.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing is given back

@@ -1,15 +1,6 @@
-"""The command line of ``tools/train_classifier.py``."""
+"""Train an image classifier with any norm of evonorm_plugins, in one process or in many."""
 
-import argparse
-import os
 import sys
-
-import torch
-
-from evonorm_plugins.classification.config import load_config
-from evonorm_plugins.classification.run import train
-from evonorm_plugins.errors import InputError, NonFiniteError, RunError
-from evonorm_plugins.training.ranks import Ranks
 
 EXAMPLES = """
 examples:
@@ -27,19 +18,10 @@ examples:
     tools/train_classifier.py --sweep configs/mini_inception_sweep.yaml data=... val_data=...
   the same on a Ray cluster whose machines see the same files, after an interruption:
     tools/train_classifier.py --sweep ... --address HOST:6379 --resume data=... val_data=...
-
-exit status: 0 done, 1 failed or stopped, 2 bad input
 """
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="tools/train_classifier.py",
-        description="Train an image classifier with any norm of evonorm_plugins, in one process or "
-        "in many.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="YAML file of configs/, or your own")
     what.add_argument("--sweep", metavar="FILE", help="YAML file of a sweep over options")
@@ -48,51 +30,54 @@ def parse_args(argv=None):
         "--address", metavar="HOST:PORT", help="of a Ray cluster for the sweep; else this machine"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
-    args = parser.parse_intermixed_args(argv)
-    if args.address and not args.sweep:
-        parser.error("--address belongs to --sweep")
-    return args
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status."""
-    args, ranks = parse_args(argv), None
+    """The command line of ``tools/train_classifier.py``; returns the exit status."""
+    from evonorm_plugins.cli.command import main
+
+    return main(sys.modules[__name__], "tools/train_classifier.py", argv)
+
+
+def run(args):
+    """Train what the arguments say; returns the exit status."""
+    from evonorm_plugins.errors import ConfigError
+
     if args.sweep:
-        from evonorm_plugins.classification.sweep import main as sweep
+        from evonorm_plugins.classification import sweep
 
-        return sweep(args.sweep, args.overrides, resume=args.resume, address=args.address)
-    try:
-        config = load_config(args.config, args.overrides)
-        torch.backends.cudnn.benchmark = True
-        ranks = Ranks(config.device, config.timeout_minutes)
-        result = train(config, resume=args.resume, ranks=ranks)
-    except (InputError, FileNotFoundError) as error:
-        _say(ranks, f"error: {error}")
-        return 2
-    except NonFiniteError as error:
-        _say(ranks, f"error: {error}. {config.output_dir}/result.json has what was reached")
-        return 1
-    except RunError as error:
-        _say(ranks, f"error: {error}")
-        return 1
-    except RuntimeError as error:
-        if ranks is None or ranks.size == 1 or not ranks.is_lost(error):
-            raise
-        _say(ranks, f"error: another rank is gone: {' '.join(str(error).split())[:200]}")
-        # The process group cannot be taken down with a rank missing.
-        sys.stderr.flush()
-        os._exit(1)
-    ranks.close()
-    if result["status"] == "stopped":
-        _say(ranks, f"stopped at step {result['step']}; --resume goes on", main_alone=True)
-        return 1
-    _say(ranks, f"done: val accuracy {result['val_accuracy']:.4f}", main_alone=True)
-    return 0
+        return sweep.main(args.sweep, args.overrides, resume=args.resume, address=args.address)
+    if args.address:
+        raise ConfigError("--address belongs to --sweep")
+    return _train(args)
 
 
-def _say(ranks, text, *, main_alone=False):
-    rank = int(os.environ.get("RANK", 0)) if ranks is None else ranks.rank
-    if rank and main_alone:
-        return
-    where = f"rank {rank}: " if ranks and ranks.size > 1 and not main_alone else ""
-    print(f"{where}{text}", file=sys.stderr, flush=True)
+def _train(args):
+    import torch
+
+    from evonorm_plugins.classification.config import load_config
+    from evonorm_plugins.classification.run import train
+    from evonorm_plugins.errors import NonFiniteError
+    from evonorm_plugins.training.memory import keep_freed_memory
+    from evonorm_plugins.training.ranks import Ranks
+
+    config = load_config(args.config, args.overrides)
+    torch.backends.cudnn.benchmark = True
+    with Ranks(config.device, config.timeout_minutes) as ranks:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
+        try:
+            result = train(config, resume=args.resume, ranks=ranks)
+        except NonFiniteError as error:
+            result = f"{config.output_dir}/result.json has what was reached"
+            raise NonFiniteError(f"{error}. {result}") from None
+        stopped = result["status"] == "stopped"
+        if ranks.is_main and stopped:
+            _say(f"stopped at step {result['step']}; --resume goes on")
+        elif ranks.is_main:
+            _say(f"done: val accuracy {result['val_accuracy']:.4f}")
+    return 1 if stopped else 0
+
+
+def _say(text):
+    print(text, file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import importlib
 import sys
 
 from evonorm_plugins import __version__
-from evonorm_plugins.errors import InputError, RunError
+from evonorm_plugins.errors import run_command
 
 EXIT_STATUS = "\nexit status: 0 done, 1 failed or stopped, 2 bad input\n"
 
@@ -28,19 +28,7 @@ def main(module, prog, argv=None):
     prog, argv, module = _chosen(module, prog, argv)
     args = parse_args(module, prog, argv)
     args.command_line = [*prog.split(), *argv]
-    try:
-        return module.run(args) or 0
-    except InputError as error:
-        return _fail(error, 2)
-    except ImportError as error:
-        return _fail(f'{error}; to install what it needs: pip install "evonorm-plugins[all]"', 2)
-    except RunError as error:
-        return _fail(error, 1)
-    except (OSError, MemoryError, RuntimeError) as error:
-        # A full disk, a GPU without memory, a lost process: no fault of the input or of this code.
-        return _fail(f"{type(error).__name__}: {error}", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 1)
+    return run_command(lambda: module.run(args))
 
 
 def parse_args(module, prog, argv):
@@ -83,8 +71,3 @@ def _parser(module, prog):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-
-
-def _fail(error, status):
-    print(f"error: {error}", file=sys.stderr)
-    return status

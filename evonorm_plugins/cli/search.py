@@ -25,6 +25,7 @@ from evonorm_plugins.search.rerank import write_sweep
 from evonorm_plugins.search.run import run_search, say
 from evonorm_plugins.search.simulated import run_simulation
 from evonorm_plugins.search.store import Candidate, Store
+from evonorm_plugins.training.cluster import end_process
 from evonorm_plugins.training.config import read_values
 
 EXAMPLES = """
@@ -146,7 +147,7 @@ def main(argv=None):
 
 def _run(args):
     config = load_config(args.config, args.overrides)
-    print(run_search(config, address=args.address, resume=args.resume))
+    print(run_search(config, address=args.address, resume=args.resume, on_hang=end_process))
 
 
 def _try(args):
@@ -254,6 +255,7 @@ def _simulate(args):
             processes=args.processes,
             random_share=1.0 if args.random else 0.5,
             path=args.store,
+            on_hang=end_process,
         )
     )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evonorm_plugins.errors import DataError, RunError
+from evonorm_plugins.errors import DataError, InputError, RunError
 from evonorm_plugins.files import replacing
 
 # Part of every name: another one where what is kept would be different.
@@ -62,7 +62,7 @@ def cached(kind, files, names, make):
         try:
             with replacing(path) as partial, open(partial, "wb") as file:
                 np.savez(file, **arrays)
-        except (OSError, RunError) as error:
+        except (InputError, OSError, RunError) as error:
             _warn(f"{path} cannot be kept: {error}")
         return arrays
 

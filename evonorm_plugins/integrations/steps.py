@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from evonorm_plugins.training.peak_memory import peak_memory
+from evonorm_plugins.training.memory import peak_memory
 
 
 def first_non_finite(model, *inputs):

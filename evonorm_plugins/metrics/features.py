@@ -11,10 +11,10 @@ import torch
 from tqdm import tqdm
 
 from evonorm_plugins.errors import InputError
-from evonorm_plugins.metrics import processes
 from evonorm_plugins.metrics.inception import full_float32
 from evonorm_plugins.metrics.inception_score import InceptionScore
 from evonorm_plugins.metrics.moments import Moments
+from evonorm_plugins.training.ranks import Ranks
 
 _ROWS = 4096  # features that travel between processes at a time
 
@@ -54,7 +54,7 @@ def progress_bar(quiet):
     """tqdm on stderr, in the main process and unless ``quiet``: ``bar(label, total, unit)``."""
 
     def bar(label, total, unit=" images"):
-        hidden = quiet or not processes.is_main()
+        hidden = quiet or not Ranks.current().is_main
         return tqdm(desc=label, total=total, disable=hidden, unit=unit, mininterval=0.5)
 
     return bar
@@ -86,11 +86,11 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
     start = time.perf_counter()
     result = Pass(n=len(source))
     spool = _Spool(len(source)) if wanted.features else None
-    rank, count = processes.rank(), processes.count()
+    ranks = Ranks.current()
     batches = source.batches(
         batch_size,
-        process=rank,
-        processes=count,
+        process=ranks.rank,
+        processes=ranks.size,
         workers=workers,
         pin=torch.device(device).type == "cuda",
     )
@@ -118,7 +118,7 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
                 result.pictures[k] = images[indices.index(k)].clone().cpu()
             if bar:
                 # The others' are as far: batches are dealt out in turn.
-                bar.update(min(len(indices) * count, len(source) - bar.n))
+                bar.update(min(len(indices) * ranks.size, len(source) - bar.n))
     _join(result, wanted, extractor, source, device)
     if spool:
         result.features = spool.collect()
@@ -136,9 +136,10 @@ def _check_logits(logits):
 
 def _join(result, wanted, extractor, source, device):
     """Merge what the processes have counted; one that had no batch has nothing but zeros."""
-    if processes.count() == 1:
+    ranks = Ranks.current()
+    if ranks.size == 1:
         return
-    sizes = processes.gather(
+    sizes = ranks.gather_objects(
         (
             result.moments.mean.shape[0] if result.moments else 0,
             result.score.probabilities.shape[1] if result.score else 0,
@@ -150,20 +151,19 @@ def _join(result, wanted, extractor, source, device):
         classes = max(size[1] for size in sizes)
         result.score = result.score or InceptionScore(wanted.splits, classes, device)
         for tensor in result.score.sums():
-            processes.add_up(tensor)
-    for pictures in processes.gather(result.pictures):
+            tensor.copy_(ranks.sum(tensor))
+    for pictures in ranks.gather_objects(result.pictures):
         result.pictures.update(pictures)
 
 
 def _joined_moments(own):
     """Every process's deviations from the mean of all (Chan et al.), added up."""
-    joined = Moments(len(own.mean), own.mean.device)
-    n = processes.add_up(torch.tensor(own.n, dtype=torch.float64, device=own.mean.device))
+    joined, ranks = Moments(len(own.mean), own.mean.device), Ranks.current()
+    n = ranks.sum(torch.tensor(own.n, dtype=torch.float64, device=own.mean.device))
     joined.n = int(n)
-    joined.mean = processes.add_up(own.mean * (own.n / n))
+    joined.mean = ranks.sum(own.mean * (own.n / n))
     delta = own.mean - joined.mean
-    joined.deviations = own.deviations.addr_(delta, delta, alpha=own.n)
-    processes.add_up(joined.deviations)
+    joined.deviations = ranks.sum(own.deviations.addr_(delta, delta, alpha=own.n))
     return joined
 
 
@@ -187,26 +187,27 @@ class _Spool:
 
     def collect(self):
         """(N, D) float32 memory map in the main process, None in others."""
-        self.size = max(s or 0 for s in processes.gather(self.size))
+        ranks = Ranks.current()
+        self.size = max(s or 0 for s in ranks.gather_objects(self.size))
         self.file.flush()
-        if processes.count() > 1:
-            self._receive()
-        if not processes.is_main():
+        if ranks.size > 1:
+            self._receive(ranks)
+        if not ranks.is_main:
             return None
         os.ftruncate(self.file.fileno(), self.n * self.size * 4)
         return np.memmap(self.file, np.float32, "r", shape=(self.n, self.size))
 
-    def _receive(self):
-        own = processes.gather(self.own)
+    def _receive(self, ranks):
+        own = ranks.gather_objects(self.own)
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-        for sender in range(1, processes.count()):
+        for sender in range(1, ranks.size):
             for start in range(0, len(own[sender]), _ROWS):
                 places = own[sender][start : start + _ROWS]
                 rows = torch.empty(len(places), self.size, device=device)
-                if processes.rank() == sender:
+                if ranks.rank == sender:
                     rows.copy_(torch.from_numpy(self._read(places)))
                 torch.distributed.broadcast(rows, sender)
-                if processes.is_main():
+                if ranks.is_main:
                     self._write(places, rows.cpu().numpy())
 
     def _read(self, places):

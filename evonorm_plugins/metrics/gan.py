@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from evonorm_plugins.errors import InputError
-from evonorm_plugins.metrics import processes
 from evonorm_plugins.metrics.features import Wanted, progress_bar, run_pass, stepped
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import split_of_each
@@ -16,6 +15,7 @@ from evonorm_plugins.metrics.kid import kernel_distance
 from evonorm_plugins.metrics.precision_recall import precision_recall
 from evonorm_plugins.metrics.protocol import labelled
 from evonorm_plugins.metrics.statistics_file import Statistics
+from evonorm_plugins.training.ranks import Ranks
 
 METRICS = ("is", "fid", "kid", "prc")
 
@@ -128,7 +128,7 @@ def score(fake, real, extractor, options, *, pictures=(), quiet=False, **how):
     )
     bar = progress_bar(quiet)("generated", len(fake))
     done = run_pass(fake, extractor, wanted, bar=bar, **how)
-    if not processes.is_main():
+    if not Ranks.current().is_main:
         return None, {}, done.seconds
     with _naming_values():
         bar = partial(progress_bar(quiet), "KID", options.kid_subsets, " subsets")

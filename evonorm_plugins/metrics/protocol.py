@@ -4,8 +4,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import tempfile
-from pathlib import Path
 
 from evonorm_plugins.errors import InputError, ProtocolError
 from evonorm_plugins.files import replacing
@@ -95,23 +93,6 @@ def check_counts(counts, strict):
     if warnings and strict:
         raise InputError(f"--strict: {'; '.join(warnings)}")
     return warnings
-
-
-def check_writable(path):
-    """Find out before the work is done that its result cannot be written.
-
-    Raises:
-        InputError: names the path and the reason.
-    """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    if path.is_dir():
-        raise InputError(f"{path} cannot be written: it is a folder")
 
 
 def write_json(path, record):

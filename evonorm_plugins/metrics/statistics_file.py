@@ -5,8 +5,6 @@ protocol as JSON and, if asked for, the features (N, D) in float32 that KID and 
 """
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from evonorm_plugins.errors import InputError, ProtocolError
+from evonorm_plugins.files import replacing
 
 _CACHE_SUFFIXES = (".pt", ".pth")
 
@@ -53,27 +52,17 @@ def is_statistics(path):
 
 
 def save_statistics(path, statistics):
-    """Write to a temporary name, then rename.
+    """Write a file that :func:`load_statistics` reads.
 
     Raises:
-        InputError: the folder is not there or cannot be written to.
+        InputError, NoSpaceError: see :func:`evonorm_plugins.files.replacing`.
     """
     arrays = {"mu": statistics.mean, "sigma": statistics.covariance, "n": np.int64(statistics.n)}
     arrays["protocol"] = np.array(json.dumps(statistics.protocol))
     if statistics.features is not None:
         arrays["features"] = statistics.features
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)
-            os.replace(partial, path)
-        finally:
-            Path(partial).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_statistics(path):

@@ -6,12 +6,12 @@ torch-fidelity publish the same bytes under two names.
 
 import hashlib
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.files import replacing
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 SIZE_BYTES = 95_628_359
@@ -105,12 +105,10 @@ def _download(target, notify):
 
 def _fetch(url, target):
     """Download to a temporary name; the file gets its own only if its hash is right."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        state = hashlib.sha256()
+    state = hashlib.sha256()
+    with replacing(target) as partial:
         with (
-            os.fdopen(handle, "wb") as file,
+            open(partial, "wb") as file,
             urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response,
         ):
             while block := response.read(1 << 20):
@@ -118,9 +116,6 @@ def _fetch(url, target):
                 file.write(block)
         if state.hexdigest() != SHA256:
             raise ValueError(f"what came has sha256 {state.hexdigest()}, not {SHA256}")
-        os.replace(partial, target)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def _how_to_get(reason):

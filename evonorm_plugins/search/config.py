@@ -49,9 +49,8 @@ def load_config(path, overrides=()):
 
     Raises:
         ConfigError: names the key or value at fault and what would be right.
-        FileNotFoundError: there is no such file.
     """
-    return from_dict(read_values(path, overrides))
+    return from_dict(read_values(path, overrides, "search"))
 
 
 def from_dict(values):

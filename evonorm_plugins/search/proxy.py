@@ -17,8 +17,8 @@ from evonorm_plugins.classification.trainer import Trainer
 from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.training.config import build, check_choices, check_minimum
-from evonorm_plugins.training.random_state import random_state, set_random_state
 from evonorm_plugins.training.ranks import Ranks
+from evonorm_plugins.training.seeds import random_state, set_random_state
 
 # Search space -> steps and schedule of a whole training (Section 4.2).
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}

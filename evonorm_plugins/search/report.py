@@ -5,6 +5,8 @@ import itertools
 import math
 import statistics
 
+from evonorm_plugins.files import replacing
+
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
@@ -295,5 +297,6 @@ def _legend(figure, axes):
 
 
 def _save(figure, plt, path):
-    figure.savefig(path, dpi=150)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=150)
     plt.close(figure)

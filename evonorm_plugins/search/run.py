@@ -18,6 +18,7 @@ from evonorm_plugins.search.proxy import to_dict
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
+from evonorm_plugins.training.memory import keep_freed_memory
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
@@ -36,12 +37,13 @@ class ProxyTask:
         from evonorm_plugins.search.evaluate import evaluate
         from evonorm_plugins.search.proxy import task_data
 
+        keep_freed_memory()  # this process is the worker's own
         torch.set_num_threads(cpus)
         task_data(self.config)
         return functools.partial(evaluate, task=self.config)
 
 
-def run_search(config, *, address=None, resume=False):
+def run_search(config, *, address=None, resume=False, on_hang=None):
     """Search until there are as many results as asked for; returns a report of it, as text.
 
     Args:
@@ -49,6 +51,7 @@ def run_search(config, *, address=None, resume=False):
         address: of a Ray cluster (``HOST:6379``, or ``auto`` on one of its machines), whose
             machines see the same files; None starts Ray on this machine.
         resume: go on with the search in ``config.store``, if there is one.
+        on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
     Raises:
         ConfigError: the store holds a search with other options, or one and ``resume`` is False.
@@ -64,7 +67,7 @@ def run_search(config, *, address=None, resume=False):
             raise FileNotFoundError(f"there is no {key}={getattr(config, key)!r}")
     with _opened(config, resume) as store:
         needs = {"cpus": config.cpus_per_worker, "gpus": config.gpus_per_worker}
-        ray = connect(address, unit="worker", **needs)
+        ray = connect(address, unit="worker", on_hang=on_hang, **needs)
         try:
             actors = config.workers or _room(ray, **needs)
             # Whole paths: a worker may have a folder of its own.

@@ -20,7 +20,7 @@ from evonorm_plugins.search.run import drive
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
-from evonorm_plugins.training.peak_memory import peak_memory
+from evonorm_plugins.training.memory import peak_memory
 
 ANCHORS = ("first", "second", "third")
 # Share of the full cost that the check of quality takes: 100 of 2,000 steps.
@@ -66,7 +66,9 @@ class Simulated:
         return evaluation
 
 
-def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0.5, path=None):
+def run_simulation(
+    workers, candidates, seconds, *, processes=10, random_share=0.5, path=None, on_hang=None
+):
     """A whole search with Ray, store and evolution, whose candidates only wait; as text.
 
     Args:
@@ -75,6 +77,7 @@ def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0
         candidates: results to end with.
         seconds: see :func:`simulate`.
         path: of the store; None keeps none.
+        on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
     Raises:
         FileExistsError: there is a store.
@@ -84,7 +87,7 @@ def run_simulation(workers, candidates, seconds, *, processes=10, random_share=0
     about = {"simulated": {"workers": workers, "candidates": candidates, "seconds": seconds}}
     with tempfile.TemporaryDirectory() as folder:
         path = path or Path(folder, "search.sqlite")
-        ray = connect(None, unit="worker", cpus=0)
+        ray = connect(None, unit="worker", cpus=0, on_hang=on_hang)
         try:
             with Store.create(path, about) as store:
                 slots = workers // processes

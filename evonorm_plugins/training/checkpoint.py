@@ -1,41 +1,15 @@
-"""Files of a run: written whole or not at all, read without running anything."""
+"""Checkpoints of runs: written whole or not at all, read without running anything."""
 
-import contextlib
-import errno
 import os
-import shutil
 from pathlib import Path
 
 import torch
 
-from evonorm_plugins.errors import CheckpointError, ConfigError, NoSpaceError
+from evonorm_plugins.errors import CheckpointError, ConfigError, InputError
+from evonorm_plugins.files import check_folder, replacing
 
-
-@contextlib.contextmanager
-def replacing(path):
-    """Gives a temporary name beside ``path`` and renames it to ``path`` once all is written.
-
-    Raises:
-        NoSpaceError: the disk is full; what was at ``path`` is still there.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial{path.suffix}")
-    try:
-        yield partial
-        with open(partial, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError without a number.
-        if _is_full(error, path.parent):
-            free = shutil.disk_usage(path.parent).free / 2**20
-            raise NoSpaceError(
-                f"no space left to write {path} ({free:.0f} MiB free); what was there is untouched"
-            ) from None
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+# What a run writes beside its newest checkpoint, and a new run would overwrite.
+_KEPT = ("best*.pt", "good.pt")
 
 
 class Format:
@@ -44,10 +18,11 @@ class Format:
     Args:
         name: kept in every file.
         version: of what is in it; later ones are not read.
+        needs: ``{key: type}`` of what every file holds beside; one without is not read.
     """
 
-    def __init__(self, name, version=1):
-        self.name, self.version = name, version
+    def __init__(self, name, version=1, needs=None):
+        self.name, self.version, self.needs = name, version, needs or {}
 
     def save(self, state, path):
         """Write a dictionary of tensors and plain values.
@@ -62,7 +37,8 @@ class Format:
         """What :meth:`save` wrote.
 
         Raises:
-            CheckpointError: no such file, cut off, of another kind or of a later version.
+            CheckpointError: no such file, cut off, of another kind or of a later version, or it
+                lacks something.
         """
         path = Path(path)
         if not path.is_file():
@@ -78,32 +54,68 @@ class Format:
         if not isinstance(state, dict) or state.get("format") != self.name:
             kind = self.name.removeprefix("evonorm-plugins ")
             raise CheckpointError(f"{path} is not a {kind} checkpoint")
+        _check_needs(state, {"version": int}, path)
         if state["version"] > self.version:
             raise CheckpointError(
                 f"{path} has version {state['version']}, this package reads up to {self.version}"
             )
+        _check_needs(state, self.needs, path)
         return state
+
+    def is_of(self, path, key, value):
+        """Whether there is a checkpoint at ``path`` that holds this value."""
+        try:
+            return self.load(path).get(key) == value
+        except CheckpointError:
+            return False
 
     def resumed(self, path, *, resume):
         """What a run begins with: :meth:`load`, or None where there is no file yet.
 
+        Args:
+            path: of the newest checkpoint, in the run's folder.
+            resume: go on with it.
+
         Raises:
-            ConfigError: there is one and ``resume`` is False.
+            ConfigError: there is one and ``resume`` is False, there are other checkpoints which a
+                new run might overwrite, or the folder cannot be written to.
             CheckpointError: see :meth:`load`.
         """
-        if not os.path.exists(path):
-            return None
-        if not resume:
+        folder = os.path.dirname(path)
+        check_folder(folder)
+        if os.path.exists(path):
+            if resume:
+                return self.load(path)
             raise ConfigError(
-                f"output_dir={os.path.dirname(path)} holds a run already: go on with --resume, or "
-                "name another one"
+                f"output_dir={folder} holds a run already: go on with --resume, or name another one"
             )
-        return self.load(path)
+        others = sorted(p.name for name in _KEPT for p in Path(folder).glob(name))
+        if others:
+            raise ConfigError(
+                f"output_dir={folder} holds {', '.join(others)} of a run, but no "
+                f"{os.path.basename(path)} to go on from: name another folder, or move them away"
+            )
+        return None
 
 
-def _is_full(error, folder):
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    text = str(error)
-    written = "write" in text.lower() and shutil.disk_usage(folder).free < 2**20
-    return written or any(t in text for t in ("No space", "File too large", "PytorchStreamWriter"))
+def _check_needs(state, needs, path):
+    for key, kind in needs.items():
+        if not isinstance(state.get(key), kind):
+            what = f"its {key} is no {kind.__name__}" if key in state else f"it has no {key}"
+            raise CheckpointError(f"{path} is a damaged checkpoint: {what}")
+
+
+def loading(path, load, *args):
+    """``load(*args)``, which takes over what the checkpoint ``path`` holds.
+
+    Raises:
+        CheckpointError: where it lacks something, or is of another model.
+    """
+    try:
+        return load(*args)
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
+        raise CheckpointError(f"{path} does not fit this run: {reason}") from None

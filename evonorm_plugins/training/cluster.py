@@ -3,21 +3,23 @@
 import logging
 import os
 import socket
-import sys
 import threading
 
-from evonorm_plugins.errors import RayError
+from evonorm_plugins.errors import RayError, say_error
 
 # Megabytes: our tasks exchange numbers, not tensors. Ray's own choice is a third of the memory.
 _OBJECT_STORE = 80
 _START_SECONDS = 120
 
 
-def connect(address, *, unit, cpus, gpus=0):
+def connect(address, *, unit, cpus, gpus=0, on_hang=None):
     """Start Ray on this machine, or connect to a cluster's at ``address``; returns the module.
 
     Args:
         address: ``HOST:PORT``, ``auto`` on one of a cluster's machines, or None.
+        on_hang: called with a message, from another thread, where Ray has not started, or not
+            answered, after two minutes. This thread then waits inside of Ray, where no exception
+            reaches it: a command gives :func:`end_process`. None: a warning, and it waits on.
         unit: what ``cpus`` and ``gpus`` are for, in error messages: "trial", "worker".
 
     Raises:
@@ -39,7 +41,7 @@ def connect(address, *, unit, cpus, gpus=0):
         options["address"] = address
         _check_address(address)
     # Ray starts its processes from here, not from a thread: they end with the thread they are from.
-    timer = threading.Timer(_START_SECONDS, _give_up, [address])
+    timer = threading.Timer(_START_SECONDS, on_hang or _warn, [_hanging(address)])
     timer.daemon = True
     timer.start()
     try:
@@ -80,13 +82,19 @@ def _check_resources(ray, unit, wanted):
             raise RayError(f"{key}={number:g}, and this machine has {there.get(kind, 0):g}")
 
 
-def _give_up(address):
+def _hanging(address):
     what = "started" if address is None else f"answered at {address}"
-    print(
-        f"error: Ray has not {what} within {_START_SECONDS} s; its logs are in "
-        "/tmp/ray/session_latest/logs",
-        file=sys.stderr,
-        flush=True,
+    return (
+        f"Ray has not {what} within {_START_SECONDS} s; its logs are in "
+        "/tmp/ray/session_latest/logs"
     )
-    # The main thread waits inside of Ray, where no exception reaches it.
+
+
+def _warn(message):
+    logging.getLogger(__name__).warning(message)
+
+
+def end_process(message):
+    """End a command whose main thread can be reached no more: ``on_hang`` of :func:`connect`."""
+    say_error(message)
     os._exit(1)

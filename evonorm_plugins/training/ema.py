@@ -4,8 +4,6 @@ import copy
 
 import torch
 
-from evonorm_plugins.layers import moving_statistics_of
-
 
 class EMA:
     """Exponential moving average of a module, moving statistics of its norms included.
@@ -15,18 +13,20 @@ class EMA:
 
     Args:
         decay: how much of the average is kept at a step.
+        statistics_of: gives the names of the buffers of one module that are averaged, too:
+            :func:`evonorm_plugins.layers.moving_statistics_of`.
         start: before this step the average is the module itself.
         warmup: whether the first steps count less, as TensorFlow's ``num_updates`` makes them:
             the decay of step t is at most ``(1 + t) / (10 + t)``.
     """
 
-    def __init__(self, module, decay, start=0, *, warmup=False):
+    def __init__(self, module, decay, statistics_of, *, start=0, warmup=False):
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self.decay, self.start, self.warmup = decay, start, warmup
         ours, theirs = self.module.state_dict(), module.state_dict()
         averaged = {k for k, _ in module.named_parameters()}
         for name, layer in module.named_modules():
-            averaged |= {f"{name}.{key}".strip(".") for key in moving_statistics_of(layer)}
+            averaged |= {f"{name}.{key}".strip(".") for key in statistics_of(layer)}
         # These tensors are the modules' own: both are changed in place, never replaced.
         self.averaged = [(ours[k], theirs[k]) for k in theirs if k in averaged]
         self.copied = [(ours[k], theirs[k]) for k in theirs if k not in averaged]

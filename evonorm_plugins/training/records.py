@@ -1,5 +1,6 @@
 """What a run leaves to read: JSON lines, TensorBoard, a progress bar."""
 
+import contextlib
 import json
 import math
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from evonorm_plugins.training.checkpoint import replacing
+from evonorm_plugins.errors import NO_SPACE, NoSpaceError
+from evonorm_plugins.files import replacing
 
 
 class Records:
@@ -77,8 +79,13 @@ class Records:
         if not self.is_main:
             return
         clean = {k: None if _is_not_finite(v) else v for k, v in values.items()}
-        self.lines.write(json.dumps({"step": step, **clean}) + "\n")
-        self.lines.flush()
+        try:
+            self.lines.write(json.dumps({"step": step, **clean}) + "\n")
+            self.lines.flush()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            raise NoSpaceError(f"no space left to write {self.lines.name}") from None
         for key, value in values.items():
             if self.board and isinstance(value, int | float):
                 self.board.add_scalar(key, value, step)
@@ -97,7 +104,9 @@ class Records:
         if self.is_main:
             if self.bar:
                 self.bar.close()
-            self.lines.close()
+            # Every line was flushed: where this fails, that has failed before and was said.
+            with contextlib.suppress(OSError):
+                self.lines.close()
             if self.board:
                 self.board.close()
 
@@ -117,7 +126,7 @@ def _board(folder, step):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        tqdm.write("TensorBoard is not installed: metrics.jsonl alone is written")
+        tqdm.write("TensorBoard is not installed: metrics.jsonl alone is written", file=sys.stderr)
         return None
     return SummaryWriter(folder, purge_step=step + 1)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from biggan.config import from_dict
+from biggan import checkpoint
+from biggan.config import from_dict, to_dict
+from biggan.generator import Generator
 from tests.biggan.pictures import picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +80,20 @@ def any_config(tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """``saved("EvoNormS0")``: the path of a ``best.pt``."""
+
+    def saved(norm="EvoNormS0", **more):
+        config = tiny(norm=norm)
+        state = {"config": to_dict(config), "classes": ["ant", "bee", "cow"], "step": 7}
+        path = tmp_path / "best.pt"
+        checkpoint.save({**state, "ema": Generator(config).state_dict(), **more}, path)
+        return path
+
+    return saved
+
+
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -86,11 +102,13 @@ def environment():
 def start_train(any_config):
     """``start_train(options, ranks=2)``: a process of biggan.train, with torchrun for 2 or more."""
 
-    def start_train(options, *, ranks=1, resume=False):
+    def start_train(options, *, ranks=1, resume=False, file_kib=None):
         launcher = [sys.executable, "-m"]
         if ranks > 1:
             launcher += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]
         command = [*launcher, "biggan.train", "--config", str(any_config)]
+        if file_kib:  # the largest file that it can write
+            command = ["bash", "-c", f'ulimit -f {file_kib}; exec "$0" "$@"', *command]
         return subprocess.Popen(
             [*command, *(["--resume"] if resume else []), *map(str, options)],
             env=environment(),

@@ -70,7 +70,7 @@ def test_bad_values(values, message):
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no config file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml. is no file and no gan config"):
         load_config(tmp_path / "none.yaml")
     path = tmp_path / "config.yaml"
     path.write_text("steps: [1\n")

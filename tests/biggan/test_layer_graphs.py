@@ -6,6 +6,7 @@ import torch
 from biggan.generator import Generator, running_statistics_layers
 from biggan.sampling import with_standing_statistics
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.layers import moving_statistics_of
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.layers.graph.module import SyncGraphNormAct
@@ -50,7 +51,7 @@ def test_activation_checkpointing_counts_a_batch_once(path, tiny):
 def test_average_over_steps(path, tiny):
     """Moving statistics are averaged as the weights are, not copied."""
     generator = Generator(tiny(norm=path))
-    ema = EMA(generator, 0.75, 0)
+    ema = EMA(generator, 0.75, moving_statistics_of)
     layer = generator.norm
     with torch.no_grad():
         layer.running_mean4.fill_(4)

@@ -1,15 +1,10 @@
 """Samples: what they depend on, standing statistics, files."""
 
-import json
 import zipfile
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from biggan import checkpoint, sample
-from biggan.config import to_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
 from biggan.sampling import (
@@ -19,21 +14,8 @@ from biggan.sampling import (
     sample_uint8,
     with_standing_statistics,
 )
-from evonorm_plugins.errors import CheckpointError, NoSpaceError
-
-
-@pytest.fixture
-def saved(tiny, tmp_path):
-    """``saved("EvoNormS0")``: the path of a ``best.pt``."""
-
-    def saved(norm="EvoNormS0", **more):
-        config = tiny(norm=norm)
-        state = {"config": to_dict(config), "classes": ["ant", "bee", "cow"], "step": 7}
-        path = tmp_path / "best.pt"
-        checkpoint.save({**state, "ema": Generator(config).state_dict(), **more}, path)
-        return path
-
-    return saved
+from evonorm_plugins.errors import CheckpointError
+from evonorm_plugins.training.seeds import generator_of
 
 
 def samples(generator, n, **options):
@@ -141,54 +123,6 @@ def test_grid():
     assert (sheet[:, 2:, 2:] == 0).all()
 
 
-def test_command_line(saved, tmp_path, capsys):
-    path = str(saved())
-    generator, _ = load_generator(path)
-    expected = samples(generator, 5, classes=[1, 0], seed=3, truncation=0.7)
-    base = ["--checkpoint", path, "--n", "5", "--seed", "3", "--truncation", "0.7"]
-    base += ["--classes", "bee", "0", "--device", "cpu"]
-    assert sample.main([*base, "--out", str(tmp_path / "a.npz"), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert (record["n"], record["seed"], record["classes"]) == (5, 3, "1 0")
-    assert record == json.loads((tmp_path / "a.npz.json").read_text())
-    with np.load(tmp_path / "a.npz") as arrays:
-        assert np.array_equal(arrays["arr_0"], expected.permute(0, 2, 3, 1).numpy())
-        assert arrays["arr_1"].tolist() == [1, 0, 1, 0, 1]
-    assert sample.main([*base, "--out", str(tmp_path / "folder")]) == 0
-    files = sorted(p.name for p in (tmp_path / "folder").iterdir())
-    assert files == [f"{i:06d}_class{k}.png" for i, k in enumerate([1, 0, 1, 0, 1])]
-    image = np.asarray(Image.open(tmp_path / "folder" / files[4]))
-    assert np.array_equal(image, expected[4].permute(1, 2, 0).numpy())
-    assert sample.main([*base, "--out", str(tmp_path / "grid.png"), "--columns", "5"]) == 0
-    assert Image.open(tmp_path / "grid.png").size == (160, 32)
-    sheet = ["--interpolate", "both", "--columns", "4", "--out", str(tmp_path / "sheet.png")]
-    assert sample.main([*base, *sheet]) == 0
-    assert Image.open(tmp_path / "sheet.png").size == (128, 160)
-
-
-def test_command_line_says_what_is_wrong(saved, tmp_path, capsys):
-    path = str(saved())
-
-    def fails(*arguments):
-        arguments = ["--checkpoint", path, "--device", "cpu", *arguments]
-        with pytest.raises(SystemExit) as stop:
-            raise SystemExit(sample.main(arguments))
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    out = str(tmp_path / "x.png")
-    assert "no class 'dog'; give a number from 0 to 2 or one of ant" in fails(
-        "--out", out, "--classes", "dog"
-    )
-    assert "name a .png, a .npz or a folder" in fails("--out", "x.jpg")
-    assert "truncation=-1.0 must be above 0" in fails("--out", out, "--truncation", "-1")
-    assert "there is no checkpoint none.pt" in fails("--out", out, "--checkpoint", "none.pt")
-    assert "holds the averaged generator alone" in fails("--out", out, "--no-ema")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/a").write_text("")
-    assert "exists and is not an empty folder" in fails("--out", str(tmp_path / "full"))
-
-
 def test_bad_checkpoints(saved, tmp_path):
     path = saved()
     whole = path.read_bytes()
@@ -207,15 +141,45 @@ def test_bad_checkpoints(saved, tmp_path):
         load_generator(tmp_path / "code.pt")
 
 
-def test_a_full_disk_leaves_what_was_there(saved, monkeypatch):
-    path = saved()
-    whole = path.read_bytes()
+def test_weights_that_are_not_finite(saved):
+    state = Generator(load_generator(saved())[1]).state_dict()
+    state["blocks.0.conv2.weight"][0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"are NaN or infinite: blocks\.0\.conv2\.weight;"):
+        load_generator(saved(ema=state))
 
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(NoSpaceError, match=r"no space left to write .*best\.pt"):
-        checkpoint.save({"step": 8}, path)
-    assert path.read_bytes() == whole
-    assert [p.name for p in path.parent.iterdir()] == ["best.pt"]
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"config": None}, "damaged checkpoint: its config is no dict"),
+        ({"classes": 3}, "damaged checkpoint: its classes is no list"),
+        ({"step": "7"}, "damaged checkpoint: its step is no int"),
+        ({"config": {"norm": "Nothing"}}, "does not fit this package: norm='Nothing'"),
+        ({"ema": {}}, "does not fit this package: "),
+        ({"ema": [1]}, "does not fit this package: "),
+    ],
+)
+def test_checkpoints_with_something_else_inside(saved, broken, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_generator(saved(**broken))
+
+
+def test_truncation_near_zero():
+    """By the inverse of the distribution: here as good as uniform, and quick."""
+    for bound in (0.0099, 1e-5, 1e-30):
+        z = draw_latents(range(200), 3, 64, truncation=bound).double() / bound
+        assert z.abs().max() <= 1
+        shares = (z.flatten().sort().values + 1) / 2
+        expected = torch.linspace(0, 1, len(shares))
+        assert (shares - expected).abs().max() < 0.02  # Kolmogorov's distance
+    assert torch.equal(draw_latents(range(9), 0, 4, truncation=1e-300), torch.zeros(9, 4))
+    some = draw_latents([5, 7], 3, 16, truncation=1e-3)
+    assert torch.equal(some, draw_latents(range(9), 3, 16, truncation=1e-3)[[5, 7]])
+
+
+def test_truncation_from_there_on_draws_again():
+    generator = generator_of(1, 4)
+    z = torch.randn(8, generator=generator)
+    while (outside := z.abs() > 0.01).any():
+        z[outside] = torch.randn(int(outside.sum()), generator=generator)
+    assert torch.equal(draw_latents([4], 1, 8, truncation=0.01)[0], z)

@@ -11,6 +11,7 @@ from biggan.losses import accuracies, discriminator_loss, generator_loss, orthog
 from biggan.spectral import spectral_layers
 from biggan.trainer import Trainer
 from evonorm_plugins.errors import NonFiniteError
+from evonorm_plugins.layers import moving_statistics_of
 from evonorm_plugins.training.ema import EMA
 from evonorm_plugins.training.ranks import Ranks
 
@@ -143,7 +144,7 @@ def test_orthogonal_penalty(tiny):
 
 def test_average(tiny):
     generator = Generator(tiny(norm="BN-ReLU"))
-    ema = EMA(generator, 0.75, start=1)
+    ema = EMA(generator, 0.75, moving_statistics_of, start=1)
     first = {k: v.clone() for k, v in generator.state_dict().items()}
     layer = generator.blocks[0].norm1.layer.norm
     for step in (1, 2):

@@ -82,11 +82,13 @@ def config(options):
 def command():
     """``command(arguments, ranks=1)``: the command line in processes of its own, not waited for."""
 
-    def start(arguments, ranks=1):
+    def start(arguments, ranks=1, file_kib=None):
+        # The largest file that it can write.
+        limit = ["bash", "-c", f'ulimit -f {file_kib}; exec "$0" "$@"'] if file_kib else []
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
         return subprocess.Popen(
             [
-                *(sys.executable, *(torchrun if ranks > 1 else [])),
+                *(*limit, sys.executable, *(torchrun if ranks > 1 else [])),
                 *(str(ROOT / "tools/train_classifier.py"), *map(str, arguments)),
             ],
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from evonorm_plugins.classification.sweep import load_sweep, main, ray_tune, report, run_sweep
-from evonorm_plugins.errors import ConfigError, InterruptedRunError, NonFiniteError, RayError
+from evonorm_plugins.classification import sweep as sweeps
+from evonorm_plugins.classification.sweep import load_sweep, ray_tune, report, run_sweep
+from evonorm_plugins.errors import (
+    ConfigError,
+    InputError,
+    InterruptedRunError,
+    NonFiniteError,
+    RayError,
+    run_command,
+)
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
@@ -55,7 +63,7 @@ def stand_in(config, *, resume, on_epoch):
 
 def in_process(configs, train, sweep, progress, ended):
     """In place of Ray: one trial after the other."""
-    from evonorm_plugins.classification.sweep.run import run_trial
+    from evonorm_plugins.classification.sweep.trial import run_trial
 
     for number, config in configs.items():
         os.makedirs(config["output_dir"], exist_ok=True)
@@ -64,7 +72,7 @@ def in_process(configs, train, sweep, progress, ended):
 
 @pytest.fixture
 def without_ray(monkeypatch, tmp_path):
-    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address, on_hang: None)
     monkeypatch.setattr(ray_tune, "run_trials", in_process)
     monkeypatch.chdir(tmp_path)
 
@@ -146,6 +154,13 @@ def test_overrides(sweep_file):
         ({"search": {"optimizer": ["sgd", "adamm"]}}, [], "adamm"),
         ({"search": {"output_dir": ["a"]}}, [], "a folder of its own"),
         ({"base": None}, [], "base must name"),
+        ({"base": 3}, [], "base must name a training config, not 3"),
+        ({}, ["base="], "base must name a training config, not ''"),
+        ({}, ["base=none.yaml"], r"'none\.yaml' is no file and no classification"),
+        ({"base": "none.yaml"}, [], r"none\.yaml' is no file and no classification"),
+        ({}, ["search={}"], "search must hold keys"),
+        ({}, ["search=3"], "search must hold keys"),
+        ({}, ["search_seed=-1"], "search_seed=-1 must be at least 0"),
         ({"trails": 3}, [], "'trails'; did you mean 'trials'"),
         ({}, ["trials=0"], "trials=0 must be at least 1"),
         ({}, ["cpus_per_trial=0.5"], r"cpus_per_trial=0\.5 is not int"),
@@ -156,6 +171,33 @@ def test_overrides(sweep_file):
 def test_bad_input_is_named(sweep_file, keys, overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_sweep(sweep_file(**keys), overrides)
+
+
+def test_another_training_config(sweep_file, tmp_path, monkeypatch):
+    """``base=FILE`` of the command line is a path as any other; the file's is relative to it."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/other.yaml").write_text("model: resnet8_cifar\nepochs: 9\n")
+    path = sweep_file()
+    monkeypatch.chdir(tmp_path / "there")
+    assert load_sweep(path).base["epochs"] == 2
+    base = load_sweep(path, ["base=other.yaml", "batch_size=7"]).base
+    assert (base["model"], base["epochs"], base["batch_size"]) == ("resnet8_cifar", 9, 7)
+    assert load_sweep(path, ["search={lr: [0.5]}"]).search == {"lr": [0.5]}
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"trials": 3}', '{"trials": [{}]}', "\0"])
+def test_a_record_of_a_sweep_that_is_none(sweep_file, without_ray, tmp_path, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep.json").write_text(text)
+    with pytest.raises(ConfigError, match="is no record of a sweep"):
+        run_sweep(load_sweep(sweep_file()), resume=True, train=stand_in)
+
+
+@pytest.mark.parametrize("folder", ["", "sweep.yaml", "sweep.yaml/out"])
+def test_a_folder_that_cannot_be_written(sweep_file, without_ray, folder):
+    sweep = load_sweep(sweep_file(output_dir=folder))
+    with pytest.raises(ConfigError, match=r"^output_dir=.*(empty|is a file, not a folder)"):
+        run_sweep(sweep, train=stand_in)
 
 
 def test_every_trial_is_recorded(sweep_file, without_ray, tmp_path):
@@ -247,7 +289,7 @@ def test_what_does_not_fit_the_folder_is_refused(
     path = sweep_file(trials=1)
     run_sweep(load_sweep(path), train=stand_in)
     saved = (tmp_path / "out/sweep.json").read_text()
-    with pytest.raises((ConfigError, FileNotFoundError), match=message):
+    with pytest.raises(InputError, match=message):
         run_sweep(load_sweep(path, overrides), resume=resume, train=stand_in)
     assert (tmp_path / "out/sweep.json").read_text() == saved
 
@@ -278,6 +320,9 @@ def test_without_ray_nothing_is_written(sweep_file, tmp_path):
 
 
 def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
+    def main(*args):
+        return run_command(lambda: sweeps.main(*args))
+
     path = sweep_file(trials=2)
     assert main(path, ["modell=x"]) == 2
     assert main("nowhere.yaml") == 2
@@ -347,7 +392,7 @@ def test_on_ray_with_a_lost_process_and_a_stop(sweep_file, tmp_path, monkeypatch
         record = {"epoch": 1, "val_accuracy": config.lr, "val_loss": 1.0}
         return {"status": "done", "epochs": [record], "seconds": 0.1}
 
-    monkeypatch.setattr(ray_tune, "start", lambda sweep, address: None)
+    monkeypatch.setattr(ray_tune, "start", lambda sweep, address, on_hang: None)
     monkeypatch.setattr(ray_tune, "run_trials", in_process)
     records = run_sweep(load_sweep(path), resume=True, train=finishes)
     assert started == [0.01, 0.001]  # the finished one is left alone

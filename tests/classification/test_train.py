@@ -250,7 +250,7 @@ def test_two_ranks(command, options, config, tmp_path, cross_replica):
         (["data=no.zip"], 2, "error: data=no.zip: there is no such folder or file"),
         (["model=resnet5_cifar"], 2, "did you mean 'resnet50_cifar'"),
         (["steps=3", "lr=1e30"], 1, "the training loss is"),
-        (["--config", "no.yaml"], 2, "error: there is no config file no.yaml"),
+        (["--config", "no.yaml"], 2, "error: 'no.yaml' is no file and no classification config"),
     ],
 )
 def test_command_line(options, tmp_path, capsys, overrides, status, message):

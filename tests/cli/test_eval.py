@@ -61,4 +61,4 @@ def test_full_disk_is_no_bad_input(monkeypatch, capsys):
 
     monkeypatch.setattr("evonorm_plugins.cli.eval.table.run", fail)
     assert main(["table", "x.json"]) == 1
-    assert capsys.readouterr().err == "error: OSError: [Errno 28] No space left on device\n"
+    assert capsys.readouterr().err == "error: no space left to write\n"

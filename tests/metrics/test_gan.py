@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from evonorm_plugins.metrics import processes
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
 from tests.conftest import BlockMeans
@@ -279,11 +278,6 @@ def test_workers_are_bounded(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "64")
     assert pick_workers(SimpleNamespace(workers=None)) == 4
     assert pick_workers(SimpleNamespace(workers=0)) == 0
-
-
-def test_one_process_needs_no_group():
-    assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
-    assert processes.gather(3) == [3]
 
 
 def test_fuzzed_records_never_give_a_traceback(score, evaluate, folders, tmp_path):

@@ -1,6 +1,8 @@
 """Statistics that are kept: our own, pytorch-fid's, torch-fidelity's."""
 
 import json
+import os
+import stat
 
 import numpy as np
 import pytest
@@ -39,6 +41,15 @@ def test_ours_come_back_and_pytorch_fid_reads_them(tmp_path):
     theirs = compute_statistics_of_path(str(path), None, 1, 6, "cpu")
     np.testing.assert_array_equal(theirs[0], MEAN)
     assert is_statistics(path)
+
+
+def test_others_may_read_them(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        save_statistics(tmp_path / "x.npz", Statistics(MEAN, COVARIANCE, 30, {}))
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "x.npz").stat().st_mode) == 0o644
 
 
 def test_pytorch_fids(tmp_path):

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import http.server
+import os
+import stat
 import threading
 
 import pytest
@@ -58,8 +60,10 @@ def test_a_path_then_the_variable(tmp_path, monkeypatch, offline):
 
 def test_download_goes_to_the_cache_once(server, tmp_path):
     (server / "w.pth").write_bytes(CONTENT)
-    said = []
+    said, mask = [], os.umask(0o022)
     path, sha256 = weights.find_inception_weights(notify=said.append)
+    os.umask(mask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert path.read_bytes() == CONTENT
     assert sha256 == weights.SHA256
     assert path.parent == tmp_path / "cache/evonorm/weights"

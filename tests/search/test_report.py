@@ -175,7 +175,10 @@ def test_reranking_writes_a_sweep(path, tmp_path, monkeypatch):
             "there is no config file no.yaml",
         ),
         (["simulate", "--seconds", "0"], "--seconds 0 must be above 0"),
-        (["run", "--config", "no.yaml"], "there is no config file no.yaml"),
+        (
+            ["run", "--config", "no.yaml"],
+            "'no.yaml' is no file and no search config; known: B, S, random, small",
+        ),
     ],
 )
 def test_bad_input(path, tmp_path, monkeypatch, capsys, command, message):

@@ -1,7 +1,9 @@
 """Starting Ray, and what can be wrong with that."""
 
+import logging
 import subprocess
 import sys
+import threading
 import types
 
 import pytest
@@ -27,14 +29,30 @@ from evonorm_plugins.training import cluster
 cluster._START_SECONDS = 0.1
 ray = types.SimpleNamespace(init=lambda **options: time.sleep(60), is_initialized=lambda: False)
 sys.modules["ray"] = ray
-cluster.connect(None, unit="trial", cpus=1)
+cluster.connect(None, unit="trial", cpus=1, on_hang=cluster.end_process)
 """
 
 
-def test_a_start_that_hangs_ends():
-    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=30)
+def test_a_start_that_hangs_ends_a_command():
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("error: Ray has not started within 0.1 s; its logs are in")
+
+
+def test_a_start_that_hangs_ends_no_other_program(monkeypatch):
+    warned, said = threading.Event(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: (said.append(record.getMessage()), warned.set())
+    monkeypatch.setattr(logging.getLogger(cluster.__name__), "handlers", [handler])
+    monkeypatch.setattr(cluster, "_START_SECONDS", 0.01)
+    ray = types.SimpleNamespace(
+        init=lambda **options: warned.wait(10),
+        is_initialized=lambda: False,
+        cluster_resources=lambda: {"CPU": 1.0},
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert cluster.connect(None, unit="trial", cpus=1) is ray
+    assert said[0].startswith("Ray has not started within 0.01 s")
 
 
 def test_more_than_there_is(monkeypatch):

@@ -16,11 +16,17 @@ import dataclasses
 import math
 import os
 import random
-from pathlib import Path
 
 from evonorm_plugins.classification.config import from_dict, to_dict
+from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.training.config import build, check_minimum, read_overrides, read_values
+from evonorm_plugins.training.config import (
+    build,
+    check_minimum,
+    read_overrides,
+    read_values,
+    shown,
+)
 
 
 @dataclasses.dataclass
@@ -93,20 +99,24 @@ def load_sweep(path, overrides=()):
     """Read a sweep file and ``key=value`` strings, checked.
 
     A key of the sweep file is replaced there; a key that is searched over gets the value, or the
-    list of values, to search over instead; any other is one of the training config.
+    list of values, to search over instead; any other is one of the training config. ``base`` names
+    a training config: in the file relative to it, as a string as any path.
 
     Raises:
         ConfigError: names the key or value at fault and what would be right.
-        FileNotFoundError: there is no such file, or none of the training config that it names.
     """
-    path = Path(path)
-    values = read_values(path)
-    if not isinstance(values.get("base"), str):
-        raise ConfigError(f"{path}: base must name a training config")
+    path = find_config(path, "sweep")
+    values, given = read_values(path, (), "sweep"), read_overrides(overrides)
+    here = path.parent if "base" not in given else ""
+    base = given.pop("base", values.get("base"))
+    if not (isinstance(base, str) and base):
+        raise ConfigError(f"{path}: base must name a training config, not {shown(base)}")
+    if "search" in given:
+        values["search"] = given.pop("search")
     if not (isinstance(values.get("search"), dict) and values["search"]):
         raise ConfigError(f"{path}: search must hold keys with lists of values to try")
-    training = read_values(path.parent / values["base"])
-    for key, value in read_overrides(overrides).items():
+    training = read_values(os.path.join(here, base), (), "classification")
+    for key, value in given.items():
         if key in values["search"]:
             values["search"][key] = _narrowed(key, values["search"][key], value)
         else:
@@ -120,6 +130,8 @@ def from_values(values):
         raise ConfigError("settings that change together are given as search.NAME: {value: {...}}")
     sweep = build(Sweep, values)
     check_minimum(sweep, MINIMUM)
+    if not sweep.search:
+        raise ConfigError("search={} must hold keys with lists of values to try")
     sweep.together = {key: value for key, value in sweep.search.items() if isinstance(value, dict)}
     for key, settings in sweep.together.items():
         _check_together(sweep, key, settings)

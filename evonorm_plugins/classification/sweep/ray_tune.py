@@ -4,10 +4,11 @@ import functools
 import logging
 import os
 import tempfile
-from pathlib import Path
 
+from evonorm_plugins.classification.sweep.trial import error_file, run_trial, write_error
 from evonorm_plugins.errors import RayError
 from evonorm_plugins.training.cluster import connect
+from evonorm_plugins.training.memory import keep_freed_memory
 
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",  # tables on stdout
@@ -17,7 +18,7 @@ _QUIET = {
 }
 
 
-def start(sweep, address):
+def start(sweep, address, on_hang=None):
     """Start Ray for the trials of ``sweep``; see :func:`evonorm_plugins.training.cluster.connect`.
 
     Raises:
@@ -28,7 +29,8 @@ def start(sweep, address):
         import ray.tune  # noqa: F401
     except ImportError as error:
         raise RayError(f'a sweep needs Ray ({error}): pip install "ray[tune]"') from None
-    connect(address, unit="trial", cpus=sweep.cpus_per_trial, gpus=sweep.gpus_per_trial)
+    needs = {"cpus": sweep.cpus_per_trial, "gpus": sweep.gpus_per_trial}
+    connect(address, unit="trial", on_hang=on_hang, **needs)
     # What fails is reported by ended(), not as a traceback from inside of Ray.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
@@ -57,7 +59,7 @@ def run_trials(configs, train, sweep, progress, ended):
         def on_trial_error(self, iteration, trials, trial, **info):
             # The trial itself reports exceptions: this is its process. What Ray knows comes later.
             number = trial.config["trial"]
-            error = f"the process died or could not start; see {_error_file(configs[number])}"
+            error = f"the process died or could not start; see {error_file(configs[number])}"
             ended(number, {"status": "failed", "error": error})
 
     trial = functools.partial(_trial, configs=configs, train=train, threads=sweep.cpus_per_trial)
@@ -75,23 +77,17 @@ def run_trials(configs, train, sweep, progress, ended):
             ).fit()
             for result in results:
                 if result.error:
-                    file = _error_file(configs[result.config["trial"]])
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(f"{result.error}\n")
+                    write_error(configs[result.config["trial"]], f"{result.error}\n")
     finally:
         ray.shutdown()
-
-
-def _error_file(config):
-    return Path(config["output_dir"], "error.txt")
 
 
 def _trial(settings, configs, train, threads):
     import torch
     from ray import tune
 
-    from evonorm_plugins.classification.sweep.run import run_trial
-
+    # This process is the trial's own.
+    keep_freed_memory()
     torch.set_num_threads(threads)
     config = configs[settings["trial"]]
     outcome = run_trial(config, train, lambda record: tune.report({"record": record}))

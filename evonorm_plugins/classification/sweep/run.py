@@ -3,22 +3,19 @@
 import json
 import os
 import sys
-import time
-import traceback
 from pathlib import Path
 
-from evonorm_plugins.classification.config import from_dict
 from evonorm_plugins.classification.run import train
 from evonorm_plugins.classification.sweep import ray_tune, report
-from evonorm_plugins.errors import ConfigError, InterruptedRunError, NonFiniteError
-from evonorm_plugins.files import replacing
+from evonorm_plugins.errors import ConfigError, DataError, InterruptedRunError
+from evonorm_plugins.files import check_folder, replacing
 
 # Keys of the training config that say where a trial runs and what it reads, not what it computes.
 _PATHS = ("data", "val_data", "output_dir")
 _MACHINE = (*_PATHS, "workers", "prefetch", "progress")
 
 
-def run_sweep(sweep, *, address=None, resume=False, train=train):
+def run_sweep(sweep, *, address=None, resume=False, train=train, on_hang=None):
     """Run the trials that have not ended yet; write the results after each.
 
     ``output_dir`` gets ``sweep.json`` (the sweep and what became of each trial), ``results.csv``,
@@ -32,6 +29,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
             machines see the same files; None starts Ray on this machine.
         resume: go on with the sweep in ``output_dir``, if there is one.
         train: ``train(config, resume=, on_epoch=)`` of a trial.
+        on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
     Returns:
         The records of all trials: ``trial``, ``values``, ``status`` ("finished", "diverged" or
@@ -39,11 +37,13 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
         ``error``.
 
     Raises:
-        ConfigError: the folder holds another sweep, or one and ``resume`` is False.
-        FileNotFoundError: the data of the training config is not there.
+        ConfigError: the folder holds another sweep, or one and ``resume`` is False, or cannot be
+            written to.
+        DataError: the data of the training config is not there.
         RayError: Ray is not installed, cannot start or cannot be reached.
         InterruptedRunError: Ctrl-C.
     """
+    check_folder(sweep.output_dir)
     _check_data(sweep.base)
     path = Path(sweep.output_dir, "sweep.json")
     chosen = sweep.choose()
@@ -55,7 +55,7 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
         f"{len(chosen) - len(pending)} of them done, in {sweep.output_dir}"
     )
     if pending:
-        ray_tune.start(sweep, address)
+        ray_tune.start(sweep, address, on_hang)
     os.makedirs(sweep.output_dir, exist_ok=True)
     _save(path, sweep, records)
 
@@ -87,37 +87,6 @@ def run_sweep(sweep, *, address=None, resume=False, train=train):
     return results()
 
 
-def run_trial(config, train, on_epoch):
-    """What becomes of one trial, as a dictionary; on the machine that Ray chose.
-
-    Args:
-        config: plain dictionary of a training config.
-        train, on_epoch: as in :func:`run_sweep`.
-    """
-    start, newest = time.perf_counter(), {}
-
-    def take_in(record):
-        newest.update({key: record[key] for key in ("epoch", "val_accuracy", "val_loss")})
-
-    def epoch_done(record):
-        take_in(record)
-        on_epoch(dict(newest))
-
-    try:
-        result = train(from_dict(config), resume=True, on_epoch=epoch_done)
-        if result["status"] != "done":
-            raise RuntimeError(f"training has {result['status']}")
-        take_in(result["epochs"][-1])  # a run that had ended before validates no more
-        outcome = {"status": "finished", "seconds": result["seconds"]}
-    except NonFiniteError as error:
-        outcome = {"status": "diverged", "error": str(error)}
-    except Exception as error:
-        os.makedirs(config["output_dir"], exist_ok=True)
-        Path(config["output_dir"], "error.txt").write_text(traceback.format_exc())
-        outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-    return {"seconds": time.perf_counter() - start, **outcome, **newest}
-
-
 def _anywhere(config):
     """The config with whole paths: Ray runs each trial in a folder of its own."""
     paths = {key: os.path.abspath(config[key]) for key in _PATHS if config[key]}
@@ -128,7 +97,7 @@ def _check_data(base):
     # Every trial would fail, minutes later.
     for key in ("data", "val_data"):
         if not os.path.exists(base[key]):
-            raise FileNotFoundError(f"there is no {key}={base[key]!r}")
+            raise DataError(f"there is no {key}={base[key]!r}")
 
 
 def _load(path, sweep, resume):
@@ -140,19 +109,26 @@ def _load(path, sweep, resume):
             f"output_dir={sweep.output_dir} holds a sweep already: go on with --resume, or name "
             "another one"
         )
-    saved = json.loads(path.read_text())
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        records = {record["trial"]: record for record in saved["trials"]}
+        parts = {part: saved[part] for part in ("base", "search_seed", "search", "together")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is no record of a sweep ({type(error).__name__}): name another output_dir"
+        ) from None
     now = json.loads(json.dumps(_identity(sweep)))
     for part in ("search_seed", "search", "together"):
-        if saved[part] != now[part]:
+        if parts[part] != now[part]:
             raise ConfigError(
-                f"{path} has {part}={saved[part]}, now it is {now[part]}: give the same, or "
+                f"{path} has {part}={parts[part]}, now it is {now[part]}: give the same, or "
                 "another output_dir"
             )
-    changed = [k for k in now["base"] if saved["base"].get(k) != now["base"][k]]
+    changed = [k for k in now["base"] if parts["base"].get(k) != now["base"][k]]
     if changed:
         what = ", ".join(f"{k}={saved['base'].get(k)!r} (now {now['base'][k]!r})" for k in changed)
         raise ConfigError(f"{path} was run with {what}: give the same, or another output_dir")
-    return {record["trial"]: record for record in saved["trials"]}
+    return records
 
 
 def _identity(sweep):

@@ -68,11 +68,11 @@ def add_arguments(parser):
 
 def run(args):
     from evonorm_plugins.coco.read import coco_data, read_json
-    from evonorm_plugins.metrics.protocol import check_writable
+    from evonorm_plugins.files import check_output
 
     _check(args)
     for path in filter(None, (args.out, args.grid, args.save_dt)):
-        check_writable(path)
+        check_output(path, inputs=[args.gt, args.dt, args.val_json, args.weights], force=True)
     if args.config_file:
         from evonorm_plugins.integrations.detectron2.score import detect
 

@@ -81,17 +81,12 @@ def add_extraction(parser):
     )
 
 
-def pick_device(args):
-    import torch
+def join(args):
+    """The processes that torchrun started, or this one, on the device asked for."""
+    from evonorm_plugins.training.ranks import Ranks
 
-    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device {name!r} is no device; cuda, cuda:1 or cpu are") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: torch sees no CUDA device")
-    return name
+    # One process may wait long for the one that computes scores.
+    return Ranks(args.device, timeout_minutes=240)
 
 
 def pick_workers(args):
@@ -109,9 +104,10 @@ def pick_batch_size(args, extractor):
 
 def build_extractor(args, backend, device):
     """The extractor that the options ask for."""
-    from evonorm_plugins.metrics import processes, weights
+    from evonorm_plugins.metrics import weights
     from evonorm_plugins.metrics.extractor import CustomExtractor
     from evonorm_plugins.metrics.inception import InceptionExtractor
+    from evonorm_plugins.training.ranks import Ranks
 
     if args.feature_extractor:
         for option in ("inception_weights", "backend"):
@@ -121,7 +117,7 @@ def build_extractor(args, backend, device):
         if args.precision != "float32" or args.fast:
             raise InputError("--precision and --fast belong to Inception")
         return CustomExtractor(args.feature_extractor, device)
-    path, sha256 = processes.main_first(
+    path, sha256 = Ranks.current().main_first(
         lambda: weights.find_inception_weights(
             args.inception_weights, download=not args.no_download, notify=note
         )
@@ -161,9 +157,9 @@ def open_checked(path, args, n=None, seed=0):
 
 
 def note(message):
-    from evonorm_plugins.metrics import processes
+    from evonorm_plugins.training.ranks import Ranks
 
-    if processes.is_main():
+    if Ranks.current().is_main:
         print(message, file=sys.stderr, flush=True)
 
 

@@ -79,17 +79,16 @@ def add_arguments(parser):
 
 
 def run(args):
-    from evonorm_plugins.metrics import processes
+    from evonorm_plugins.files import check_output
     from evonorm_plugins.metrics.grid import check_grid_path
-    from evonorm_plugins.metrics.protocol import check_writable
 
     options = _options(args)
     if args.grid:
         check_grid_path(args.grid)
     for path in filter(None, (args.out, args.grid)):
-        check_writable(path)
-    with processes.group(common.pick_device(args)) as device:
-        return _run(args, options, device)
+        check_output(path, inputs=[args.fake, args.real, args.checkpoint], force=True)
+    with common.join(args) as ranks:
+        return _run(args, options, ranks)
 
 
 def _options(args):
@@ -127,17 +126,17 @@ def _options(args):
     return options
 
 
-def _run(args, options, device):
-    from evonorm_plugins.metrics import gan, processes
+def _run(args, options, ranks):
+    from evonorm_plugins.metrics import gan
     from evonorm_plugins.metrics.grid import evenly_spaced, write_grid
     from evonorm_plugins.metrics.protocol import check_counts
 
     real, real_images = _open_real(args, options)
     backend = _backend(args, real)
-    extractor = common.build_extractor(args, backend, device)
+    extractor = common.build_extractor(args, backend, ranks.device)
     if real is not None:
         _check_real(args.real, real, extractor, options)
-    fake = _open_fake(args, device)
+    fake = _open_fake(args, ranks.device)
     n_real = len(real_images) if real_images else real and real.n
     options.check(len(fake), n_real)
     counts = {"generated": len(fake)}
@@ -147,8 +146,8 @@ def _run(args, options, device):
     for message in warnings:
         common.warn(message)
     args.batch_size = common.pick_batch_size(args, extractor)
-    how = {"batch_size": args.batch_size, "workers": common.pick_workers(args), "device": device}
-    how["quiet"] = args.quiet
+    how = {"batch_size": args.batch_size, "workers": common.pick_workers(args)}
+    how |= {"device": ranks.device, "quiet": args.quiet}
     panels = {}
     if real_images:
         shown = evenly_spaced(len(real_images)) if args.grid else ()
@@ -165,7 +164,7 @@ def _run(args, options, device):
         if pictures:
             generated = {f"generated ({len(fake)})": [pictures[k] for k in shown]}
             panels = generated | panels
-    if not processes.is_main():
+    if not ranks.is_main:
         return 0
     if args.grid:
         write_grid(args.grid, panels)
@@ -235,8 +234,9 @@ def _open_fake(args, device):
 
 
 def _record(args, options, extractor, fake, real_images, real, runs, warnings):
-    from evonorm_plugins.metrics import gan, processes
+    from evonorm_plugins.metrics import gan
     from evonorm_plugins.metrics.protocol import versions
+    from evonorm_plugins.training.ranks import Ranks
 
     median, best = gan.summary([run["scores"] for run in runs])
     sampled = bool(args.checkpoint)
@@ -264,7 +264,7 @@ def _record(args, options, extractor, fake, real_images, real, runs, warnings):
             "real": real_images.describe() if real_images else {"path": args.real},
             "sampling_seeds": args.seeds,
             "batch_size": args.batch_size,
-            "processes": processes.count(),
+            "processes": Ranks.current().size,
         },
         "warnings": warnings,
         "versions": versions("gan"),

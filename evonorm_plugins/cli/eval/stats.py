@@ -29,30 +29,31 @@ def add_arguments(parser):
 
 def run(args):
     from evonorm_plugins.errors import InputError
-    from evonorm_plugins.metrics import gan, processes, statistics_file
-    from evonorm_plugins.metrics.protocol import as_json, check_counts, check_writable, versions
+    from evonorm_plugins.files import check_output
+    from evonorm_plugins.metrics import gan, statistics_file
+    from evonorm_plugins.metrics.protocol import as_json, check_counts, versions
 
     if not args.out.lower().endswith(".npz"):
         raise InputError(f"--out {args.out} must end in .npz")
-    check_writable(args.out)
-    with processes.group(common.pick_device(args)) as device:
+    check_output(args.out, inputs=[args.real], force=True)
+    with common.join(args) as ranks:
         source = common.open_checked(args.real, args, args.n_real)
         if len(source) < 2:
             raise InputError(f"{args.real}: a covariance needs at least 2 images, there is 1")
         warnings = check_counts({"real": len(source)}, args.strict)
         for message in warnings:
             common.warn(message)
-        extractor = common.build_extractor(args, args.backend or "torch-fidelity", device)
+        extractor = common.build_extractor(args, args.backend or "torch-fidelity", ranks.device)
         statistics, _ = gan.real_statistics(
             source,
             extractor,
             features=args.features,
             batch_size=common.pick_batch_size(args, extractor),
             workers=common.pick_workers(args),
-            device=device,
+            device=ranks.device,
             quiet=args.quiet,
         )
-        if not processes.is_main():
+        if not ranks.is_main:
             return 0
         statistics.protocol |= {
             "source": source.describe(),

@@ -5,7 +5,10 @@ from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.torchvision.models import build_detector
 from evonorm_plugins.training.checkpoint import Format
 
-FORMAT = Format("evonorm-plugins torchvision detector")
+FORMAT = Format(
+    "evonorm-plugins torchvision detector",
+    needs={"options": dict, "categories": list, "norms": dict, "model": dict},
+)
 
 
 def save(path, model, options, categories, **more):
