@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 
+from evonorm_plugins import cli
 from tests.biggan.pictures import picture
 
 
@@ -56,3 +57,17 @@ def options(images, tmp_path, monkeypatch):
         }
 
     return make
+
+
+@pytest.fixture
+def search(capsys):
+    """``search(*arguments)``: ``(status, stdout, stderr)`` of ``evonorm search``, in this process."""
+
+    def run(*arguments):
+        try:
+            status = cli.main(["search", *map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run

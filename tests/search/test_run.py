@@ -5,13 +5,13 @@ import json
 import re
 
 import pytest
+from evonorm_plugins.search.proxy import to_dict
 
 from evonorm_plugins.cli.search import main
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.search.config import check_same, from_dict, load_config
-from evonorm_plugins.search.proxy import to_dict
 from evonorm_plugins.search.run import _opened
 from evonorm_plugins.search.store import Store
 
