@@ -3,11 +3,8 @@
 import itertools
 import math
 
-from evonorm_plugins.files import replacing
+from evonorm_plugins.plots import COLOURS, pyplot, save_figure
 from evonorm_plugins.search.report import TOP, different, progress_of_top, rank_correlation
-
-_SOFTWARE = "evonorm_plugins.search"  # kept in every picture
-COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 
 
 def plot_top(searches, path, count=TOP):
@@ -18,7 +15,7 @@ def plot_top(searches, path, count=TOP):
     Args:
         searches: ``{label: candidates in the order of results}``.
     """
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for (label, candidates), colour in zip(searches.items(), itertools.cycle(COLOURS)):
         curve = progress_of_top(candidates, count)
@@ -35,7 +32,7 @@ def plot_top(searches, path, count=TOP):
     axes.set_xlabel("different candidates")
     axes.set_ylabel(f"validation accuracy of the best {count}")
     axes.legend()
-    _save(figure, plt, path)
+    save_figure(figure, path)
 
 
 def plot_histogram(searches, path):
@@ -56,7 +53,7 @@ def plot_quality(searches, path):
 
 def _histograms(scores, axis, path):
     """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor."""
-    plt = _pyplot()
+    plt = pyplot()
     anchors = list(
         dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
     )
@@ -76,7 +73,7 @@ def _histograms(scores, axis, path):
         panel.yaxis.set_minor_formatter("")
     axes[0][0].set_ylabel("layers")
     _legend(figure, axes)
-    _save(figure, plt, path)
+    save_figure(figure, path)
 
 
 def plot_calibration(searches, path):
@@ -84,7 +81,7 @@ def plot_calibration(searches, path):
 
     A layer that several searches trained with the same seed counts once in the correlation.
     """
-    plt = _pyplot()
+    plt = pyplot()
     passed = {label: _scored(candidates) for label, candidates in searches.items()}
     anchors = list(next(c.scores for found in passed.values() for c in found))
     pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
@@ -101,7 +98,7 @@ def plot_calibration(searches, path):
         rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])
         panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
     _legend(figure, axes)
-    _save(figure, plt, path)
+    save_figure(figure, path)
 
 
 FIGURES = {
@@ -116,27 +113,6 @@ def _scored(candidates):
     return [c for c in different(candidates) if c.scores]
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def _legend(figure, axes):
     """One for all panels, above them, where it hides nothing."""
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-
-
-def is_ours(path):
-    """Whether a file is a picture that this module drew."""
-    with open(path, "rb") as file:
-        return _SOFTWARE.encode() in file.read(200)
-
-
-def _save(figure, plt, path):
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=150, format="png", metadata={"Software": _SOFTWARE})
-    plt.close(figure)

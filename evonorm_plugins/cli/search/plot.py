@@ -8,7 +8,8 @@ accuracy on each anchor against that on the others.
 import sys
 
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.search.figures import FIGURES, is_ours
+from evonorm_plugins.plots import is_ours
+from evonorm_plugins.search.figures import FIGURES
 
 EXAMPLES = """
 examples:
