@@ -6,7 +6,7 @@ import yaml
 
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.files import check_folder, replacing
-from evonorm_plugins.training.config import read_overrides, read_values
+from evonorm_plugins.training.config import config_path, read_overrides, read_values
 
 
 def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
@@ -14,8 +14,8 @@ def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
 
     Args:
         store: :class:`Store`.
-        config: path of a classifier's config: model, data, schedule. With ``holdout`` in it,
-            images held out of the training set decide, as in the paper.
+        config: path or name of a classifier's config: model, data, schedule. With ``holdout`` in
+            it, images held out of the training set decide, as in the paper.
         folder: gets ``layers/NUMBER.json``, ``sweep.yaml`` and the sweep's results.
         count: of the best layers.
         norms: names of other layers to train beside them.
@@ -28,7 +28,7 @@ def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
         ConfigError: no candidate has passed, there is no such config, the folder holds something
             else, or a sweep of other layers.
     """
-    config, folder = Path(config), Path(folder).absolute()
+    config, folder = config_path(config, "classification"), Path(folder).absolute()
     path = folder / "sweep.yaml"
     read_values(config)  # what is wrong with it is said before anything is written
     check_folder(folder, name="--out")

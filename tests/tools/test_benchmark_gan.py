@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from evonorm_plugins.benchmarks import measure
 from evonorm_plugins.cli import command
 
 ROOT = Path(__file__).parents[2]
@@ -59,12 +60,21 @@ def gan(monkeypatch, capsys):
     return gan
 
 
-def test_memory_of_each_norm(gan):
-    status, out, err = gan("--batch", "2", "--memory")
+def test_memory(gan):
+    """In a process of its own."""
+    status, out, err = gan("--batch", "2", "--memory", "--norms", "EvoNormS0")
     assert status == 0, err
-    rows = json.loads(out)["rows"]
-    assert [row["model"] for row in rows] == ["EvoNormS0", "BN-ReLU"]
-    assert all(row["MiB"] > 0 for row in rows)
+    (row,) = json.loads(out)["rows"]
+    assert (row["model"], row["of the first"]) == ("EvoNormS0", 1)
+    assert row["MiB"] > 0
+
+
+def test_memory_of_each_norm(gan, monkeypatch):
+    """In turn, relative to the first; by default EvoNormS0 and what it replaces."""
+    needed = {"EvoNormS0": 100.0, "BN-ReLU": 150.0}
+    monkeypatch.setattr(measure, "apart", lambda function, args, name: needed[name])
+    rows = json.loads(gan("--batch", "2", "--memory")[1])["rows"]
+    assert [list(row.values()) for row in rows] == [["EvoNormS0", 100, 1.0], ["BN-ReLU", 150, 1.5]]
 
 
 @pytest.mark.parametrize(

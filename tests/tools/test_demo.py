@@ -11,39 +11,36 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def load_demo(monkeypatch):
+@pytest.fixture
+def small_demo(monkeypatch):
+    """tools/demo.py with a small set of images."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    make = module.make_shapes_dataset
+
+    def make_few(folder, **options):
+        assert (options["train"], options["val"]) == (400, 50)
+        return make(folder, **{**options, "train": 12, "val": 6})
+
+    monkeypatch.setattr(module, "make_shapes_dataset", make_few)
     return module
 
 
 @pytest.mark.detectron2
-def test_demo(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "tools/demo.py"),
-        "--iterations",
-        "6",
-        "--only",
-        "detection",
-        "--detector",
-        "detectron2",
-    ]
-    out = subprocess.run(
-        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert out.returncode == 0, out.stderr
-    assert "iteration       6/6" in out.stdout
-    assert "bbox " in out.stdout
-    assert "segm " in out.stdout
+def test_demo(small_demo, tmp_path, capfd):
+    options = ["--only", "detection", "--detector", "detectron2", "--iterations", "6"]
+    assert small_demo.main([*options, "--output-dir", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    for part in ("iteration       6/6", "bbox ", "segm "):
+        assert part in out
     assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.fixture
-def in_process(monkeypatch):
-    """tools/demo.py, whose commands run in this process: it has imported torch already."""
+def in_process(small_demo, monkeypatch):
+    """The same, whose commands run in this process: it has imported torch already."""
 
     def call(command, **_):
         _, *options = command
@@ -56,9 +53,8 @@ def in_process(monkeypatch):
             run(name, run_name="__main__")
         return end.value.code or 0
 
-    module = load_demo(monkeypatch)
-    monkeypatch.setattr(module.subprocess, "call", call)
-    return module
+    monkeypatch.setattr(small_demo.subprocess, "call", call)
+    return small_demo
 
 
 def test_demo_with_torchvision(in_process, tmp_path, capfd):
@@ -74,9 +70,9 @@ def test_demo_with_torchvision(in_process, tmp_path, capfd):
 
 
 @pytest.fixture
-def demo(monkeypatch):
-    """tools/demo.py where Detectron2 is missing; the commands it would run are in ``calls``."""
-    module = load_demo(monkeypatch)
+def demo(small_demo, monkeypatch):
+    """The same where Detectron2 is missing; the commands it would run are in ``calls``."""
+    module = small_demo
     module.calls = []
     paths = {"train_json": "t.json", "train_images": "t", "val_json": "v.json", "val_images": "v"}
     monkeypatch.setattr(module, "make_shapes_dataset", lambda *args, **options: paths)

@@ -6,7 +6,7 @@ from evonorm_plugins.errors import ConfigError, GraphError
 
 
 def add_config(parser):
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of a search")
+    parser.add_argument("--config", required=True, metavar="NAME", help="a search's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
 
 

@@ -11,14 +11,14 @@ from evonorm_plugins.search.report import TOP
 
 EXAMPLES = """
 examples:
-  evonorm search rerank output/search_B.sqlite --config configs/cifar10_resnet50_EvoNormS0.yaml \\
+  evonorm search rerank output/search_B.sqlite --config cifar10_resnet50_EvoNormS0 \\
       --out output/rerank --norms BN-ReLU EvoNormB0 data=cifar10-train.zip holdout=5000
 """
 
 
 def add_arguments(parser):
     parser.add_argument("store", metavar="STORE")
-    parser.add_argument("--config", required=True, metavar="FILE", help="of `evonorm classify`")
+    parser.add_argument("--config", required=True, metavar="NAME", help="of `evonorm classify`")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="for the sweep")
     parser.add_argument("--count", type=count, default=TOP, help="layers (default: %(default)s)")
     parser.add_argument("--norms", nargs="+", default=[], help="other layers beside them")
