@@ -1,5 +1,6 @@
 """What all pictures with axes share. matplotlib is imported when one is drawn."""
 
+from evonorm_plugins.errors import MissingDependencyError
 from evonorm_plugins.files import replacing
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
@@ -15,8 +16,6 @@ def pyplot():
     try:
         import matplotlib
     except ImportError:
-        from evonorm_plugins.errors import MissingDependencyError
-
         raise MissingDependencyError("matplotlib", "classification") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
