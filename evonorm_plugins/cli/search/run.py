@@ -35,9 +35,7 @@ def run(args):
     from evonorm_plugins.training.cluster import end_process
 
     config = load_config(args.config, args.overrides)
-    numbers = run_search(
-        config, address=args.address, resume=args.resume, on_hang=end_process
-    )
+    numbers = run_search(config, address=args.address, resume=args.resume, on_hang=end_process)
     if args.json:
         print(json.dumps(numbers))
     else:
