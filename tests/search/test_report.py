@@ -187,7 +187,7 @@ def sweeps(monkeypatch):
         given.append((sweep.load_sweep(file, overrides), resume, address))
         return 0
 
-    monkeypatch.setattr(sweep, "run", run)
+    monkeypatch.setattr(sweep, "main", run)
     return given
 
 
