@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from evonorm_plugins.errors import GraphError, NoSpaceError, RunError, StoreError
+from evonorm_plugins.files import replacing
 from evonorm_plugins.layers.graph.graph import Graph
 
 _LARGEST = 2**63 - 1  # integer that a column holds
@@ -129,27 +130,21 @@ class Store:
         """A new file at ``path``, for a search with a plain dictionary of options.
 
         Raises:
-            StoreError: there is something, or no file can be there.
-            RunError, NoSpaceError: it cannot be written.
+            StoreError: there is something already.
+            InputError, RunError, NoSpaceError: it cannot be written.
         """
         path = Path(path)
         if path.exists():
             raise StoreError(f"{path} is there already: name another file for a new search")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"no folder for {path} can be made: {error.strerror}") from None
-        partial = path.with_name(f".{path.name}.new")
-        partial.unlink(missing_ok=True)
         about = {"format": _FORMAT, "version": str(_VERSION), "config": json.dumps(config)}
         with (
+            replacing(path) as partial,
             _explained(path),
             contextlib.closing(sqlite3.connect(partial)) as db,
             db,
         ):
             db.executescript(_TABLES)
             db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-        partial.rename(path)
         return cls(path, write=True)
 
     def close(self):

@@ -1,12 +1,13 @@
 """The file of a search: what is written, counted once, refused."""
 
 import os
+import resource
 import signal
 import sqlite3
 
 import pytest
 
-from evonorm_plugins.errors import NoSpaceError, RunError, StoreError
+from evonorm_plugins.errors import InputError, NoSpaceError, RunError, StoreError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.store import Candidate, Store
 
@@ -220,7 +221,7 @@ def test_folders_and_files_in_the_way(tmp_path):
     with pytest.raises(StoreError, match=f"{tmp_path} is a folder, not the file of a search"):
         Store(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match=r"no folder for .* can be made"):
+    with pytest.raises(InputError, match="cannot be written"):
         Store.create(tmp_path / "file/search.sqlite", {})
 
 
@@ -230,3 +231,15 @@ def test_numbers_that_no_candidate_can_have(store):
         with pytest.raises(KeyError, match=f"no candidate {number} "):
             store[number]
     assert len(store.best(10**30)) == 1
+
+
+def test_a_store_that_cannot_be_written_is_not_begun(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="cannot be used"):
+            Store.create(tmp_path / "search.sqlite", {"data": "x" * 300_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
