@@ -4,9 +4,10 @@ from pathlib import Path
 
 import yaml
 
+from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.files import check_folder, replacing
-from evonorm_plugins.training.config import config_path, read_overrides, read_values
+from evonorm_plugins.training.config import read_overrides, read_values
 
 
 def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
@@ -28,7 +29,7 @@ def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
         ConfigError: no candidate has passed, there is no such config, the folder holds something
             else, or a sweep of other layers.
     """
-    config, folder = config_path(config, "classification"), Path(folder).absolute()
+    config, folder = find_config(config, "classification"), Path(folder).absolute()
     path = folder / "sweep.yaml"
     read_values(config)  # what is wrong with it is said before anything is written
     check_folder(folder, name="--out")
