@@ -7,6 +7,7 @@ not be done, exit status 1. Every command line ends in :func:`run_command`, whic
 import contextlib
 import errno
 import os
+import reprlib
 import sys
 
 # Numbers of the system's errors that say that a file found no place.
@@ -99,6 +100,18 @@ def first(values, n=5):
     values = list(values)
     shown = ", ".join(str(value) for value in values[:n])
     return f"{shown} and {len(values) - n} more" if len(values) > n else shown
+
+
+def shown(value):
+    """``repr`` of a value for a message, cut where it is long or nested deeply."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
 def run_command(work):

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Search for norm-activation layers; see docs/search.md."""
+"""Search for norm-activation layers, as `evonorm search`; see docs/search.md."""
 
 import sys
 
-from evonorm_plugins.cli.search import main
+from evonorm_plugins.cli import search
+from evonorm_plugins.cli.command import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(search, "tools/search.py"))

@@ -1,6 +1,7 @@
 """Types of arguments."""
 
 import argparse
+import math
 
 
 def count(text):
@@ -19,4 +20,13 @@ def count_or_none(text):
     return value
 
 
+def positive(text):
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return value
+
+
+positive.__name__ = "number"
 count.__name__ = count_or_none.__name__ = "int"  # what argparse calls them

@@ -1,17 +1,83 @@
-"""Every option of a search: what is evaluated, what is tried next, on which workers."""
+"""Every option of a search: what candidates are trained on, what is tried next, on which workers.
+
+A candidate is compared with others on a proxy task: small architectures, the anchors, on crops of
+CIFAR-10 (Liu, Brock, Simonyan, Le, arXiv 2004.02967, Section 4.2).
+"""
 
 import dataclasses
 import json
 
+import torch
+
+from evonorm_plugins.classification import config as classification
+from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.search import proxy
-from evonorm_plugins.search.proxy import Task
-from evonorm_plugins.training.config import check_choices, check_minimum, read_values
+from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
+
+# Search space -> steps and schedule of a whole training (Section 4.2).
+TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
+# The cheapest first: what is not stable shows within one or two steps of gradient ascent.
+FILTERS = ("trial", "stability", "quality")
+
+
+@dataclasses.dataclass
+class Task:
+    """Options of the evaluation of one candidate; the defaults are the paper's.
+
+    Plain values, which can be sent to other processes. :func:`task_from_dict` gives a checked one.
+    """
+
+    # ---- data: keys of the classification config, see docs/classification.md ----
+    data: str = ""
+    val_data: str = ""
+    holdout: int = 5000  # where there is no val_data: images of data to validate on
+    resolution: int = 24  # of the crops that are trained on
+    val_resolution: int | None = None  # of what is validated on; None: the images' own
+    batch_size: int = 128
+    val_batch_size: int = 512
+    max_train_images: int | None = None
+    max_val_images: int | None = None
+
+    # ---- networks ----
+    anchors: list[str] = dataclasses.field(
+        default_factory=lambda: ["resnet50_cifar", "mobilenetv2_cifar", "efficientnet_b0_cifar"]
+    )  # the cheapest first
+    width: float | None = None  # factor of all channels; None: each anchor's own
+    groups: int = 32  # of w,h,c/g
+    eps: float = 1e-5
+
+    # ---- training ----
+    space: str = "B"  # or "S": steps and schedule where those are None
+    steps: int | None = None  # of a whole training; None: 2,000 in space B, 5,000 in S
+    schedule: str | None = None  # "constant", "cosine"; None: constant in space B, cosine in S
+    lr: float = 0.1
+    momentum: float = 0.9  # Nesterov's
+    weight_decay: float = 1e-4
+    # Not of the paper: without it EvoNormB0 diverges within 25 steps, see docs/search.md.
+    clip_grad: float | None = 4.0  # largest norm of the gradient of all weights together
+    seed: int = 0
+
+    # ---- rejection: see evonorm_plugins.search.filters ----
+    filters: list[str] = dataclasses.field(default_factory=lambda: list(FILTERS))  # in this order
+    quality_steps: int = 100
+    quality_accuracy: float = 0.2  # lowest share of right answers that passes
+    stability_anchor: str = "resnet50_cifar"
+    stability_batch: int = 16  # images
+    stability_steps: int = 100
+    stability_lr: float = 0.1
+    stability_norm: float = 1e8  # highest norm of the gradient that passes
+
+    device: str = "auto"
+
+    @property
+    def training_steps(self):
+        """Steps of a whole training."""
+        return TRAINING[self.space][0] if self.steps is None else self.steps
 
 
 @dataclasses.dataclass
 class Config(Task):
-    """Options of a search beside those of its proxy task; see docs/search.md."""
+    """Options of a search beside those of its task; see docs/search.md."""
 
     # ---- evolution: see evonorm_plugins.search.evolution ----
     random_share: float = 0.5  # of proposals; 1 is random search
@@ -32,8 +98,15 @@ class Config(Task):
     store: str = "output/search.sqlite"
 
 
+# The classification config checks the keys that it has.
+TASK_CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"]}
 CHOICES = {"winner": ["pareto", "average"]}
 # Lowest value.
+TASK_MINIMUM = {
+    **dict.fromkeys(("groups", "quality_steps", "stability_batch"), 1),
+    **dict.fromkeys(("stability_steps", "quality_accuracy"), 0),
+    **dict.fromkeys(("eps", "stability_lr", "stability_norm"), 1e-12),
+}
 MINIMUM = {
     **dict.fromkeys(("window", "mutations", "candidates", "workers", "cpus_per_worker"), 1),
     **dict.fromkeys(("random_share", "gpus_per_worker"), 0),
@@ -55,15 +128,83 @@ def load_config(path, overrides=()):
 
 def from_dict(values):
     """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
-    config = proxy.from_dict(values, Config)
+    config = task_from_dict(values, Config)
     check_choices(config, CHOICES)
     check_minimum(config, MINIMUM)
-    for key in ("random_share", "tournament"):
-        if getattr(config, key) > 1:
-            raise ConfigError(f"{key}={getattr(config, key)} is a share, at most 1")
+    _check_shares(config, ("random_share", "tournament"))
     if config.candidates is None and config.hours is None:
         raise ConfigError("give candidates=NUMBER or hours=NUMBER: when the search is to end")
     return config
+
+
+def task_from_dict(values, cls=Task):
+    """A checked :class:`Task` of a plain dictionary.
+
+    Args:
+        cls: :class:`Task`, or a dataclass made from it, with more options.
+
+    Raises:
+        ConfigError: names the key or value at fault and what would be right.
+    """
+    task = build(cls, values)
+    check_choices(task, TASK_CHOICES)
+    check_minimum(task, TASK_MINIMUM)
+    _check_shares(task, ("quality_accuracy",))
+    if not task.data:
+        raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")
+    if not (task.val_data or task.holdout):
+        raise ConfigError("holdout=0 needs val_data: there is nothing to validate on")
+    _check_names("filters", task.filters)
+    _check_names("anchors", task.anchors)
+    for name in task.filters:
+        if name not in FILTERS:
+            raise ConfigError(f"filters={task.filters}: {name!r} is not one of {list(FILTERS)}")
+    if not task.anchors:
+        raise ConfigError("anchors=[]: give one model at least")
+    for name in task.anchors:
+        _check_model(task, "anchors", name)
+    _check_model(task, "stability_anchor", task.stability_anchor)
+    _check_filters(task)
+    return task
+
+
+def _check_shares(config, keys):
+    for key in keys:
+        if getattr(config, key) > 1:
+            raise ConfigError(f"{key}={getattr(config, key)} is a share, at most 1")
+
+
+def _check_names(key, names):
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{key}={names}: {name} is there twice")
+
+
+def _check_model(task, key, name):
+    config = training_config(task, name, "BN-ReLU")
+    options = {} if config.width is None else {"width": config.width}
+    try:
+        with torch.device("meta"):
+            build_model(name, 10, config.norm, **options)
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _check_filters(task):
+    if task.training_steps < task.quality_steps and "quality" in task.filters:
+        raise ConfigError(
+            f"quality_steps={task.quality_steps} are more than the {task.training_steps} steps of "
+            "a whole training: give more steps or fewer quality_steps"
+        )
+    if task.stability_batch > task.batch_size:
+        raise ConfigError(
+            f"stability_batch={task.stability_batch} is more than batch_size={task.batch_size}"
+        )
+
+
+def to_dict(task):
+    """Plain values, for YAML and stores."""
+    return dataclasses.asdict(task)
 
 
 def check_same(config, saved, path):
@@ -72,8 +213,38 @@ def check_same(config, saved, path):
     Args:
         saved: the plain dictionary that it was begun with.
     """
-    now = json.loads(json.dumps(proxy.to_dict(config)))
+    now = json.loads(json.dumps(to_dict(config)))
     changed = [k for k in now if k not in _MAY_CHANGE and saved.get(k) != now[k]]
     if changed:
         what = ", ".join(f"{k}={saved.get(k)!r} (now {now[k]!r})" for k in changed)
         raise ConfigError(f"{path} was begun with {what}: give the same, or another store")
+
+
+_SAME_IN_TRAINING = ("lr", "momentum", "weight_decay", "clip_grad", "device")
+
+
+def training_config(task, model, norm):
+    """What a network is trained with: a :class:`evonorm_plugins.classification.config.Config`.
+
+    Args:
+        norm: a name, or a callable as :func:`evonorm_plugins.get_norm_act` takes it.
+    """
+    values = {**data_values(task), "model": model, "width": task.width}
+    values |= {key: getattr(task, key) for key in _SAME_IN_TRAINING}
+    values["nesterov"] = task.momentum > 0
+    values["steps"] = task.training_steps
+    values["schedule"] = task.schedule or TRAINING[task.space][1]
+    return dataclasses.replace(classification.from_dict(values), norm=norm)
+
+
+def data_values(task):
+    """The keys of a classification config that say which images a task has."""
+    same = ("data", "val_data", "resolution", "val_resolution", "batch_size", "val_batch_size")
+    values = {key: getattr(task, key) for key in same}
+    values |= {key: getattr(task, key) for key in ("max_train_images", "max_val_images", "seed")}
+    return {
+        **values,
+        "holdout": 0 if task.val_data else task.holdout,
+        "reader": "memory",
+        "padding": 0,
+    }

@@ -152,15 +152,33 @@ class Driver:
         if self.on_result:
             self.on_result(candidate, self)
 
-    def queue_report(self):
-        """How long results waited for the driver in this run, and workers for candidates."""
+    def queue(self):
+        """How long results waited for the driver in this run, and workers for candidates.
+
+        None without results; else the median, the 95% quantile and the largest of the milliseconds
+        that results waited, the mean and the largest of how many came at once, and the share of
+        their time that workers waited.
+        """
         if not self.waits:
-            return "no results"
+            return None
         waits = sorted(self.waits)
-        middle, high = (1e3 * waits[int(q * (len(waits) - 1))] for q in (0.5, 0.95))
+        middle, high, most = (1e3 * waits[int(q * (len(waits) - 1))] for q in (0.5, 0.95, 1))
         idle = self.travelled + self.waited
-        return (
-            f"results waited {middle:.0f} ms for the driver (95%: {high:.0f} ms, longest "
-            f"{waits[-1] * 1e3:.0f} ms), {statistics.mean(self.turns):.1f} came at once, at most "
-            f"{max(self.turns)}; workers waited {idle / (self.ran + idle):.2%} of their time"
-        )
+        return {
+            "waited_ms": [middle, high, most],
+            "at_once": [statistics.mean(self.turns), max(self.turns)],
+            "workers_idle": idle / (self.ran + idle),
+        }
+
+
+def queue_text(queue):
+    """What :meth:`Driver.queue` gave, as text."""
+    if queue is None:
+        return "no results"
+    middle, high, most = queue["waited_ms"]
+    mean, largest = queue["at_once"]
+    return (
+        f"results waited {middle:.0f} ms for the driver (95%: {high:.0f} ms, longest "
+        f"{most:.0f} ms), {mean:.1f} came at once, at most {largest}; workers waited "
+        f"{queue['workers_idle']:.2%} of their time"
+    )

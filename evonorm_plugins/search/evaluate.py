@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import time
 
-from evonorm_plugins.search import rejection
-from evonorm_plugins.search.checks import trial
-from evonorm_plugins.search.proxy import Training, task_data
+from evonorm_plugins.search import filters
+from evonorm_plugins.search.data import task_data
+from evonorm_plugins.search.trainer import Training
 from evonorm_plugins.training.ranks import Ranks
 
 
@@ -15,8 +15,8 @@ class Evaluation:
     """What :func:`evaluate` found, in plain values.
 
     ``filter`` is None for a candidate that passed, or what refused it: ``"not finite"``,
-    ``"constant"`` or ``"flat"`` (see :func:`evonorm_plugins.search.checks.trial`), ``"quality"`` or
-    ``"stability"`` (see :mod:`evonorm_plugins.search.rejection`), or ``"training"``: a loss or
+    ``"constant"`` or ``"flat"`` (see :func:`evonorm_plugins.search.filters.trial`), ``"quality"``
+    or ``"stability"`` (see :mod:`evonorm_plugins.search.filters`), or ``"training"``: a loss or
     gradient of a whole training was not finite.
 
     ``scores`` is ``{anchor: validation accuracy, 0 to 1}`` of whole trainings, empty for what was
@@ -52,7 +52,7 @@ def evaluate(graph, task, *, progress=None):
 
     Args:
         graph: :class:`evonorm_plugins.layers.graph.graph.Graph`.
-        task: a checked :class:`evonorm_plugins.search.proxy.Task`.
+        task: a checked :class:`evonorm_plugins.search.config.Task`.
         progress: called with the name of what begins: a filter, or ``"training ANCHOR"``.
 
     Raises:
@@ -71,11 +71,11 @@ class _Run:
         Ranks(task.device)
 
     def evaluate(self):
-        filters = {"trial": self.trial, "stability": self.stability, "quality": self.quality}
+        stages = {"trial": self.trial, "stability": self.stability, "quality": self.quality}
         for name in self.task.filters:
             self.progress(name)
             with self._timed(name):
-                self.found.filter = filters[name]()
+                self.found.filter = stages[name]()
             if self.found.filter:
                 return self._finished()
         with self._timed("training"):
@@ -83,15 +83,15 @@ class _Run:
         return self._finished()
 
     def trial(self):
-        return trial(self.graph)
+        return filters.trial(self.graph)
 
     def quality(self):
         trainings = ((anchor, self._training(anchor)) for anchor in self.task.anchors)
-        passed, self.found.details["quality"] = rejection.quality(trainings, self.task)
+        passed, self.found.details["quality"] = filters.quality(trainings, self.task)
         return None if passed else "quality"
 
     def stability(self):
-        passed, norms = rejection.stability(self.graph, self.task)
+        passed, norms = filters.stability(self.graph, self.task)
         self.found.details |= {"gradient_norm": max(norms), "ascent_steps": len(norms) - 1}
         return None if passed else "stability"
 

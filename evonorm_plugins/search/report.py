@@ -1,13 +1,8 @@
-"""What a search found, as text and pictures."""
+"""What a search found, as plain values and as text."""
 
 import dataclasses
-import itertools
-import math
 import statistics
 
-from evonorm_plugins.files import replacing
-
-COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555")
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
@@ -26,16 +21,16 @@ def numbers(store, cpus=1):
         cpus: CPUs of a worker, for core hours.
     """
     found = store.finished()
-    tried = _different(found)
+    tried = different(found)
     outcomes = {}
     for outcome in _OUTCOMES:
         own = [c for c in found if (c.filter or c.status) == outcome]
         if own:
-            different = _different(own)
+            once = different(own)
             outcomes[outcome] = {
                 "results": len(own),
-                "different": len(different),
-                "seconds": sum(c.cost for c in different),
+                "different": len(once),
+                "seconds": sum(c.cost for c in once),
             }
     stages = {}
     for c in tried:
@@ -54,9 +49,8 @@ def numbers(store, cpus=1):
     }
 
 
-def summary(store, cpus=1):
-    """:func:`numbers` as text."""
-    n = numbers(store, cpus)
+def summary(n):
+    """What :func:`numbers` gave, as text."""
     if not n["results"]:
         return "no results yet"
     lines = [
@@ -150,106 +144,12 @@ def progress_of_top(candidates, count=TOP):
         there are fewer than ``count`` of them until so many have passed.
     """
     best, found = [], []
-    for k, candidate in enumerate(_different(candidates), 1):
+    for k, candidate in enumerate(different(candidates), 1):
         if candidate.status == "passed":
             best = sorted([*best, candidate.score], reverse=True)[:count]
         if best:
             found.append((k, statistics.fmean(best), statistics.pstdev(best), len(best)))
     return found
-
-
-def plot_top(searches, path, count=TOP):
-    """Mean and deviation of the top candidates against different ones (paper, Figure 10).
-
-    Dotted, and without the deviation, where fewer than ``count`` have passed.
-
-    Args:
-        searches: ``{label: candidates in the order of results}``.
-    """
-    plt = _pyplot()
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    for (label, candidates), colour in zip(searches.items(), itertools.cycle(COLOURS)):
-        curve = progress_of_top(candidates, count)
-        if not curve:
-            continue
-        full = [point for point in curve if point[3] == count]
-        few = curve[: len(curve) - len(full) + 1]
-        axes.plot([p[0] for p in few], [p[1] for p in few], ":", color=colour)
-        x, mean, deviation = [[p[k] for p in full] for k in range(3)]
-        axes.plot(x, mean, color=colour, label=label)
-        low = [m - d for m, d in zip(mean, deviation, strict=True)]
-        high = [m + d for m, d in zip(mean, deviation, strict=True)]
-        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlabel("different candidates")
-    axes.set_ylabel(f"validation accuracy of the best {count}")
-    axes.legend()
-    _save(figure, plt, path)
-
-
-def plot_histogram(searches, path):
-    """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2)."""
-    scores = {label: [c.scores for c in _scored(found)] for label, found in searches.items()}
-    _histograms(scores, "validation accuracy", path)
-
-
-def plot_quality(searches, path):
-    """The same after the steps of the quality filter; how many came to it is in the legend."""
-    scores = {}
-    for label, candidates in searches.items():
-        tried = _different(candidates)
-        found = [c.details["quality"] for c in tried if "quality" in c.details]
-        scores[f"{label}: {len(found)} of {len(tried)}"] = found
-    _histograms(scores, "validation accuracy at the quality filter", path)
-
-
-def _histograms(scores, axis, path):
-    """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor."""
-    plt = _pyplot()
-    anchors = list(
-        dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
-    )
-    size = (max(3.2 * len(anchors), 5), 3.4)
-    figure, axes = plt.subplots(1, len(anchors), figsize=size, layout="constrained", squeeze=False)
-    highest = max(a for found in scores.values() for s in found for a in s.values())
-    bins = [k / 100 for k in range(math.ceil(100 * highest) + 2)]
-    for panel, anchor in zip(axes[0], anchors, strict=True):
-        for (label, found), colour in zip(scores.items(), itertools.cycle(COLOURS)):
-            values = [s[anchor] for s in found if anchor in s]
-            panel.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
-        panel.set_title(anchor)
-        panel.set_xlabel(axis)
-        panel.set_yscale("log")
-        panel.set_ylim(bottom=0.7)
-        panel.yaxis.set_major_formatter("{x:.0f}")
-        panel.yaxis.set_minor_formatter("")
-    axes[0][0].set_ylabel("layers")
-    _legend(figure, axes)
-    _save(figure, plt, path)
-
-
-def plot_calibration(searches, path):
-    """Accuracy on each anchor against that on every other one, with Spearman's correlation.
-
-    A layer that several searches trained with the same seed counts once in the correlation.
-    """
-    plt = _pyplot()
-    passed = {label: _scored(candidates) for label, candidates in searches.items()}
-    anchors = list(next(c.scores for found in passed.values() for c in found))
-    pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
-    size = (max(3.6 * len(pairs), 4.2), 4)
-    figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
-    found_once = {(c.graph.digest(), c.seed): c for found in passed.values() for c in found}
-    everything = [c.scores for c in found_once.values()]
-    for panel, (a, b) in zip(axes[0], pairs, strict=True):
-        for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
-            xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
-            panel.scatter(xs, ys, s=8, color=colour, alpha=0.6, label=label)
-        panel.set_xlabel(a)
-        panel.set_ylabel(b)
-        rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])
-        panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
-    _legend(figure, axes)
-    _save(figure, plt, path)
 
 
 def rank_correlation(xs, ys):
@@ -265,38 +165,6 @@ def _ranks(values):
     return [sum(v < x for v in values) + sum(v == x for v in values) / 2 for x in values]
 
 
-FIGURES = {
-    "top": plot_top,
-    "histogram": plot_histogram,
-    "quality": plot_quality,
-    "calibration": plot_calibration,
-}
-
-
-def _different(candidates):
+def different(candidates):
     """Those that are not equal to an earlier one."""
     return [c for c in candidates if c.same_as is None]
-
-
-def _scored(candidates):
-    return [c for c in _different(candidates) if c.scores]
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _legend(figure, axes):
-    """One for all panels, above them, where it hides nothing."""
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-
-
-def _save(figure, plt, path):
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=150)
-    plt.close(figure)

@@ -9,16 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from evonorm_plugins.errors import ConfigError, InterruptedRunError, RunError
 from evonorm_plugins.search import report
-from evonorm_plugins.search.config import check_same
+from evonorm_plugins.search.config import check_same, to_dict
+from evonorm_plugins.search.data import check_data, task_data
 from evonorm_plugins.search.driver import Driver
+from evonorm_plugins.search.evaluate import evaluate
 from evonorm_plugins.search.evolution import Evolution
-from evonorm_plugins.search.proxy import to_dict
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
 from evonorm_plugins.training.memory import keep_freed_memory
+from evonorm_plugins.training.ranks import Ranks
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
@@ -26,17 +30,12 @@ _EVOLUTION = ("space", "seed", "window", "tournament", "winner", "random_share",
 
 
 class ProxyTask:
-    """What a worker makes its evaluator of: the proxy task of a config, its data read once."""
+    """What a worker makes its evaluator of: the task of a config, its data read once."""
 
     def __init__(self, config):
         self.config = config
 
     def __call__(self, cpus):
-        import torch
-
-        from evonorm_plugins.search.evaluate import evaluate
-        from evonorm_plugins.search.proxy import task_data
-
         keep_freed_memory()  # this process is the worker's own
         torch.set_num_threads(cpus)
         task_data(self.config)
@@ -44,7 +43,7 @@ class ProxyTask:
 
 
 def run_search(config, *, address=None, resume=False, on_hang=None):
-    """Search until there are as many results as asked for; returns a report of it, as text.
+    """Search until there are as many results as asked for.
 
     Args:
         config: :class:`evonorm_plugins.search.config.Config`.
@@ -53,25 +52,28 @@ def run_search(config, *, address=None, resume=False, on_hang=None):
         resume: go on with the search in ``config.store``, if there is one.
         on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
+    Returns:
+        :func:`evonorm_plugins.search.report.numbers` of the store, and as ``"queue"`` those of
+        :meth:`evonorm_plugins.search.driver.Driver.queue`.
+
     Raises:
-        ConfigError: the store holds a search with other options, or one and ``resume`` is False.
-        FileNotFoundError: the data is not there.
+        ConfigError: the store holds a search with other options, or one and ``resume`` is False;
+            this machine, where workers run on it, has no such device.
+        DataError: the images cannot be used.
         RayError: Ray is not installed, cannot start or cannot be reached.
-        RunError: no worker can start, or no candidate can be evaluated.
+        RunError: no worker can start, no candidate can be evaluated, or another search writes to
+            the store.
         InterruptedRunError: Ctrl-C or SIGTERM.
-        StoreError: the store is damaged, or another search writes to it.
+        StoreError: the store is damaged.
     """
-    given = [key for key in ("data", "val_data") if getattr(config, key)]
-    for key in given:
-        if not os.path.exists(getattr(config, key)):
-            raise FileNotFoundError(f"there is no {key}={getattr(config, key)!r}")
-    with _opened(config, resume) as store:
-        needs = {"cpus": config.cpus_per_worker, "gpus": config.gpus_per_worker}
+    needs = {"cpus": config.cpus_per_worker, "gpus": config.gpus_per_worker}
+    with open_store(config, resume, lambda: _check_task(config, address)) as store:
         ray = connect(address, unit="worker", on_hang=on_hang, **needs)
         try:
             actors = config.workers or _room(ray, **needs)
             # Whole paths: a worker may have a folder of its own.
-            paths = {key: os.path.abspath(getattr(config, key)) for key in given}
+            given = {key: getattr(config, key) for key in ("data", "val_data")}
+            paths = {key: os.path.abspath(path) for key, path in given.items() if path}
             task = ProxyTask(dataclasses.replace(config, **paths))
             workers = Workers(ray, task, actors=actors, **needs)
             driver = drive(
@@ -82,7 +84,7 @@ def run_search(config, *, address=None, resume=False, on_hang=None):
                 hours=config.hours,
                 seed=config.seed,
             )
-            return f"{report.summary(store, config.cpus_per_worker)}\n{driver.queue_report()}"
+            return {**report.numbers(store, config.cpus_per_worker), "queue": driver.queue()}
         finally:
             ray.shutdown()
 
@@ -150,25 +152,44 @@ class _State:
             self.bar.set_postfix({**counts, **best, "running": driver.running})
 
 
-def _opened(config, resume):
+def _check_task(config, address):
+    """What would else be found by every worker."""
+    if address is None:
+        Ranks(config.device)
+    check_data(config)
+
+
+def open_store(config, resume, check=lambda: None):
+    """The :class:`Store` of a search, open for writing, made if there is none.
+
+    Args:
+        check: called once it is known that the search can begin or go on, before a file is made.
+
+    Raises:
+        ConfigError, StoreError, RunError: see :func:`run_search`.
+    """
     path = Path(config.store)
-    if not path.exists():
-        return Store.create(path, to_dict(config))
-    store = Store(path, write=True)
-    try:
-        if store.next_number() == 0:  # a search that never began, for lack of a worker
+    if path.exists():
+        store = Store(path, write=True)
+        try:
+            if store.next_number():
+                if not resume:
+                    raise ConfigError(
+                        f"store={path} holds a search already: go on with --resume, or name "
+                        "another one"
+                    )
+                check_same(config, store.config, path)
+            check()
+        except BaseException:
             store.close()
-            path.unlink()
-            return Store.create(path, to_dict(config))
-        if not resume:
-            raise ConfigError(
-                f"store={path} holds a search already: go on with --resume, or name another one"
-            )
-        check_same(config, store.config, path)
-    except BaseException:
-        store.close()
-        raise
-    return store
+            raise
+        if store.next_number():
+            return store
+        store.close()  # a search that never began, for lack of a worker
+        path.unlink()
+    else:
+        check()
+    return Store.create(path, to_dict(config))
 
 
 def _room(ray, cpus, gpus):

@@ -7,13 +7,16 @@ decides. So a child shares much of its parent's score, as layers do, and the bes
 import hashlib
 import math
 import random
+import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
+from evonorm_plugins.errors import StoreError
 from evonorm_plugins.layers.graph.operations import INITIAL
+from evonorm_plugins.search.driver import queue_text
 from evonorm_plugins.search.evaluate import Evaluation
 from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.run import drive
@@ -69,7 +72,7 @@ class Simulated:
 def run_simulation(
     workers, candidates, seconds, *, processes=10, random_share=0.5, path=None, on_hang=None
 ):
-    """A whole search with Ray, store and evolution, whose candidates only wait; as text.
+    """A whole search with Ray, store and evolution, whose candidates only wait.
 
     Args:
         workers: candidates that are evaluated at a time, in ``processes`` processes of this
@@ -79,14 +82,20 @@ def run_simulation(
         path: of the store; None keeps none.
         on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
+    Returns:
+        Plain values: how fast it went, what the driver took, how long what waited (see
+        :meth:`evonorm_plugins.search.driver.Driver.queue`), and what it found.
+
     Raises:
-        FileExistsError: there is a store.
+        StoreError: there is a store.
         RayError, RunError, InterruptedRunError: see :func:`evonorm_plugins.search.run.run_search`.
     """
     processes = min(processes, workers)
     about = {"simulated": {"workers": workers, "candidates": candidates, "seconds": seconds}}
     with tempfile.TemporaryDirectory() as folder:
         path = path or Path(folder, "search.sqlite")
+        if path.exists():
+            raise StoreError(f"{path} is there already: name another file for a new search")
         ray = connect(None, unit="worker", cpus=0, on_hang=on_hang)
         try:
             with Store.create(path, about) as store:
@@ -97,22 +106,35 @@ def run_simulation(
                 wall, used, before = time.perf_counter(), time.process_time(), _megabytes()
                 driver = drive(store, pool, evolution, candidates=candidates)
                 wall, used = time.perf_counter() - wall, time.process_time() - used
-                return _simulation_report(driver, processes * slots, wall, used, before)
+                best = driver.store.best(10)
+                return {
+                    "results": driver.done,
+                    "workers": processes * slots,
+                    "repeated": driver.repeated,
+                    "seconds": wall,
+                    "driver_ms": used / driver.done * 1e3,
+                    "megabytes": _megabytes(),
+                    "megabytes_before": before,
+                    "queue": driver.queue(),
+                    "best_10": statistics.fmean(c.score for c in best) if best else None,
+                }
         finally:
             ray.shutdown()
 
 
-def _simulation_report(driver, workers, wall, used, before):
-    best = driver.store.best(10)
+def simulation_report(numbers):
+    """What :func:`run_simulation` gave, as text."""
+    n = numbers
     lines = [
-        f"{driver.done} results in {wall:.1f} s with {workers} workers: "
-        f"{driver.done / wall:.0f} a second, {driver.repeated} of them equal to earlier ones",
-        f"driver: {used / driver.done * 1e3:.2f} ms of a core for a result; at most "
-        f"{_megabytes():.0f} MB of memory, {before:.0f} MB of it before the first candidate",
-        driver.queue_report(),
+        f"{n['results']} results in {n['seconds']:.1f} s with {n['workers']} workers: "
+        f"{n['results'] / n['seconds']:.0f} a second, {n['repeated']} of them equal to earlier "
+        "ones",
+        f"driver: {n['driver_ms']:.2f} ms of a core for a result; at most {n['megabytes']:.0f} MB "
+        f"of memory, {n['megabytes_before']:.0f} MB of it before the first candidate",
+        queue_text(n["queue"]),
     ]
-    if best:
-        lines.append(f"mean score of the best 10: {sum(c.score for c in best) / len(best):.4f}")
+    if n["best_10"] is not None:
+        lines.append(f"mean score of the best 10: {n['best_10']:.4f}")
     return "\n".join(lines)
 
 

@@ -12,9 +12,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evonorm_plugins.errors import GraphError, StoreError
+from evonorm_plugins.errors import GraphError, NoSpaceError, RunError, StoreError
+from evonorm_plugins.files import replacing
 from evonorm_plugins.layers.graph.graph import Graph
 
+_LARGEST = 2**63 - 1  # integer that a column holds
 _FORMAT = "evonorm_plugins layer search"
 _VERSION = 1
 _TABLES = """
@@ -81,52 +83,68 @@ class Store:
         write: to write to it, as one process at a time can.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        StoreError: it is not a search's, damaged, or being written by another process.
+        StoreError: there is no such file, it is not a search's, or it is damaged.
+        RunError: another process writes to it, or it cannot be read or written.
+        NoSpaceError: the disk is full, here and in every method that writes.
     """
 
     def __init__(self, path, *, write=False):
         self.path = Path(path)
+        if self.path.is_dir():
+            raise StoreError(f"{self.path} is a folder, not the file of a search")
         if not self.path.is_file():
-            raise FileNotFoundError(f"there is no search in {self.path}")
-        self._lock = _lock(self.path) if write else None
-        mode = "rw" if write else "ro"
+            raise StoreError(f"there is no search in {self.path}")
+        self._lock = None
         with self._errors():
-            self._db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True)
+            self._db = sqlite3.connect(_uri(self.path, write), uri=True)
             self._db.row_factory = sqlite3.Row
-            about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
+        try:
+            self.config = self._read_config()
             if write:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                # A crash of the machine may take the last results, which are then run again.
-                self._db.execute("PRAGMA synchronous = NORMAL")
+                self._begin_writing()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _read_config(self):
+        with self._errors():
+            about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
         if about.get("format") != _FORMAT or about.get("version") != str(_VERSION):
             version = f"{about.get('format')!r} version {about.get('version')!r}"
             raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version {_VERSION}")
         with self._errors():
-            self.config = json.loads(about["config"])
+            config = json.loads(about["config"])
+        if not isinstance(config, dict):
+            raise StoreError(f"{self.path} is damaged: its config is {config!r}")
+        return config
+
+    def _begin_writing(self):
+        self._lock = _lock(self.path)
+        with self._errors():
+            self._db.execute("PRAGMA journal_mode = WAL")
+            # A crash of the machine may take the last results, which are then run again.
+            self._db.execute("PRAGMA synchronous = NORMAL")
 
     @classmethod
     def create(cls, path, config):
         """A new file at ``path``, for a search with a plain dictionary of options.
 
         Raises:
-            FileExistsError: there is a file.
-            OSError, StoreError: it cannot be written.
+            StoreError: there is something already.
+            InputError, RunError, NoSpaceError: it cannot be written.
         """
         path = Path(path)
         if path.exists():
-            raise FileExistsError(f"{path} holds a search already")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.new")
-        partial.unlink(missing_ok=True)
+            raise StoreError(f"{path} is there already: name another file for a new search")
         about = {"format": _FORMAT, "version": str(_VERSION), "config": json.dumps(config)}
-        try:
-            with contextlib.closing(sqlite3.connect(partial)) as db, db:
-                db.executescript(_TABLES)
-                db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
-        except sqlite3.Error as error:
-            raise StoreError(f"cannot write {path}: {error}") from None
-        partial.rename(path)
+        with (
+            replacing(path) as partial,
+            _explained(path),
+            contextlib.closing(sqlite3.connect(partial)) as db,
+            db,
+        ):
+            db.executescript(_TABLES)
+            db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         return cls(path, write=True)
 
     def close(self):
@@ -191,7 +209,8 @@ class Store:
 
     def __getitem__(self, number):
         """Raises KeyError where there is no candidate of that number."""
-        found = self._candidates("number = ?", (number,))
+        known = 0 <= number <= _LARGEST
+        found = self._candidates("number = ?", (number,)) if known else []
         if not found:
             raise KeyError(f"there is no candidate {number} in {self.path}")
         return found[0]
@@ -221,7 +240,7 @@ class Store:
         """``count`` candidates that passed, highest mean score first, equal graphs once."""
         mean = "(SELECT avg(value) FROM json_each(scores))"
         where = f"status = 'passed' AND same_as IS NULL ORDER BY {mean} DESC, number LIMIT ?"
-        return self._candidates(where, (count,))
+        return self._candidates(where, (min(count, _LARGEST),))
 
     def finished(self):
         """All candidates with a result, in the order of results."""
@@ -254,30 +273,50 @@ class Store:
                 raise GraphError(f"its digest is {digest!r}, that of its nodes {graph.digest()!r}")
             for key in ("scores", "details", "seconds"):
                 row[key] = json.loads(row[key] or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self.path} is damaged: candidate {row['number']}: {error}"
             ) from None
         return Candidate(graph=graph, **row)
 
-    @contextlib.contextmanager
     def _errors(self):
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            known = "no such table" in str(error)
-            what = "is no search's file" if known else f"cannot be used: {error}"
-            raise StoreError(f"{self.path} {what}") from None
-        except (sqlite3.Error, KeyError, json.JSONDecodeError) as error:
-            raise StoreError(f"{self.path} is no search's file or is damaged: {error}") from None
+        return _explained(self.path)
+
+
+@contextlib.contextmanager
+def _explained(path):
+    """SQLite's errors as those of this package."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error) or "no such column" in str(error):
+            raise StoreError(f"{path} is no search's file: {error}") from None
+        kind = NoSpaceError if "full" in str(error) else RunError
+        raise kind(f"{path} cannot be used: {error}") from None
+    except (sqlite3.Error, KeyError, json.JSONDecodeError, RecursionError) as error:
+        raise StoreError(f"{path} is no search's file or is damaged: {error}") from None
+
+
+def _uri(path, write):
+    """What SQLite opens.
+
+    Even a reader would leave ``-wal`` and ``-shm`` files beside a file that was once written by a
+    search, unless it is told that nobody writes: there is no log then whose lines it could miss.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    mode = "mode=rw" if write else "mode=ro" if log.exists() else "mode=ro&immutable=1"
+    return f"{path.absolute().as_uri()}?{mode}"
 
 
 def _lock(path):
     """Held until the file is closed or the process ends, however it ends."""
-    lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed by the store)
+    try:
+        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed by the store)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise StoreError(f"{path} is being written by another process") from None
+        raise RunError(f"{path} is being written by another process") from None
     return lock

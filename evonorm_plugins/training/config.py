@@ -16,12 +16,11 @@ names another one to start from.
 
 import dataclasses
 import difflib
-import reprlib
 
 import yaml
 
 from evonorm_plugins.configs import find_config
-from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.errors import ConfigError, shown
 from evonorm_plugins.training.seeds import SEEDS, check_seed
 
 BASE_KEY = "_BASE_"  # a YAML file's: the file it starts from, relative to its own folder
@@ -94,18 +93,6 @@ def check_unchanged(path, before, now, keys):
     if changed:
         what = ", ".join(f"{k}={before[k]!r} (now {now[k]!r})" for k in changed)
         raise ConfigError(f"{path} was trained with {what}: give the same, or a new folder")
-
-
-def shown(value):
-    """``repr`` of a value for a message, cut where it is long."""
-    text = _SHORT.repr(value)
-    return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxother = 120
-_SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
 def _read(path, seen=()):

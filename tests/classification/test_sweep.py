@@ -407,3 +407,9 @@ def test_ray_is_imported_by_nothing_but_a_sweep_that_runs():
     code = "import evonorm_plugins.classification.sweep, sys; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_images_held_out_take_the_place_of_validation_data(sweep_file, without_ray):
+    sweep = load_sweep(sweep_file(trials=1), ["val_data=", "holdout=4"])
+    (record,) = run_sweep(sweep, train=stand_in)
+    assert record["status"] == "finished"

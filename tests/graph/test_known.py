@@ -8,7 +8,7 @@ import torch
 from evonorm_plugins import get_norm_act
 from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
 from evonorm_plugins.layers.graph.module import GraphNormAct
-from evonorm_plugins.search.checks import trial
+from evonorm_plugins.search.filters import trial
 from evonorm_plugins.search.mutation import NODES
 
 CHANNELS, MOMENTUM = 8, 0.3

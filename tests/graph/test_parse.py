@@ -70,3 +70,30 @@ def test_what_people_write(formula, expression):
 def test_what_is_no_formula(formula, message):
     with pytest.raises(GraphError, match=message):
         parse(formula)
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        "-" * 5000 + "x",
+        "x, z = " + "-" * 5000 + "x",
+        "(" * 5000 + "x" + ")" * 5000,
+        "tanh(" * 3000 + "x" + ")" * 3000,
+        "x" + " + x" * 4000,
+        "x" + "[0]" * 5000,
+        "x" + " < x" * 3000,
+        "x" + " + x" * 9000,
+    ],
+    ids=lambda formula: formula[:8],
+)
+def test_what_is_nested_without_end_is_refused_in_one_line(formula):
+    with pytest.raises(GraphError) as error:
+        parse(formula)
+    assert len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+
+
+def test_names_that_double_do_not_take_for_ever():
+    """Written out this is a sum of 2^60 terms; as a graph it has 60 nodes."""
+    names = ", ".join(f"a{k} = a{k + 1} + a{k + 1}" for k in range(60))
+    assert len(parse(f"a0, {names}, a60 = x").nodes) == 60

@@ -6,6 +6,7 @@ import zipfile
 import pytest
 import torch
 
+from evonorm_plugins import cli
 from tests.biggan.pictures import picture
 
 
@@ -56,3 +57,42 @@ def options(images, tmp_path, monkeypatch):
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray, started once: a start takes longer than most tests."""
+    pytest.importorskip("ray", reason='needs Ray: pip install "ray[tune]"')
+    from evonorm_plugins.training.cluster import connect
+
+    ray = connect(None, unit="worker", cpus=1)
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def started_ray(ray, monkeypatch):
+    """Searches of this process run on the ``ray`` that is there, and leave it running."""
+    from evonorm_plugins.search import run, simulated
+
+    class Kept:
+        def __getattr__(self, name):
+            return (lambda: None) if name == "shutdown" else getattr(ray, name)
+
+    for module in (run, simulated):
+        monkeypatch.setattr(module, "connect", lambda address, **needs: Kept())
+    return ray
+
+
+@pytest.fixture
+def search(capsys):
+    """``search(*arguments)``: ``(status, stdout, stderr)`` of ``evonorm search``."""
+
+    def run(*arguments):
+        try:
+            status = cli.main(["search", *map(str, arguments)])
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return run

@@ -6,7 +6,7 @@ import pytest
 
 from evonorm_plugins.errors import RunError
 from evonorm_plugins.layers.graph.graph import Graph
-from evonorm_plugins.search.driver import Driver
+from evonorm_plugins.search.driver import Driver, queue_text
 from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.store import Store
 
@@ -223,7 +223,13 @@ def test_more_candidates_than_before_can_be_asked_for(store):
 
 def test_the_queue_is_reported(store):
     search = driver(store, Inline(1))
-    assert search.queue_report() == "no results"
+    assert search.queue() is None
+    assert queue_text(None) == "no results"
     search.run()
-    assert search.queue_report().startswith("results waited 500 ms for the driver (95%: 500 ms")
-    assert search.queue_report().endswith("at most 1; workers waited 20.00% of their time")
+    queue = search.queue()
+    assert queue["waited_ms"] == [500, 500, 500]
+    assert queue["at_once"] == [1, 1]
+    assert queue["workers_idle"] == pytest.approx(0.2)
+    text = queue_text(queue)
+    assert text.startswith("results waited 500 ms for the driver (95%: 500 ms")
+    assert text.endswith("at most 1; workers waited 20.00% of their time")

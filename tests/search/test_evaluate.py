@@ -12,10 +12,11 @@ from evonorm_plugins.errors import ConfigError, DataError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
 from evonorm_plugins.search import evaluate as module
-from evonorm_plugins.search import rejection
+from evonorm_plugins.search import filters
+from evonorm_plugins.search.config import task_from_dict
 from evonorm_plugins.search.evaluate import Evaluation, evaluate
 from evonorm_plugins.search.mutation import random_graph
-from evonorm_plugins.search.proxy import Training, from_dict
+from evonorm_plugins.search.trainer import Training
 
 S0, B0 = KNOWN["EvoNormS0"], KNOWN["EvoNormB0"]
 ANCHORS = ["resnet50_cifar", "mobilenetv2_cifar"]
@@ -53,16 +54,16 @@ def calls(monkeypatch):
         def accuracy(self):
             return 0.5
 
-    monkeypatch.setattr(module, "trial", noted("trial", None, "constant"))
-    monkeypatch.setattr(rejection, "quality", noted("quality", (True, {}), (False, {})))
-    monkeypatch.setattr(rejection, "stability", noted("stability", (True, [1.0]), (False, [9.0])))
+    monkeypatch.setattr(filters, "trial", noted("trial", None, "constant"))
+    monkeypatch.setattr(filters, "quality", noted("quality", (True, {}), (False, {})))
+    monkeypatch.setattr(filters, "stability", noted("stability", (True, [1.0]), (False, [9.0])))
     monkeypatch.setattr(module, "Training", Noted)
     return calls
 
 
 def test_a_candidate_that_passes(options):
     stages = []
-    found = evaluate(S0, from_dict(options()), progress=stages.append)
+    found = evaluate(S0, task_from_dict(options()), progress=stages.append)
     assert found.filter is None
     assert list(found.scores) == list(found.details["quality"]) == ANCHORS
     assert all(0 <= a <= 1 for a in found.scores.values())
@@ -78,7 +79,7 @@ def test_a_candidate_that_passes(options):
 
 def test_scores_are_those_of_uninterrupted_trainings(options):
     anchors = ["resnet50_cifar"]
-    task = from_dict(options(steps=5, quality_steps=3, anchors=anchors, filters=["quality"]))
+    task = task_from_dict(options(steps=5, quality_steps=3, anchors=anchors, filters=["quality"]))
     found = evaluate(B0, task)
     for anchor in anchors:
         training = Training(B0, task, anchor)
@@ -89,7 +90,7 @@ def test_scores_are_those_of_uninterrupted_trainings(options):
 def test_the_same_every_time(options):
     """For all graphs with the same digest, whatever torch's random numbers."""
     values = {"anchors": ["resnet50_cifar"], "steps": 3, "quality_steps": 1, "stability_steps": 1}
-    task = from_dict(options(**values))
+    task = task_from_dict(options(**values))
     same = Graph([("exp", 0), *((op, *(i + (i > 3) for i in inputs)) for op, *inputs in B0.nodes)])
     assert same.digest() == B0.digest()
     results = []
@@ -99,7 +100,7 @@ def test_the_same_every_time(options):
         results.append(outcome(evaluate(graph, task)))
         assert torch.equal(torch.get_rng_state(), state)
     assert results[0] == results[1]
-    other = outcome(evaluate(B0, from_dict(options(seed=1, **values))))
+    other = outcome(evaluate(B0, task_from_dict(options(seed=1, **values))))
     assert other["details"]["gradient_norm"] != results[0]["details"]["gradient_norm"]
 
 
@@ -117,7 +118,7 @@ def test_the_same_every_time(options):
 )
 def test_order_and_early_end(options, calls, filters, refusing, called, result):
     calls.refusing = refusing
-    found = evaluate(S0, from_dict(options(filters=filters)))
+    found = evaluate(S0, task_from_dict(options(filters=filters)))
     assert found.filter == result
     assert calls == called + ([] if result else ANCHORS)
     assert found.scores == ({} if result else dict.fromkeys(ANCHORS, 0.5))
@@ -126,7 +127,7 @@ def test_order_and_early_end(options, calls, filters, refusing, called, result):
 
 def test_refused_by_quality(options):
     """A training that fails early trains no other anchor, and nothing more."""
-    found = evaluate(S0, from_dict(options(quality_accuracy=1)))
+    found = evaluate(S0, task_from_dict(options(quality_accuracy=1)))
     assert found.filter == "quality"
     assert list(found.details) == ["gradient_norm", "ascent_steps", "quality"]
     assert list(found.details["quality"]) == ["resnet50_cifar"]
@@ -134,8 +135,8 @@ def test_refused_by_quality(options):
 
 
 def test_refused_by_the_others(options):
-    assert evaluate(REJECTED["zero"], from_dict(options())).filter == "constant"
-    task = from_dict(options(filters=["stability", "quality"], stability_steps=9))
+    assert evaluate(REJECTED["zero"], task_from_dict(options())).filter == "constant"
+    task = task_from_dict(options(filters=["stability", "quality"], stability_steps=9))
     found = evaluate(REJECTED["unstable"], task)
     assert found.filter == "stability"
     assert found.details["gradient_norm"] > 1e8
@@ -146,20 +147,20 @@ def test_refused_by_the_others(options):
 def test_loss_that_is_not_finite(options):
     """It refuses a candidate, in the quality filter or later; without filters it is guessing."""
     values = {"lr": 1e30, "steps": 6, "anchors": ["mobilenetv2_cifar"]}
-    found = evaluate(S0, from_dict(options(filters=[], **values)))
+    found = evaluate(S0, task_from_dict(options(filters=[], **values)))
     assert found.filter is None
     assert found.scores == pytest.approx({"mobilenetv2_cifar": 1 / 3})
     failed_at = found.details["not_finite"]["mobilenetv2_cifar"]
     assert 2 <= failed_at <= 6
 
-    early = from_dict(options(filters=["quality"], **values, quality_steps=6))
+    early = task_from_dict(options(filters=["quality"], **values, quality_steps=6))
     found = evaluate(S0, early)
     assert (found.filter, found.scores) == ("quality", {})
     assert found.details == {
         "quality": {"mobilenetv2_cifar": pytest.approx(1 / 3)},
         "not_finite": {"mobilenetv2_cifar": failed_at},
     }
-    late = from_dict(options(filters=["quality"], **values, quality_steps=failed_at - 1))
+    late = task_from_dict(options(filters=["quality"], **values, quality_steps=failed_at - 1))
     found = evaluate(S0, late)
     assert (found.filter, found.scores) == ("training", {})
     assert found.details["not_finite"] == {"mobilenetv2_cifar": failed_at}
@@ -168,7 +169,7 @@ def test_loss_that_is_not_finite(options):
 def test_random_graphs_raise_nothing(options):
     """Whatever they compute: without filters, as random search runs them."""
     rng = random.Random(0)
-    task = from_dict(options(filters=["stability"], steps=1, anchors=["resnet50_cifar"]))
+    task = task_from_dict(options(filters=["stability"], steps=1, anchors=["resnet50_cifar"]))
     for _ in range(8):
         found = evaluate(random_graph(rng), task)
         assert found.filter in (None, "stability", "training")
@@ -178,7 +179,7 @@ def test_random_graphs_raise_nothing(options):
 def test_bad_data_is_said_first(options, calls):
     for values, error in (({"data": "none.zip"}, DataError), ({"device": "tpu"}, ConfigError)):
         with pytest.raises(error, match=next(iter(values.values()))):
-            evaluate(S0, from_dict(options(**values)))
+            evaluate(S0, task_from_dict(options(**values)))
     assert calls == []
 
 
@@ -186,6 +187,6 @@ def test_mistakes_are_raised(options, monkeypatch):
     def broken(*_):
         raise TypeError("a mistake")
 
-    monkeypatch.setattr(rejection, "stability", broken)
+    monkeypatch.setattr(filters, "stability", broken)
     with pytest.raises(TypeError, match="a mistake"):
-        evaluate(S0, from_dict(options(filters=["stability"])))
+        evaluate(S0, task_from_dict(options(filters=["stability"])))

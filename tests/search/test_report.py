@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from evonorm_plugins.cli.search import main
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.search import report
+from evonorm_plugins.search.figures import FIGURES
 from evonorm_plugins.search.store import Candidate, Store
 
 SCORES = [0.5, None, 0.9, 0.7, 0.2]  # of candidates 0 to 4; None is refused
@@ -45,7 +45,7 @@ def candidates(path):
 
 def test_summary(path):
     with Store(path) as store:
-        lines = report.summary(store, cpus=2).splitlines()
+        lines = report.summary(report.numbers(store, cpus=2)).splitlines()
     assert lines[0] == "7 candidates, 6 of them different, 1 more handed out"
     assert [line.split() for line in lines[2:5]] == [
         ["quality", "1", "1", "16.7%", "30", "s"],
@@ -64,7 +64,7 @@ def test_summary(path):
 
 def test_an_empty_search(tmp_path):
     with Store.create(tmp_path / "new.sqlite", {}) as store:
-        assert report.summary(store) == "no results yet"
+        assert report.summary(report.numbers(store)) == "no results yet"
 
 
 def test_progress_of_the_top_by_hand(path):
@@ -81,9 +81,10 @@ def test_rank_correlation():
     assert report.rank_correlation([1, 1], [2, 3]) is None
 
 
-def test_top(path, capsys):
-    assert main(["top", str(path), "--count", "2"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_top(path, search):
+    status, out, _ = search("top", path, "--count", "2")
+    assert status == 0
+    lines = out.splitlines()
     assert lines[0].split() == ["number", "mean", "a", "b", "formula"]
     assert [line.split()[:4] for line in lines[1:]] == [
         ["2", "0.6750", "0.9000", "0.4500"],
@@ -91,57 +92,93 @@ def test_top(path, capsys):
     ]
 
 
-def test_show(path, capsys):
-    assert main(["show", str(path)]) == 0
-    assert capsys.readouterr().out.startswith("7 candidates, 6 of them different, 1 more handed")
-    assert main(["show", str(path), "2"]) == 0
-    out = capsys.readouterr().out
+def test_show(path, search):
+    status, out, _ = search("show", path)
+    assert status == 0
+    assert out.startswith("7 candidates, 6 of them different, 1 more handed")
+    status, out, _ = search("show", path, "2")
+    assert status == 0
     for part in ("candidate 2: passed", "exp(exp(exp(x)))", "mutated from candidate 0", "a 0.9000"):
         assert part in out
-    main(["show", str(path), "1"])
-    assert "candidate 1: quality" in capsys.readouterr().out
-    main(["show", str(path), "5"])
-    assert "equal to candidate 0" in capsys.readouterr().out
-    main(["show", str(path), "6"])
-    assert "error: ValueError: no" in capsys.readouterr().out
+    assert "candidate 1: quality" in search("show", path, "1")[1]
+    assert "equal to candidate 0" in search("show", path, "5")[1]
+    assert "error: ValueError: no" in search("show", path, "6")[1]
 
 
-def test_json(path, capsys):
-    assert main(["top", str(path), "--count", "2", "--json"]) == 0
-    best = json.loads(capsys.readouterr().out)
+def test_json(path, search):
+    status, out, _ = search("top", path, "--count", "2", "--json")
+    assert status == 0
+    best = json.loads(out)
     assert [c["number"] for c in best] == [2, 3]
     assert [c["score"] for c in best] == pytest.approx([0.675, 0.525])
     assert Graph.from_json(best[0]["graph"]) == candidates(path)[2].graph
-    assert main(["show", str(path), "5", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["same_as"] == 0
-    assert main(["show", str(path), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    assert json.loads(search("show", path, "5", "--json")[1])["same_as"] == 0
+    status, out, _ = search("show", path, "--json")
+    assert status == 0
+    found = json.loads(out)
     assert found["outcomes"]["passed"] == {"results": 5, "different": 4, "seconds": 360.0}
     assert found["core_hours"] == pytest.approx(780 / 3600)
     assert found["whole_trainings"] == pytest.approx(540 / 390)
 
 
-def test_an_exported_layer_is_a_norm(path, tmp_path):
+def test_an_exported_layer_is_a_norm(path, tmp_path, search):
     layer = tmp_path / "layers/found.json"
-    assert main(["export", str(path), "6", str(layer)]) == 0
+    assert search("export", path, "6", layer)[0] == 0
     x = torch.randn(2, 32, 4, 4)
     expected = get_norm_act("EvoNormB0", 32)(x)
     torch.testing.assert_close(get_norm_act(str(layer), 32)(x), expected)
     assert json.loads(layer.read_text())["about"]["candidate"] == 6
 
 
-@pytest.mark.parametrize("figure", sorted(report.FIGURES))
-def test_pictures(path, tmp_path, figure):
+@pytest.mark.parametrize("figure", sorted(FIGURES))
+def test_pictures(path, tmp_path, figure, search):
     from PIL import Image
 
     out = tmp_path / "pictures" / f"{figure}.png"
-    assert main(["plot", figure, f"one={path}", f"other={path}", "--out", str(out)]) == 0
+    command = ["plot", figure, f"one={path}", f"other={path}", "--out", out]
+    assert search(*command)[0] == 0
     image = Image.open(out).convert("L")
     assert min(image.size) > 300
     assert len(image.getcolors()) > 20
+    if figure == "top":  # a picture of its own is drawn anew
+        assert search(*command)[0] == 0
 
 
-def test_reranking_writes_a_sweep(path, tmp_path, monkeypatch):
+def test_what_is_there_is_not_replaced(path, tmp_path, search):
+    """Inputs never, files of others with --force alone, layer files of our own at once."""
+    other = tmp_path / "gt.json"
+    other.write_text('{"images": []}')
+    picture = tmp_path / "photo.png"
+    picture.write_bytes(b"\x89PNG of somebody")
+    layer = tmp_path / "layer.json"
+    before = path.read_bytes()
+    plot = ["plot", "top", f"a={path}", "--out"]
+    for command, name in (
+        (["layer", "tanh(x)", other], "LAYER.json"),
+        (["export", path, "2", other], "LAYER.json"),
+        ([*plot, picture], "--out"),
+    ):
+        status, _, err = search(*command)
+        assert status == 2
+        assert err.startswith(f"error: {name} {command[-1]} is there already, and not of this")
+    assert other.read_text() == '{"images": []}'
+    assert picture.read_bytes() == b"\x89PNG of somebody"
+    for command in (["export", path, "2", path, "--force"], [*plot, path, "--force"]):
+        status, _, err = search(*command)
+        assert (status, err.count("\n")) == (2, 1)
+        assert f"{path} is an input, too: name another file" in err
+    assert path.read_bytes() == before
+    assert search("layer", "exp(x)", layer)[0] == search("layer", "tanh(x)", layer)[0] == 0
+    assert Graph.load(layer) == Graph.of(("tanh", "x"))
+    assert search("layer", "tanh(x)", other, "--force")[0] == 0
+    assert Graph.load(other) == Graph.of(("tanh", "x"))
+    status, _, err = search("layer", "tanh(x)", tmp_path / "gt.json/x.json")
+    assert (status, err.count("\n")) == (2, 1)
+
+
+@pytest.fixture
+def sweeps(monkeypatch):
+    """What sweeps would be run: ``(sweep, resume, address)`` of each."""
     from evonorm_plugins.classification import sweep
 
     given = []
@@ -151,60 +188,110 @@ def test_reranking_writes_a_sweep(path, tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(sweep, "main", run)
+    return given
+
+
+def test_reranking_writes_a_sweep(path, tmp_path, sweeps, search):
     config = tmp_path / "model.yaml"
     config.write_text("model: mini_inception\nepochs: 1\nholdout: 10\ndata: images\n")
-    command = ["rerank", str(path), "--config", str(config), "--out", str(tmp_path / "again")]
-    assert main([*command, "--count", "2", "--norms", "BN-ReLU", "--resume"]) == 0
-    found, resume, address = given[0]
-    layers = [str(tmp_path / "again/layers" / f"{n}.json") for n in (2, 3)]
+    out = tmp_path / "again"
+    command = ["rerank", path, "--config", config, "--out", out, "--count", "2"]
+    assert search(*command, "--norms", "BN-ReLU", "--resume")[0] == 0
+    found, resume, address = sweeps[0]
+    layers = [str(out / "layers" / f"{n}.json") for n in (2, 3)]
     assert found.search["norm"] == [*layers, "BN-ReLU"]
     assert found.base["model"] == "mini_inception"
     assert (resume, address) == (True, None)
     assert Graph.load(layers[0]).digest() == candidates(path)[2].graph.digest()
+    # The same goes on; another one does not take its place.
+    assert search(*command, "--norms", "BN-ReLU", "--resume")[0] == 0
+    kept = (out / "sweep.yaml").read_bytes()
+    assert f"--out {out} is not empty: go on with the sweep in it" in search(*command)[2]
+    status, _, err = search(*command, "--norms", "GN-ReLU", "--resume")
+    assert status == 2
+    assert err.endswith(f"it goes on with: evonorm sweep --resume --config {out}/sweep.yaml\n")
+    assert (out / "sweep.yaml").read_bytes() == kept
+    assert len(sweeps) == 2
+
+
+def test_reranking_as_documented(path, tmp_path, sweeps, search):
+    """Behind ``--norms`` there are options; images held out of the training set decide."""
+    config = tmp_path / "model.yaml"
+    config.write_text("model: mini_inception\nepochs: 1\ndata: a.zip\nval_data: b.zip\n")
+    command = ["rerank", path, "--config", config, "--out", tmp_path / "again"]
+    command += ["--norms", "BN-ReLU", "EvoNormS0(groups=4)", "data=train.zip", "holdout=5000"]
+    assert search(*command)[0] == 0
+    ((sweep, *_),) = sweeps
+    assert sweep.search["norm"][-2:] == ["BN-ReLU", "EvoNormS0(groups=4)"]
+    keys = ("data", "val_data", "holdout")
+    assert [sweep.base[key] for key in keys] == ["train.zip", "", 5000]
 
 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["show", "PATH", "12"], "there is no candidate 12 in PATH"),
+        (["show", "PATH", "-1"], "there is no candidate -1 in PATH"),
+        (["show", "PATH", "9" * 30], f"there is no candidate {'9' * 30} in PATH"),
         (["export", "PATH", "12", "x.json"], "there is no candidate 12 in PATH"),
         (["top", "none.sqlite"], "there is no search in none.sqlite"),
+        (["top", "."], ". is a folder, not the file of a search"),
+        (["top", "text"], "text is no search's file or is damaged: file is not a database"),
         (["plot", "top", "PATH", "--out", "x.png"], "'PATH' is not of the form LABEL=STORE"),
+        (["plot", "top", "=PATH", "--out", "x.png"], "'=PATH' is not of the form LABEL=STORE"),
+        (["plot", "top", "a=PATH", "a=PATH", "--out", "x.png"], "the label 'a' is there twice"),
+        (["plot", "top", "a=PATH", "--out", "."], "--out . is a folder, not a file"),
         (
             ["rerank", "PATH", "--config", "no.yaml", "--out", "x"],
-            "there is no config file no.yaml",
+            "no.yaml",
         ),
-        (["simulate", "--seconds", "0"], "--seconds 0 must be above 0"),
         (
-            ["run", "--config", "no.yaml"],
-            "'no.yaml' is no file and no search config; known: B, S, random, small",
+            ["rerank", "PATH", "--config", "c.yaml", "--out", "text"],
+            "TMP/text is a file, not a folder",
         ),
+        (["simulate", "--store", "PATH"], "PATH is there already: name another file for a new"),
+        (["run", "--config", "no.yaml"], "no.yaml"),
+        (["run", "--config", "."], " is a folder, not a"),
     ],
 )
-def test_bad_input(path, tmp_path, monkeypatch, capsys, command, message):
+def test_bad_input(path, tmp_path, monkeypatch, search, command, message):
     monkeypatch.chdir(tmp_path)
-    assert main([part.replace("PATH", str(path)) for part in command]) == 2
-    assert capsys.readouterr().err == f"error: {message.replace('PATH', str(path))}\n"
-    assert not list(tmp_path.glob("x*"))
+    (tmp_path / "text").write_text("a text " * 1000)
+    (tmp_path / "c.yaml").write_text("model: mini_inception\n")
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = search(*[part.replace("PATH", str(path)) for part in command])
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message.replace("PATH", str(path)).replace("TMP", str(tmp_path)) in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_nothing_to_plot(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["simulate", "--seconds", "0"], "argument --seconds: 0 must be a number above 0"),
+        (["simulate", "--seconds", "nan"], "argument --seconds: nan must be a number above 0"),
+        (["simulate", "--seconds", "inf"], "argument --seconds: inf must be a number above 0"),
+        (["simulate", "--workers", "-3"], "argument --workers: -3 must be at least 1"),
+        (["simulate", "--candidates", "1e3"], "argument --candidates: invalid int value: '1e3'"),
+        (["top", "PATH", "--count", "0"], "argument --count: 0 must be at least 1"),
+        (["show", "PATH", "one"], "argument NUMBER: invalid int value: 'one'"),
+        (["plot", "pie", "a=PATH", "--out", "x.png"], "argument FIGURE: invalid choice: 'pie'"),
+        (["try", "x"], "the following arguments are required: --config"),
+        (["tops", "PATH"], "argument COMMAND: invalid choice: 'tops'"),
+    ],
+)
+def test_options_that_make_no_sense(path, search, command, message):
+    status, out, err = search(*[part.replace("PATH", str(path)) for part in command])
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {message}")
+
+
+def test_nothing_to_plot(tmp_path, search):
     with Store.create(tmp_path / "new.sqlite", {}):
         pass
-    command = [
-        "plot",
-        "histogram",
-        f"a={tmp_path / 'new.sqlite'}",
-        "--out",
-        str(tmp_path / "x.png"),
-    ]
-    assert main(command) == 2
-    assert "has passed yet" in capsys.readouterr().err
-    assert main(["top", str(tmp_path / "new.sqlite")]) == 0
-    assert capsys.readouterr().out == "no candidate has passed yet\n"
-
-
-def test_a_damaged_store(tmp_path, capsys):
-    (tmp_path / "text.sqlite").write_text("a text " * 1000)
-    assert main(["top", str(tmp_path / "text.sqlite")]) == 1
-    assert "is no search's file or is damaged" in capsys.readouterr().err
+    new = tmp_path / "new.sqlite"
+    status, _, err = search("plot", "histogram", f"a={new}", "--out", tmp_path / "x.png")
+    assert status == 2
+    assert "has passed yet" in err
+    assert search("top", new)[:2] == (0, "no candidate has passed yet\n")

@@ -1,23 +1,18 @@
 """Whole searches by the command line: options, going on, what is refused."""
 
-import importlib.util
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from evonorm_plugins.cli.search import main
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
-from evonorm_plugins.search.config import check_same, from_dict, load_config
-from evonorm_plugins.search.proxy import to_dict
-from evonorm_plugins.search.run import _opened
+from evonorm_plugins.search import run
+from evonorm_plugins.search.config import check_same, from_dict, load_config, to_dict
+from evonorm_plugins.search.run import open_store
 from evonorm_plugins.search.store import Store
-
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
-)
 
 # ``images`` of conftest makes two classes that a few steps tell apart.
 TINY = [
@@ -35,8 +30,6 @@ def config_file(tmp_path):
 
 
 def test_shipped_configs():
-    from pathlib import Path
-
     files = sorted(Path(__file__).parents[2].glob("configs/search/*.yaml"))
     assert [f.stem for f in files] == ["B", "S", "random", "small"]
     configs = {f.stem: load_config(f, ["data=x", "candidates=10"]) for f in files}
@@ -59,6 +52,10 @@ def test_shipped_configs():
         ({"window": 0}, "window=0 must be at least 1"),
         ({"candidates": None}, "give candidates=NUMBER or hours=NUMBER"),
         ({"candidate": 3}, "there is no option 'candidate'; did you mean 'candidates'?"),
+        ({"seed": -1}, "seed=-1 must be"),
+        ({"seed": 2**64}, "seed="),
+        ({"candidates": -5}, "candidates=-5 must be at least 1"),
+        ({"hours": float("nan")}, "hours=nan must be"),
         ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality']"),
     ],
 )
@@ -77,80 +74,139 @@ def test_what_a_resumed_search_may_change():
         check_same(from_dict({"data": "x", "candidates": 5, "seed": 1}), saved, "s.sqlite")
 
 
-def test_data_that_is_not_there(config_file, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def no_ray(monkeypatch):
+    def connect(*_, **__):
+        raise AssertionError("Ray was asked for")
+
+    monkeypatch.setattr(run, "connect", connect)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["data=none.zip"], "data=none.zip: there is no such folder or file"),
+        (["data=bad.zip"], "bad.zip"),
+        (["val_data=none.zip"], "val_data=none.zip: there is no such folder or file"),
+        (["holdout=60"], "holdout=60 leaves none of the 60 images"),
+        (["batch_size=50"], "40 training images are fewer than one update takes: batch_size=50"),
+        (["device=cuda:99"], "cuda:99"),
+        (["device=banana"], "banana"),
+        (["store=."], ". is a folder, not the file of a search"),
+        (["store=bad.zip"], "bad.zip is no search's file or is damaged"),
+        (["store=bad.zip/a.sqlite"], "bad.zip"),
+        (["store="], "is a folder"),
+        (["search={}"], "there is no option 'search'"),
+        (["workers=-1"], "workers=-1 must be at least 1"),
+    ],
+)
+def test_bad_input_is_found_before_ray_starts(
+    config_file, images, search, no_ray, monkeypatch, tmp_path, options, message
+):
+    """In one line, and nothing is left behind."""
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--config", str(config_file), "data=none.zip"]) == 2
-    assert capsys.readouterr().err == "error: there is no data='none.zip'\n"
-    assert not (tmp_path / "output").exists()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+    (tmp_path / "bad.zip").write_text("no zip" * 1000)
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = search("run", "--config", config_file, f"data={images}", *TINY, *options)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert message in err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-@needs_ray
-def test_a_search_from_its_beginning_to_its_end(config_file, images, tmp_path, capsys):
+def test_a_search_from_its_beginning_to_its_end(started_ray, config_file, images, tmp_path, search):
     store = tmp_path / "found.sqlite"
     # The first 12 layers of this seed have some that no filter refuses.
-    command = ["run", "--config", str(config_file), f"data={images}", f"store={store}", *TINY]
+    command = ["run", "--config", config_file, f"data={images}", f"store={store}", *TINY]
     command.append("seed=11")
-    assert main(command) == 0
-    out = capsys.readouterr().out
+    status, out, err = search(*command)
+    assert status == 0, err
     assert re.match(r"12 candidates, \d+ of them different, 0 more handed out\n", out)
-    assert main(command) == 2  # it is there
-    assert "holds a search already: go on with --resume" in capsys.readouterr().err
-    assert main([*command, "--resume", "seed=1"]) == 2
-    assert "was begun with seed=11 (now 1)" in capsys.readouterr().err
+    assert "\nresults waited " in out
+    status, _, err = search(*command)  # it is there
+    assert status == 2
+    assert "holds a search already: go on with --resume" in err
+    status, _, err = search(*command, "--resume", "seed=1")
+    assert status == 2
+    assert "was begun with seed=11 (now 1)" in err
     with Store(store) as found:
         before = found.finished()
         assert len(before) == 12
         assert {c.status for c in before} == {"passed", "rejected"}
         assert all(set(c.scores) == {"mobilenetv2_cifar"} for c in before if c.status == "passed")
-    assert main([*command, "--resume", "candidates=14"]) == 0
+    status, out, _ = search(*command, "--resume", "candidates=14", "--json")
+    assert status == 0
+    numbers = json.loads(out)
+    assert numbers["results"] == 14
+    assert "queue" in numbers
     with Store(store) as found:
         assert found.finished()[:12] == before
         assert len(found) == 14
 
 
-@needs_ray
-def test_data_that_workers_cannot_read(config_file, tmp_path, capsys):
-    (tmp_path / "bad.zip").write_text("no zip")
+def test_a_store_that_another_search_writes_to(config_file, images, tmp_path, search, no_ray):
+    path = tmp_path / "found.sqlite"
+    command = ["run", "--config", config_file, f"data={images}", f"store={path}", *TINY]
+    with Store.create(path, {}):
+        status, _, err = search(*command)
+    assert (status, err) == (1, f"error: {path} is being written by another process\n")
+
+
+def test_a_search_that_never_began_is_no_search_to_go_on_with(config_file, tmp_path):
     store = tmp_path / "found.sqlite"
-    command = ["run", "--config", str(config_file), f"data={tmp_path / 'bad.zip'}"]
-    assert main([*command, f"store={store}"]) == 1
-    err = capsys.readouterr().err
-    assert "error: no worker can start: " in err
-    assert "bad.zip" in err
-    # Nothing was tried: it is no search to go on with.
-    assert main([*command, f"store={store}", "data=none.zip"]) == 2
-    with _opened(load_config(config_file, ["data=x", f"store={store}", "seed=3"]), False) as new:
-        assert new.config["seed"] == 3
+    for seed in (2, 3):
+        config = load_config(config_file, ["data=x", f"store={store}", f"seed={seed}"])
+        with open_store(config, False) as new:
+            assert new.config["seed"] == seed
 
 
-def test_one_layer(config_file, images, capsys):
-    command = ["try", "tanh(x)", "--config", str(config_file), f"data={images}", *TINY]
-    assert main(command) == 0
-    out = capsys.readouterr().out.splitlines()
+def test_one_layer(config_file, images, search):
+    command = ["try", "tanh(x)", "--config", config_file, f"data={images}", *TINY]
+    status, out, _ = search(*command)
+    assert status == 0
+    out = out.splitlines()
     assert out[:2] == ["passed", "tanh(x)"]
     assert any(line.startswith("validation accuracy: mobilenetv2_cifar 0.") for line in out)
-    assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    status, out, _ = search(*command, "--json")
+    assert status == 0
+    found = json.loads(out)
     assert found["filter"] is None
     assert set(found["scores"]) == {"mobilenetv2_cifar"}
     command[1] = "zero"
-    assert main([*command, "filters=[trial]"]) == 0
-    assert capsys.readouterr().out.startswith("constant\n0\n")
+    status, out, _ = search(*command, "filters=[trial]")
+    assert status == 0
+    assert out.startswith("constant\n0\n")
 
 
-def test_a_formula_as_a_layer_file(config_file, images, tmp_path, capsys):
+def test_a_formula_as_a_layer_file(config_file, images, tmp_path, search):
     path = tmp_path / "layers/b0.json"
-    assert main(["layer", "x / max(std_{b,w,h}(x), v1 * x + std_{w,h}(x))", str(path)]) == 0
+    assert search("layer", "x / max(std_{b,w,h}(x), v1 * x + std_{w,h}(x))", path)[0] == 0
     assert Graph.load(path).digest() == KNOWN["EvoNormB0"].digest()
-    command = ["try", str(path), "--config", str(config_file), f"data={images}", *TINY]
-    assert main([*command, "filters=[trial]"]) == 0
-    assert capsys.readouterr().out.splitlines()[1] == str(KNOWN["EvoNormB0"])
+    command = ["try", path, "--config", config_file, f"data={images}", *TINY]
+    status, out, _ = search(*command, "filters=[trial]")
+    assert status == 0
+    assert out.splitlines()[1] == str(KNOWN["EvoNormB0"])
 
 
-def test_no_layer(config_file, capsys):
-    assert main(["layer", "relu(x)", "out.json"]) == 2
-    assert "error: unknown function 'relu'" in capsys.readouterr().err
-    assert main(["try", "EvoNormB9", "--config", str(config_file)]) == 2
-    err = capsys.readouterr().err
-    assert "unknown name 'EvoNormB9'" in err
-    assert "EvoNormB0, EvoNormB1" in err
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("relu(x)", "unknown function 'relu'"),
+        ("EvoNormB9", "unknown name 'EvoNormB9'"),
+        ("(" + "-" * 5000 + "x)", "nested too deeply"),
+        ("none.json", "cannot read the layer graph none.json: No such file or directory"),
+        ("deep.json", "cannot read the layer graph deep.json: it is nested too deeply"),
+        (".json", "cannot read the layer graph .json"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_no_layer(config_file, search, tmp_path, monkeypatch, layer, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.json").write_text("[" * 10_000 + "]" * 10_000)
+    status, _, err = search("try", layer, "--config", config_file)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+    if not layer.endswith(".json"):
+        assert "EvoNormB0, EvoNormB1" in err
+        assert search("layer", layer, "out.json")[0] == 2
+        assert not (tmp_path / "out.json").exists()

@@ -1,12 +1,13 @@
 """The file of a search: what is written, counted once, refused."""
 
+import os
+import resource
+import signal
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 
-from evonorm_plugins.errors import StoreError
+from evonorm_plugins.errors import InputError, NoSpaceError, RunError, StoreError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.store import Candidate, Store
 
@@ -88,31 +89,36 @@ def test_an_unknown_number(store, path):
 
 
 def test_one_writer_at_a_time(store, path):
-    with pytest.raises(StoreError, match=r"is being written by another process"):
+    with pytest.raises(RunError, match=r"is being written by another process"):
         Store(path, write=True)
     store.close()
     Store(path, write=True).close()
 
 
+def killed_after(work):
+    """Do ``work`` in a process that is killed with what it returned still open."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kept = work()  # noqa: F841
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
 def test_a_writer_that_was_killed_leaves_no_lock(path):
-    code = (
-        "import os, signal, sys\n"
-        "from evonorm_plugins.search.store import Store\n"
-        "store = Store.create(sys.argv[1], {})\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, path]).returncode == -9
+    killed_after(lambda: Store.create(path, {}))
     with Store(path, write=True) as store:
         assert len(store) == 0
 
 
 def test_a_search_is_not_overwritten(store, path):
-    with pytest.raises(FileExistsError, match=f"{path} holds a search already"):
+    with pytest.raises(StoreError, match=f"{path} is there already"):
         Store.create(path, {})
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no search in .*none\.sqlite"):
+    with pytest.raises(StoreError, match=r"no search in .*none\.sqlite"):
         Store(tmp_path / "none.sqlite")
 
 
@@ -177,5 +183,63 @@ def test_a_full_disk_is_not_called_damage(store, path):
     fill(store)
     store._db.execute("PRAGMA max_page_count = 1")  # what there is stays, nothing can be added
     many = Graph([("exp", 0)] * 99 + [("tanh", 0)])
-    with pytest.raises(StoreError, match=f"{path} cannot be used: database or disk is full"):
+    with pytest.raises(NoSpaceError, match=f"{path} cannot be used: database or disk is full"):
         fill_with(store, many)
+
+
+def test_reading_leaves_no_files(store, path):
+    fill(store)
+    store.close()
+    before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    with Store(path) as other:
+        assert len(other.finished()) == 3
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_a_reader_sees_what_a_writer_that_was_killed_left_in_its_log(path):
+    def write():
+        store = Store.create(path, {})
+        store.propose(Candidate(0, TANH))
+        store.record(0, "passed", scores={"a": 0.5})
+        return store
+
+    killed_after(write)
+    assert path.with_name(f"{path.name}-wal").stat().st_size > 0
+    with Store(path) as store:
+        assert store[0].scores == {"a": 0.5}
+
+
+def test_a_file_that_is_no_store_is_not_touched(tmp_path):
+    file = tmp_path / "data.zip"
+    file.write_text("a text " * 1000)
+    with pytest.raises(StoreError):
+        Store(file, write=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["data.zip"]
+
+
+def test_folders_and_files_in_the_way(tmp_path):
+    with pytest.raises(StoreError, match=f"{tmp_path} is a folder, not the file of a search"):
+        Store(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        Store.create(tmp_path / "file/search.sqlite", {})
+
+
+def test_numbers_that_no_candidate_can_have(store):
+    fill(store)
+    for number in (-1, 10**30):
+        with pytest.raises(KeyError, match=f"no candidate {number} "):
+            store[number]
+    assert len(store.best(10**30)) == 1
+
+
+def test_a_store_that_cannot_be_written_is_not_begun(tmp_path):
+    """A limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="cannot be used"):
+            Store.create(tmp_path / "search.sqlite", {"data": "x" * 300_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

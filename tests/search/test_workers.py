@@ -1,6 +1,6 @@
 """Workers on Ray: results, errors, processes that die, a driver that is killed."""
 
-import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -14,21 +14,13 @@ from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.evaluate import Evaluation
 from evonorm_plugins.search.store import Store
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason='needs Ray: pip install "ray[tune]"'
-)
 ROOT = Path(__file__).parents[2]
 GRAPHS = [Graph([("exp", 0)] + [("exp", 4 + i) for i in range(k)]) for k in range(8)]
 
 
-@pytest.fixture(scope="module")
-def ray():
-    from evonorm_plugins.training.cluster import connect
-
-    ray = connect(None, unit="worker", cpus=1)
+@pytest.fixture(scope="module", autouse=True)
+def pickled_by_value(ray):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield ray
-    ray.shutdown()
 
 
 class Evaluator:
@@ -100,17 +92,24 @@ from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
 
-path, new = sys.argv[1:]
-ray = connect(None, unit="worker", cpus=1)
+path, new, address = sys.argv[1:]
+ray = connect(address, unit="worker", cpus=1)
 with Store.create(path, {}) if new == "new" else Store(path, write=True) as store:
-    workers = Workers(ray, Simulated(2.0), actors=2, slots=2, cpus=0)
-    drive(store, workers, Evolution(), candidates=60)
+    workers = Workers(ray, Simulated(1.0), actors=2, slots=2, cpus=0)
+    drive(store, workers, Evolution(), candidates=40)
 """
 
 
-def search(path, new):
-    command = [sys.executable, "-c", SEARCH, str(path), new]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def begin(ray):
+    """``begin(path, new)``: a process with a search, on the Ray of these tests as its cluster."""
+
+    def begin(path, new):
+        address = ray.get_runtime_context().gcs_address
+        command = [sys.executable, "-c", SEARCH, str(path), new, address]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    return begin
 
 
 def results_of(path, at_least, process):
@@ -125,10 +124,10 @@ def results_of(path, at_least, process):
     raise AssertionError("no results for a minute")
 
 
-def test_a_search_whose_driver_is_killed_goes_on(tmp_path):
+def test_a_search_whose_driver_is_killed_goes_on(begin, tmp_path):
     path = tmp_path / "search.sqlite"
-    process = search(path, "new")
-    known = results_of(path, 20, process)
+    process = begin(path, "new")
+    known = results_of(path, 12, process)
     process.kill()
     process.wait()
     with Store(path) as store:
@@ -136,24 +135,22 @@ def test_a_search_whose_driver_is_killed_goes_on(tmp_path):
         assert len(before) >= known
         pending = [c.number for c in store.pending()]
         assert pending
-    process = search(path, "old")
+    process = begin(path, "old")
     assert process.wait(timeout=120) == 0, process.stderr.read()
     with Store(path) as store:
         found = store.finished()
-    assert [c.finished for c in found] == list(range(60))
-    assert sorted(c.number for c in found) == list(range(60))
+    assert [c.finished for c in found] == list(range(40))
+    assert sorted(c.number for c in found) == list(range(40))
     assert {c.number: c.finished for c in found if c.number in before} == before
 
 
-def simulate(*options):
-    command = [sys.executable, ROOT / "tools/search.py", "simulate", "--processes", "2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, *map(str, options)], text=True, cwd=ROOT, **pipes)
-
-
 def test_a_stopped_search_says_how_to_go_on(tmp_path):
+    """The command from outside, with a Ray of its own."""
     path = tmp_path / "search.sqlite"
-    process = simulate("--workers", 4, "--seconds", 2, "--store", path)
+    command = [sys.executable, ROOT / "tools/search.py", "simulate", "--processes", "2"]
+    command += ["--workers", "4", "--seconds", "2", "--store", path]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
     results_of(path, 5, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -163,13 +160,18 @@ def test_a_stopped_search_says_how_to_go_on(tmp_path):
         assert len(store) >= 5
 
 
-def test_a_simulation_reports_throughput_memory_and_queue():
-    process = simulate("--workers", 40, "--seconds", 0.1, "--candidates", 200)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+def test_a_simulation_reports_throughput_memory_and_queue(started_ray, search):
+    command = ["simulate", "--processes", "2", "--workers", "40", "--seconds", "0.1"]
+    status, out, err = search(*command, "--candidates", "200")
+    assert status == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("200 results in ")
     assert " with 40 workers: " in lines[0]
     assert "ms of a core for a result; at most" in lines[1]
     assert lines[2].startswith("results waited ")
     assert lines[3].startswith("mean score of the best 10: 0.")
+    status, out, _ = search(*command, "--candidates", "20", "--json")
+    assert status == 0
+    numbers = json.loads(out)
+    assert (numbers["results"], numbers["workers"]) == (20, 40)
+    assert set(numbers["queue"]) == {"waited_ms", "at_once", "workers_idle"}

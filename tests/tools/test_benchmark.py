@@ -1,4 +1,4 @@
-"""tools/benchmark.py: what is timed, what is counted, and what is written."""
+"""evonorm bench and tools/benchmark.py: what is timed, what is counted, what is written."""
 
 import csv
 import importlib
@@ -11,19 +11,33 @@ import pytest
 import torch
 from torch import nn
 
+from evonorm_plugins import cli
+from evonorm_plugins.benchmarks import layers, measure
+from evonorm_plugins.cli import command
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
 @pytest.fixture
 def load(monkeypatch):
-    """``load(name)``: a module of tools/, as it is when tools/benchmark.py runs."""
+    """``load(name)``: a module of tools/benchmarks, as it is when tools/benchmark.py runs."""
     monkeypatch.syspath_prepend(TOOLS)
-    return importlib.import_module
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
 
 
 @pytest.fixture
-def main(load):
-    return load("benchmark").main
+def main(monkeypatch):
+    """``main(arguments)``: the exit status of tools/benchmark.py."""
+    monkeypatch.syspath_prepend(TOOLS)
+    module = importlib.import_module("benchmarks")
+
+    def main(arguments):
+        try:
+            return command.main(module, "tools/benchmark.py", arguments)
+        except SystemExit as end:
+            return end.code
+
+    return main
 
 
 class FakeClock:
@@ -65,14 +79,14 @@ class FakeLayer:
         self.clock.now += 10
 
 
-def test_phases(load):
-    measure, clock = load("benchmark_measure"), FakeClock()
+def test_phases():
+    clock = FakeClock()
     times = measure.time_phases(FakeLayer(clock), clock)
     assert times == {"forward": 1, "backward": 10, "fwd+bwd": 111}
     assert measure.time_phases(FakeLayer(clock), clock, "inference") == {"forward": 1}
 
 
-def test_competitors_take_turns(load):
+def test_competitors_take_turns():
     calls = []
 
     def fake(name):
@@ -82,7 +96,7 @@ def test_competitors_take_turns(load):
 
         return run
 
-    times = load("benchmark_measure").interleave({k: fake(k) for k in "abcd"}, 6, warmup=2)
+    times = measure.interleave({k: fake(k) for k in "abcd"}, 6, warmup=2)
     rounds = [calls[k : k + 4] for k in range(0, len(calls), 4)]
     assert [sorted(order) for order in rounds] == [list("abcd")] * 8
     assert len(set(map(tuple, rounds))) > 1, "every round has the same order"
@@ -93,8 +107,8 @@ def test_competitors_take_turns(load):
         ]
 
 
-def test_budget(load):
-    interleave, clock = load("benchmark_measure").interleave, FakeClock()
+def test_budget():
+    interleave, clock = measure.interleave, FakeClock()
 
     def run():
         clock.now += 1
@@ -107,21 +121,21 @@ def test_budget(load):
     assert rounds(0.5) == 3, "three rounds at least"
 
 
-def test_quantiles(load):
-    measured = load("benchmark_measure").quantiles([float(k) for k in range(10, -1, -1)])
+def test_quantiles():
+    measured = measure.quantiles([float(k) for k in range(10, -1, -1)])
     assert measured == {"median_ms": 5.0, "p10_ms": 1.0, "p90_ms": 9.0}
 
 
-def test_busy_machine(load, capsys):
-    warn = load("benchmark_measure").warn_if_busy
+def test_busy_machine(capsys):
+    warn = measure.warn_if_busy
     warn(0.2)
     assert capsys.readouterr().err == ""
     warn(1.7)
     assert "the load average is 1.70" in capsys.readouterr().err
 
 
-def test_kept_bytes(load):
-    kept = load("benchmark_measure").kept_bytes
+def test_kept_bytes():
+    kept = measure.kept_bytes
     x, w = torch.rand(3, 5, requires_grad=True), torch.rand(5, requires_grad=True)
     assert kept(lambda: x * w, [x, w]) == 0
     assert kept(lambda: x.exp(), [x]) == 60, "exp keeps its output"
@@ -131,9 +145,9 @@ def test_kept_bytes(load):
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("fresh", [False, True])
-def test_floor(load, layout, fresh):
+def test_floor(layout, fresh):
     x, dy = (torch.rand(2, 4, 3, 3).contiguous(memory_format=layout) for _ in range(2))
-    floor = load("benchmark_measure").Copies(x, dy, fresh)
+    floor = measure.Copies(x, dy, fresh)
     outputs = [floor.forward(), floor.forward()]
     floor.backward(outputs[0])
     assert torch.equal(outputs[0], x)
@@ -209,18 +223,36 @@ def test_inference(main, capsys):
     assert {row["kept_MiB"] for row in rows} == {0}
 
 
-def test_rivals_that_cannot_run(load, main, monkeypatch, capsys):
+def test_rivals_that_cannot_run(main, monkeypatch, capsys):
     class Refuses(nn.Module):
         def forward(self, x):
             raise RuntimeError("not for this dtype")
 
-    monkeypatch.setitem(load("benchmark_layers").TIMM, "EvoNormS0", lambda channels: Refuses())
+    monkeypatch.setitem(layers.TIMM, "EvoNormS0", lambda channels: Refuses())
     options = ["--shapes", "1x4x3x3", "--layers", "EvoNormS0", "--rivals", "timm", "torch"]
     assert main(["layers", *options, "--repeats", "1"]) == 0
     printed = capsys.readouterr()
     assert "EvoNormS0 timm is left out, it cannot run: not for this dtype" in printed.err
     assert "EvoNormS0 torch" in printed.out
     assert "timm" not in printed.out
+
+
+def test_the_command_of_an_installed_package(capsys, tmp_path):
+    out = tmp_path / "folder/layers.csv"
+    options = ["--shapes", "1x4x3x3", "--layers", "EvoNormS0", "--rivals", "torch"]
+    command = ["bench", *options, "--repeats", "1", "--json", "--csv", str(out)]
+    assert cli.main(command) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["competitor"] for row in rows} == {"EvoNormS0", "copy"}
+    assert len(read(out)) == len(rows)
+    # Its own file is written anew, another one is not.
+    assert cli.main(command) == 0
+    out.write_text("my notes\n")
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert f"--csv {out} is there already, and not of this command" in capsys.readouterr().err
+    assert out.read_text() == "my notes\n"
+    assert cli.main([*command, "--force"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -230,30 +262,34 @@ def test_rivals_that_cannot_run(load, main, monkeypatch, capsys):
         (["layers", "--shapes", "8x0x5x5"], "'8x0x5x5' is not a shape"),
         (["layers", "--layers", "EvoNormS9"], "'EvoNormS9' (choose from"),
         (["layers", "--rivals", "LN"], "'LN' (choose from"),
-        (["layers", "--repeats", "0"], "'0' is not an integer of at least 1"),
-        (["layers", "--seconds", "nan"], "'nan' is not a number above 0"),
-        (["layers", "--plot", "a.pdf"], "'a.pdf' does not end in .png"),
-        (["layers", "--csv", "no/such/a.csv"], "there is no folder no/such"),
+        (["layers", "--repeats", "0"], "0 must be at least 1"),
+        (["layers", "--seconds", "nan"], "nan must be a number above 0"),
+        (["layers", "--device", "tpu"], "'tpu' (choose from"),
+        (["layers", "--csv", "."], "--csv . is a folder, not a file"),
+        (["layers", "--plot", f"{__file__}/a.png"], f"{__file__} is a file, not a folder"),
+        (["layers", "--plot", __file__], f"--plot {__file__} is there already, and not of this"),
         (["layers", "--plot", "a.png", "--rivals", "timm"], "add it to --rivals"),
         (["models", "--plot", "a.png", "--norms", "GN"], "add it to --norms"),
         (["models", "--norms", "BM"], "'BM': there is no such norm; known: BN, GN, EvoNormB0"),
         (["models", "--norms", "EvoNormS0(impl='gpu')"], "impl='gpu'"),
         (["models", "--norms", "EvoNormS0(group=1)"], "'EvoNormS0(group=1)'"),
         (["models", "--models", "vgg"], "'vgg' (choose from"),
-        (["models", "--size", "-1"], "'-1' is not an integer"),
-        ([], "command"),
+        (["models", "--size", "-1"], "-1 must be at least 1"),
+        (["gan", "--batch", "0"], "0 must be at least 1"),
+        (["gan", "--reference", "nowhere"], "--reference nowhere has no BigGANdeep.py"),
+        (["gan", "--csv", __file__], f"--csv {__file__} is there already, and not of this"),
+        ([], "COMMAND"),
     ],
 )
 def test_bad_input(main, capsys, arguments, message):
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
 
 
 def test_layers_are_named_where_one_is_unknown(main, capsys):
-    with pytest.raises(SystemExit):
-        main(["layers", "--layers", "EvoNormS9"])
+    main(["layers", "--layers", "EvoNormS9"])
     assert "EvoNormS0" in capsys.readouterr().err.split("choose from")[1]
 
 
@@ -273,7 +309,7 @@ def test_resnet50(main, tmp_path, capsys):
 
 def test_picture_of_models(load, tmp_path):
     pytest.importorskip("matplotlib")
-    report, out = load("benchmark_report"), tmp_path / "models.png"
+    report, out = load("models_report"), tmp_path / "models.png"
     rows = [
         {"model": model, "norm": norm, "device": "a CPU", "median_ms": 5.0, "peak_MiB": peak}
         for model in ("resnet50", "mask_rcnn")
@@ -289,7 +325,7 @@ def test_where_resnet50_has_its_norms(load):
     from evonorm_plugins.layers import NormAct
 
     with torch.device("meta"):
-        resnet = load("benchmark_models").Classifier("EvoNormS0").resnet
+        resnet = load("training").Classifier("EvoNormS0").resnet
     layers = {name: m for name, m in resnet.named_modules() if isinstance(m, NormAct)}
     active = {name.rpartition(".")[2] for name, layer in layers.items() if layer.apply_act}
     affine = {name.rpartition(".")[2] for name, layer in layers.items() if not layer.apply_act}
@@ -305,7 +341,7 @@ def test_where_resnet50_has_its_norms(load):
 
 def test_model_that_cannot_be_built(load, main, monkeypatch, capsys):
     missing = SimpleNamespace(needs="no_such_package.part")
-    monkeypatch.setitem(load("benchmark_models").MODELS, "mask_rcnn", missing)
+    monkeypatch.setitem(load("training").MODELS, "mask_rcnn", missing)
     assert main(["models", "--models", "mask_rcnn"]) == 1
     err = capsys.readouterr().err
     assert "mask_rcnn is left out: it needs no_such_package, which cannot be imported" in err
@@ -314,8 +350,8 @@ def test_model_that_cannot_be_built(load, main, monkeypatch, capsys):
 
 @pytest.mark.detectron2
 def test_mask_rcnn_does_the_same_work_with_every_norm(load, monkeypatch):
-    models = load("benchmark_models")
-    original = models._detection_cfg
+    models = load("training")
+    original = models.detection_cfg
 
     def small(norm):
         cfg = original(norm)
@@ -327,7 +363,7 @@ def test_mask_rcnn_does_the_same_work_with_every_norm(load, monkeypatch):
             head.CONV_DIM, head.NUM_CONV = 32, 1
         return cfg
 
-    monkeypatch.setattr(models, "_detection_cfg", small)
+    monkeypatch.setattr(models, "detection_cfg", small)
     regions, kept = {}, {}
     for norm in ("BN", "EvoNormB0"):
         training = models.Training("mask_rcnn", norm, size=128)

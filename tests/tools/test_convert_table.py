@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/convert_table.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/experiments/convert_table.py"))
 
 
 def test_rows_and_refusals(capsys):

@@ -1,6 +1,7 @@
 """tools/demo.py: the README's first command."""
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,52 +11,68 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.detectron2
-def test_demo(tmp_path):
-    command = [
-        sys.executable,
-        str(ROOT / "tools/demo.py"),
-        "--iterations",
-        "20",
-        "--only",
-        "detection",
-        "--detector",
-        "detectron2",
-    ]
-    out = subprocess.run(
-        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert out.returncode == 0, out.stderr
-    assert "iteration     20/20" in out.stdout
-    assert "bbox " in out.stdout
-    assert "segm " in out.stdout
-    assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
-
-
-def test_demo_with_torchvision(tmp_path):
-    pytest.importorskip("torchvision")
-    command = [sys.executable, str(ROOT / "tools/demo.py"), "--only", "detection"]
-    out = subprocess.run(
-        [*command, "--detector", "torchvision", "--iterations", "2", "--output-dir", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert out.returncode == 0, out.stderr
-    assert out.stdout.startswith("training torchvision's Mask R-CNN with EvoNormS0 on coloured")
-    for part in ("iteration       2/2   loss", "bbox ", "segm ", " s per iteration (median), peak"):
-        assert part in out.stdout
-    assert f"predictions.png and {tmp_path}/run/results.json." in out.stdout
-    assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
-
-
 @pytest.fixture
-def demo(monkeypatch):
-    """tools/demo.py where Detectron2 is missing; the commands it would run are in ``calls``."""
+def small_demo(monkeypatch):
+    """tools/demo.py with a small set of images."""
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     spec = importlib.util.spec_from_file_location("demo", ROOT / "tools/demo.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    make = module.make_shapes_dataset
+
+    def make_few(folder, **options):
+        assert (options["train"], options["val"]) == (400, 50)
+        return make(folder, **{**options, "train": 12, "val": 6})
+
+    monkeypatch.setattr(module, "make_shapes_dataset", make_few)
+    return module
+
+
+@pytest.mark.detectron2
+def test_demo(small_demo, tmp_path, capfd):
+    options = ["--only", "detection", "--detector", "detectron2", "--iterations", "6"]
+    assert small_demo.main([*options, "--output-dir", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    for part in ("iteration       6/6", "bbox ", "segm "):
+        assert part in out
+    assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def in_process(small_demo, monkeypatch):
+    """The same, whose commands run in this process: it has imported torch already."""
+
+    def call(command, **_):
+        _, *options = command
+        options = options[1:] if options[0] == "-u" else options
+        run, name, *arguments = (
+            (runpy.run_module, *options[1:]) if options[0] == "-m" else (runpy.run_path, *options)
+        )
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as end:
+            run(name, run_name="__main__")
+        return end.value.code or 0
+
+    monkeypatch.setattr(small_demo.subprocess, "call", call)
+    return small_demo
+
+
+def test_demo_with_torchvision(in_process, tmp_path, capfd):
+    pytest.importorskip("torchvision")
+    options = ["--only", "detection", "--detector", "torchvision", "--iterations", "2"]
+    assert in_process.main([*options, "--output-dir", str(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("training torchvision's Mask R-CNN with EvoNormS0 on coloured")
+    for part in ("iteration       2/2   loss", "bbox ", "segm ", " s per iteration (median), peak"):
+        assert part in out
+    assert f"predictions.png and {tmp_path}/run/results.json." in out
+    assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def demo(small_demo, monkeypatch):
+    """The same where Detectron2 is missing; the commands it would run are in ``calls``."""
+    module = small_demo
     module.calls = []
     paths = {"train_json": "t.json", "train_images": "t", "val_json": "v.json", "val_images": "v"}
     monkeypatch.setattr(module, "make_shapes_dataset", lambda *args, **options: paths)
@@ -83,14 +100,11 @@ def test_detectron2_that_is_asked_for_and_missing(demo, tmp_path, capsys):
     assert demo.calls == []
 
 
-def test_digits(tmp_path):
+def test_digits(in_process, tmp_path, capfd):
     pytest.importorskip("sklearn")
-    command = [sys.executable, str(ROOT / "tools/demo.py"), "--only", "biggan", "--gan-steps", "2"]
-    out = subprocess.run(
-        [*command, "--output-dir", str(tmp_path)], capture_output=True, text=True, timeout=300
-    )
-    assert out.returncode == 0, out.stderr
-    assert "classified as asked for" in out.stdout
+    options = ["--only", "biggan", "--gan-steps", "2", "--output-dir", str(tmp_path)]
+    assert in_process.main(options) == 0
+    assert "classified as asked for" in capfd.readouterr().out
     assert (tmp_path / "digits/digits.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "digits/best.pt").exists()
 

@@ -1,4 +1,4 @@
-"""tools/evidence.py: tables and pictures of a sweep."""
+"""tools/experiments/evidence.py: tables and pictures of a sweep."""
 
 import json
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/evidence.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/experiments/evidence.py"))
 main = TOOL["main"]
 ACCURACY = {("BN-ReLU", 0.9): 0.5, ("BN-ReLU", 1.0): 0.7, ("EvoNormB0", 1.0): 0.625}
 

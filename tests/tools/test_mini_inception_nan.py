@@ -1,4 +1,4 @@
-"""tools/mini_inception_nan.py: what it prints, and its exit status."""
+"""tools/experiments/mini_inception_nan.py: what it prints, and its exit status."""
 
 import importlib
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 @pytest.fixture
 def main(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools/experiments")
     return importlib.import_module("mini_inception_nan").main
 
 

@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from evonorm_plugins.errors import GraphError
+from evonorm_plugins.errors import GraphError, shown
 from evonorm_plugins.files import replacing
 from evonorm_plugins.layers.graph import structure
 from evonorm_plugins.layers.graph.operations import INDEX_SETS, INITIAL, OPERATIONS, operations_of
@@ -60,7 +60,9 @@ class Graph:
         def number(part):
             if part not in numbers:
                 if not isinstance(part, tuple) or not part:
-                    raise GraphError(f"unknown node {part!r}; the initial ones are {_initial()}")
+                    raise GraphError(
+                        f"unknown node {shown(part)}; the initial ones are {_initial()}"
+                    )
                 nodes.append((part[0], *(number(p) for p in part[1:])))
                 numbers[part] = len(INITIAL) + len(nodes) - 1
             return numbers[part]
@@ -163,17 +165,17 @@ class Graph:
         if not isinstance(value, dict) or value.get("format") != _FORMAT:
             raise GraphError(f'not a layer graph: it needs "format": "{_FORMAT}" and "nodes"')
         if value.get("version") != _VERSION:
-            raise GraphError(f"version {value.get('version')!r} is not {_VERSION}")
+            raise GraphError(f"version {shown(value.get('version'))} is not {_VERSION}")
         known = {"format", "version", "formula", "digest", "nodes", "about"}
         if unknown := set(value) - known:
-            raise GraphError(f"unknown keys {sorted(unknown)}; there are {sorted(known)}")
+            raise GraphError(f"unknown keys {shown(sorted(unknown))}; there are {sorted(known)}")
         if not isinstance(value.get("nodes"), list):
-            raise GraphError(f'"nodes" must be a list, got {value.get("nodes")!r}')
+            raise GraphError(f'"nodes" must be a list, got {shown(value.get("nodes"))}')
         graph = cls(value["nodes"])
         if value.get("digest", graph.digest()) != graph.digest():
             raise GraphError(
-                f"its digest is {value['digest']!r}, that of its nodes {graph.digest()!r}: the "
-                "nodes were changed (leave the digest out if that was meant)"
+                f"its digest is {shown(value['digest'])}, that of its nodes {graph.digest()!r}: "
+                "the nodes were changed (leave the digest out if that was meant)"
             )
         return graph
 
@@ -197,7 +199,10 @@ class Graph:
         except GraphError as error:
             raise GraphError(f"the layer graph {path}: {error}") from None
         except (OSError, ValueError, RecursionError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            deep = isinstance(error, RecursionError)
+            reason = (
+                "it is nested too deeply" if deep else getattr(error, "strerror", None) or error
+            )
             raise GraphError(f"cannot read the layer graph {path}: {reason}") from None
 
 
@@ -207,21 +212,21 @@ def _initial():
 
 def _checked(nodes):
     if not isinstance(nodes, list | tuple) or not 1 <= len(nodes) <= MAX_NODES:
-        number = len(nodes) if isinstance(nodes, list | tuple) else repr(nodes)
+        number = len(nodes) if isinstance(nodes, list | tuple) else shown(nodes)
         raise GraphError(f"a graph has 1 to {MAX_NODES} nodes beside {_initial()}, got {number}")
     return tuple(_checked_node(k, node) for k, node in enumerate(nodes, len(INITIAL)))
 
 
 def _checked_node(k, node):
     if not isinstance(node, list | tuple) or not node:
-        raise GraphError(f"node {k} must be [operation, input, ...], got {node!r}")
+        raise GraphError(f"node {k} must be [operation, input, ...], got {shown(node)}")
     op, *inputs = node
     if not isinstance(op, str) or op not in OPERATIONS:
         moment, _, over = str(op).partition("_")
         if f"{moment}_{{{INDEX_SETS[0]}}}" in OPERATIONS:
-            known = f"index set {over}; those of {moment} are {', '.join(INDEX_SETS)}"
-            raise GraphError(f"node {k}: {op!r} has an unknown {known}")
-        raise GraphError(f"node {k}: unknown operation {op!r}; known: {', '.join(OPERATIONS)}")
+            known = f"index set {over[:40]}; those of {moment} are {', '.join(INDEX_SETS)}"
+            raise GraphError(f"node {k}: {shown(op)} has an unknown {known}")
+        raise GraphError(f"node {k}: unknown operation {shown(op)}; known: {', '.join(OPERATIONS)}")
     if len(inputs) != OPERATIONS[op]:
         raise GraphError(f"node {k}: {op} takes {OPERATIONS[op]} inputs, got {len(inputs)}")
     for i in inputs:
@@ -229,7 +234,7 @@ def _checked_node(k, node):
             cycle = isinstance(i, int) and i >= k
             reason = "does not come before it, which would make a cycle" if cycle else "is no node"
             raise GraphError(
-                f"node {k}: input {i!r} of {op} {reason}; it can take 0 to {k - 1} "
+                f"node {k}: input {shown(i)} of {op} {reason}; it can take 0 to {k - 1} "
                 f"({_initial()}, the rest operations)"
             )
     return (op, *inputs)

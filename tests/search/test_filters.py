@@ -1,15 +1,51 @@
-"""The quality and the stability of candidates."""
+"""What refuses a candidate: trial, stability, quality."""
 
 import math
+import random
 
 import pytest
 import torch
 from torch import nn
 
+from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
 from evonorm_plugins.layers.graph.module import GraphNormAct
-from evonorm_plugins.search.proxy import Training, from_dict
-from evonorm_plugins.search.rejection import gradient_ascent, quality, stability
+from evonorm_plugins.search.config import task_from_dict
+from evonorm_plugins.search.filters import gradient_ascent, quality, stability, trial
+from evonorm_plugins.search.mutation import random_graph
+from evonorm_plugins.search.trainer import Training
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        (("mul", "x", ("sigmoid", "x")), None),
+        (("sqrt", ("std_{w,h}", "x")), "flat"),
+        (("mean_{b,w,h}", "x"), "flat"),
+        (("add", ("tanh", "x"), ("mean_{b,w,h}", "x")), None),
+        (("exp", "v0"), "constant"),
+        (("add", "x", ("neg", "x")), "constant"),
+        (("sigmoid", ("mul", ("square", "x"), ("div", "v1", "zero"))), None),
+        (("tanh", ("exp", ("exp", ("exp", ("square", "x"))))), "not finite"),
+        (("exp", ("exp", ("exp", ("square", "x")))), "not finite"),
+        (("max", ("neg", ("exp", "x")), ("mul", ("sigmoid", "x"), "zero")), "constant"),
+    ],
+)
+def test_trial(expression, reason):
+    assert trial(Graph.of(expression)) == reason
+
+
+def test_a_trial_is_the_same_every_time():
+    """Whatever the state of torch's generator, which is left as it was."""
+    rng = random.Random(0)
+    graphs = [random_graph(rng) for _ in range(60)]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = [trial(g) for g in graphs]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert [trial(g) for g in graphs] == first
+    assert {None, "constant", "flat"} <= set(first)
 
 
 def test_ascent_by_hand():
@@ -86,7 +122,7 @@ def test_direction_against_finite_differences(name):
 
 def test_what_is_unstable_runs_away(options):
     """The paper's example, from a gradient no larger than that of BN-ReLU."""
-    task = from_dict(options(stability_steps=6))
+    task = task_from_dict(options(stability_steps=6))
     stable, ours = stability(KNOWN["BN-ReLU"], task)
     assert stable
     assert len(ours) == 7
@@ -101,7 +137,7 @@ def test_what_is_unstable_runs_away(options):
 @pytest.mark.parametrize("anchor", ["resnet50_cifar", "mobilenetv2_cifar"])
 def test_the_zero_layer_is_stable(options, anchor):
     """In MobileNetV2 no convolution reaches the loss."""
-    task = from_dict(options(stability_anchor=anchor))
+    task = task_from_dict(options(stability_anchor=anchor))
     passed, norms = stability(REJECTED["zero"], task)
     assert passed
     assert set(norms) == {0}
@@ -109,7 +145,9 @@ def test_the_zero_layer_is_stable(options, anchor):
 
 def test_the_zero_layer_learns_nothing(options):
     steps = {"quality_steps": 40, "steps": 50}
-    task = from_dict(options(lr=0.02, quality_accuracy=0.5, anchors=["resnet50_cifar"], **steps))
+    task = task_from_dict(
+        options(lr=0.02, quality_accuracy=0.5, anchors=["resnet50_cifar"], **steps)
+    )
     for graph, learns in ((REJECTED["zero"], False), (KNOWN["EvoNormS0"], True)):
         training = Training(graph, task, "resnet50_cifar")
         passed, accuracies = quality([("resnet50_cifar", training)], task)
@@ -135,7 +173,7 @@ class Learner:
 
 
 def test_the_first_failure_ends_the_quality_filter(options):
-    task = from_dict(options(quality_accuracy=0.2))
+    task = task_from_dict(options(quality_accuracy=0.2))
     a, b, c = Learner(0.2), Learner(0.19), Learner(0.5)
     assert quality([("a", a), ("b", b), ("c", c)], task) == (False, {"a": 0.2, "b": 0.19})
     assert (a.until, b.until, c.until) == (2, 2, None)
@@ -143,5 +181,5 @@ def test_the_first_failure_ends_the_quality_filter(options):
 
 
 def test_what_is_not_finite_fails_the_quality_filter(options):
-    task = from_dict(options(quality_accuracy=0))
+    task = task_from_dict(options(quality_accuracy=0))
     assert quality([("a", Learner(1 / 3, finite=False))], task) == (False, {"a": 1 / 3})

@@ -1,4 +1,4 @@
-"""tools/plot_biggan.py: curves of several runs in one picture."""
+"""tools/figures/gan_losses.py: curves of several runs in one picture."""
 
 import json
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/plot_biggan.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/figures/gan_losses.py"))
 
 
 def write(folder, records):

@@ -7,8 +7,8 @@ pretrained weights, images are random and small. A model of more parameters than
 converted and run without values, on PyTorch's meta device.
 
 examples:
-  tools/convert_table.py torchvision detection timm
-  tools/convert_table.py --norm "EvoNormB0" timm:resnet50 resnet50
+  tools/experiments/convert_table.py torchvision detection timm
+  tools/experiments/convert_table.py --norm "EvoNormB0" timm:resnet50 resnet50
 
 exit status: 0 done, 1 a model failed, 2 bad input
 """

@@ -1,4 +1,4 @@
-"""The proxy task: options, data, and trainings in parts."""
+"""The task of a search: options, data, and trainings in parts."""
 
 import dataclasses
 import functools
@@ -12,19 +12,15 @@ from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError, DataError
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.layers.graph.module import GraphNormAct
-from evonorm_plugins.search.proxy import (
-    Training,
-    from_dict,
-    task_data,
-    to_dict,
-    training_config,
-)
+from evonorm_plugins.search.config import task_from_dict, to_dict, training_config
+from evonorm_plugins.search.data import task_data
+from evonorm_plugins.search.trainer import Training
 
 S0 = KNOWN["EvoNormS0"]
 
 
 def test_the_papers_task():
-    task = from_dict({"data": "cifar10.zip"})
+    task = task_from_dict({"data": "cifar10.zip"})
     assert task.anchors == ["resnet50_cifar", "mobilenetv2_cifar", "efficientnet_b0_cifar"]
     assert task.filters == ["trial", "stability", "quality"]
     config = training_config(task, "resnet50_cifar", "BN-ReLU")
@@ -34,19 +30,21 @@ def test_the_papers_task():
     assert (config.momentum, config.nesterov) == (0.9, True)
     assert (config.steps, config.schedule) == (2000, "constant")
     assert (config.holdout, config.width, config.warmup) == (5000, None, 0)
-    s = training_config(from_dict({"data": "cifar10.zip", "space": "S"}), "resnet50_cifar", "FRN")
+    s = training_config(
+        task_from_dict({"data": "cifar10.zip", "space": "S"}), "resnet50_cifar", "FRN"
+    )
     assert (s.steps, s.schedule) == (5000, "cosine")
     given = {"data": "cifar10.zip", "space": "S", "steps": 300, "val_data": "test.zip"}
-    config = training_config(from_dict(given), "resnet50_cifar", "FRN")
+    config = training_config(task_from_dict(given), "resnet50_cifar", "FRN")
     assert (config.steps, config.schedule, config.holdout) == (300, "cosine", 0)
     assert (task.quality_steps, task.quality_accuracy) == (100, 0.2)
     assert (task.stability_steps, task.stability_norm) == (100, 1e8)
 
 
 def test_values_that_can_be_sent(options):
-    task = from_dict(options(filters=["stability"]))
+    task = task_from_dict(options(filters=["stability"]))
     assert pickle.loads(pickle.dumps(task)) == task
-    assert from_dict(to_dict(task)) == task
+    assert task_from_dict(to_dict(task)) == task
 
 
 @pytest.mark.parametrize(
@@ -77,11 +75,11 @@ def test_values_that_can_be_sent(options):
 )
 def test_bad_options(options, values, message):
     with pytest.raises(ConfigError, match=message):
-        from_dict(options(**values))
+        task_from_dict(options(**values))
 
 
 def test_steps_that_are_not_taken_need_not_fit(options):
-    assert from_dict(options(steps=1, filters=["trial"])).training_steps == 1
+    assert task_from_dict(options(steps=1, filters=["trial"])).training_steps == 1
 
 
 @pytest.mark.parametrize(
@@ -97,11 +95,11 @@ def test_steps_that_are_not_taken_need_not_fit(options):
 )
 def test_bad_data(options, values, message):
     with pytest.raises(DataError, match=message):
-        task_data(from_dict(options(**values)))
+        task_data(task_from_dict(options(**values)))
 
 
 def test_data_is_read_once(options):
-    task = from_dict(options())
+    task = task_from_dict(options())
     data = task_data(task)
     assert task_data(dataclasses.replace(task, anchors=["mobilenetv2_cifar"], lr=1.0)) is data
     assert (len(data.train), data.val_length) == (48, 12)
@@ -125,7 +123,7 @@ def test_a_graph_is_a_norm():
 @pytest.mark.parametrize("space", ["B", "S"])
 def test_training_in_parts_is_the_same(options, space):
     """Bit for bit, with a validation and another training between them."""
-    task = from_dict(options(steps=3, space=space))
+    task = task_from_dict(options(steps=3, space=space))
 
     def weights(*parts):
         training = Training(S0, task, "resnet50_cifar")
@@ -145,13 +143,13 @@ def test_training_in_parts_is_the_same(options, space):
 def test_torchs_random_numbers_stay(options):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    training = Training(S0, from_dict(options()), "resnet50_cifar")
+    training = Training(S0, task_from_dict(options()), "resnet50_cifar")
     training.go_on(1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_options_reach_the_layers_and_the_optimizer(options):
-    task = from_dict(options(eps=1e-3, weight_decay=0.5, momentum=0))
+    task = task_from_dict(options(eps=1e-3, weight_decay=0.5, momentum=0))
     trainer = Training(S0, task, "resnet50_cifar").trainer
     layer = next(m for m in trainer.model.modules() if isinstance(m, GraphNormAct))
     assert (layer.groups, layer.eps) == (4, 1e-3)
@@ -161,7 +159,7 @@ def test_options_reach_the_layers_and_the_optimizer(options):
 
 
 def test_what_is_not_finite_ends_a_training(options):
-    task = from_dict(options(lr=1e30, steps=4))
+    task = task_from_dict(options(lr=1e30, steps=4))
     training = Training(S0, task, "mobilenetv2_cifar")
     assert not training.go_on(4)
     assert 2 <= training.failed_at <= 4

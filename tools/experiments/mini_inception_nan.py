@@ -4,9 +4,9 @@ docs/mini_inception.md, and say where a value that is not finite comes up first.
 
 examples:
   the study's layers as they ran, which do nothing, with its augmentation and batches of 32:
-    tools/mini_inception_nan.py cifar10-train.zip --norm none
+    tools/experiments/mini_inception_nan.py cifar10-train.zip --norm none
   EvoNorm-S0 in their place:
-    tools/mini_inception_nan.py cifar10-train.zip --norm "EvoNormS0(groups=32)"
+    tools/experiments/mini_inception_nan.py cifar10-train.zip --norm "EvoNormS0(groups=32)"
 """
 
 import argparse
@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from evonorm_plugins.classification.models.mini_inception import MiniInception
+from evonorm_plugins.cli.types import count, positive
 
 
 class Bias(nn.Module):
@@ -115,11 +116,11 @@ def main(argv=None):
     parser.add_argument("data", help="zip of CIFAR-10's training images in class folders")
     parser.add_argument("--norm", default="none", help="none, or a norm's name")
     parser.add_argument("--augment", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=count, default=32)
     parser.add_argument("--optimizer", choices=["sgd", "adam"], default="sgd")
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--lr", type=positive, default=1e-2)
     parser.add_argument("--clip-grad", type=float, default=0.0, help="largest norm; 0: any")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=count, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)

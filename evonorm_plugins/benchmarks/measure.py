@@ -1,24 +1,29 @@
-"""What tools/benchmark.py measures with: interleaved timing, kept memory, the floors."""
+"""What benchmarks measure with: interleaved timing, kept memory, the floors, processes apart."""
 
 import itertools
+import multiprocessing
 import os
 import platform
 import random
 import re
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
 import evonorm_plugins
+from evonorm_plugins.errors import RunError
 
-PHASES = {"train": ("forward", "backward", "fwd+bwd"), "inference": ("forward",)}
 MIB = 2**20
 LEAST_ROUNDS = 3
 # Larger than the caches of any GPU.
 FLUSH_BYTES = 256 * MIB
 BUSY_LOAD = 0.5
+# Not getrusage: a process begins with the peak of the one that started it.
+STATUS = Path("/proc/self/status")
 
 
 class CpuClock:
@@ -226,3 +231,32 @@ def warn_if_busy(load=None):
 def say(message):
     """Progress and warnings: results alone go to stdout."""
     print(message, file=sys.stderr, flush=True)
+
+
+def apart(function, *arguments):
+    """What a function returns in a process of its own, whose peak of memory is its own, too.
+
+    Raises:
+        RunError: the process died, most likely for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's peak
+    with ProcessPoolExecutor(1, mp_context=context) as process:
+        try:
+            return process.submit(function, *arguments).result()
+        except BrokenProcessPool:
+            raise RunError("the process that measures memory died; is there enough?") from None
+
+
+def used_bytes(device, *, peak=False):
+    """Bytes of tensors on a GPU, or of this process on a CPU: now, or at most so far.
+
+    Raises:
+        RunError: this system does not say.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    if not STATUS.exists():
+        raise RunError(f"memory on the CPU is read from {STATUS}, which this system has not")
+    key = "VmHWM" if peak else "VmRSS"
+    kib = re.search(rf"{key}:\s*(\d+) kB", STATUS.read_text())
+    return int(kib.group(1)) * 1024

@@ -1,8 +1,9 @@
-"""What tools/benchmark.py writes: CSV, tables, pictures."""
+"""What benchmarks write: CSV, tables, pictures."""
 
 import csv
 
 from evonorm_plugins.files import replacing
+from evonorm_plugins.plots import pyplot, save_figure
 
 OURS, RIVAL, FLOOR = "#1b998b", "#30638e", "#b0b0b0"
 
@@ -13,6 +14,12 @@ def write_csv(path, rows):
         writer = csv.DictWriter(f, rows[0].keys())
         writer.writeheader()
         writer.writerows(rows)
+
+
+def is_ours(path):
+    """Whether a file is one that :func:`write_csv` wrote for a benchmark."""
+    with open(path, "rb") as file:
+        return b"evonorm_plugins" in file.readline(1000)
 
 
 def table(rows):
@@ -81,43 +88,7 @@ def _key(row):
     return row["competitor"], row["impl"]
 
 
-def models_report(rows):
-    """Time and memory of one training iteration of one model, norm by norm."""
-    base = rows[0]
-    lines = [("", "median ms", "p10 to p90", "ratio", "peak MiB", "ratio", "kept MiB")]
-    for row in rows:
-        lines.append(
-            (
-                row["norm"],
-                f"{row['median_ms']:.1f}",
-                f"{row['p10_ms']:.1f} to {row['p90_ms']:.1f}",
-                f"{row['median_ms'] / base['median_ms']:.2f}",
-                f"{row['peak_MiB']:.0f}",
-                f"{row['peak_MiB'] / max(base['peak_MiB'], 1e-9):.2f}",
-                f"{row['kept_MiB']:.0f}",
-            )
-        )
-    size = f"{base['images']}x3x{base['size']}x{base['size']}"
-    head = f"{base['model']} {size}, one training iteration, {base['rounds']} rounds"
-    return f"{head}\n\n{table(lines)}"
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def _save(plt, figure, path):
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=120)
-    plt.close(figure)
-
-
-def _bars(axes, names, values, colours, title):
+def bars(axes, names, values, colours, title):
     """One bar of ``values`` for each of ``names``, from top to bottom, and a line at 1."""
     axes.barh(range(len(names)), values, color=colours)
     axes.axvline(1, color="#d1495b", linewidth=1.2)
@@ -135,7 +106,7 @@ def _bars(axes, names, values, colours, title):
 
 def plot_layers(rows, path):
     """Bars for each shape: time of the whole run over that of BN+ReLU."""
-    plt = _pyplot()
+    plt = pyplot()
     whole = rows[-1]["phase"]
     rows = [row for row in rows if row["phase"] == whole]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
@@ -154,7 +125,7 @@ def plot_layers(rows, path):
     for axes, shape in zip(grid.flat, shapes, strict=False):
         of = {label(row): row for row in rows if row["shape"] == shape}
         ratios = [row["median_ms"] / of["BN+ReLU"]["median_ms"] for row in of.values()]
-        _bars(axes, list(of), ratios, [_colour(row) for row in of.values()], shape)
+        bars(axes, list(of), ratios, [_colour(row) for row in of.values()], shape)
         if axes not in grid[:, 0] and list(of) == names:
             axes.set_yticklabels([])
     first = rows[0]
@@ -163,34 +134,8 @@ def plot_layers(rows, path):
         f"{first['dtype']}, {first['layout']}, {first['device']}",
         fontsize=11,
     )
-    _save(plt, figure, path)
+    save_figure(figure, path, dpi=120)
 
 
 def _colour(row):
     return FLOOR if row["competitor"] == "copy" else OURS if row["impl"] == "auto" else RIVAL
-
-
-def plot_models(rows, path):
-    """Bars for each model: time and peak memory of one iteration over those with BN."""
-    plt = _pyplot()
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    kinds = (("median_ms", "time"), ("peak_MiB", "peak memory"))
-    longest = max(sum(row["model"] == model for row in rows) for model in models)
-    figure, grid = plt.subplots(
-        len(models),
-        2,
-        figsize=(9, len(models) * (1.0 + 0.35 * longest)),
-        layout="constrained",
-        squeeze=False,
-    )
-    for line, model in zip(grid, models, strict=True):
-        of = {row["norm"]: row for row in rows if row["model"] == model}
-        for axes, (key, shown) in zip(line, kinds, strict=True):
-            base = max(of["BN"][key], 1e-9)
-            colours = [RIVAL if name in ("BN", "GN") else OURS for name in of]
-            _bars(
-                axes, list(of), [row[key] / base for row in of.values()], colours,
-                f"{model}, {shown}",
-            )  # fmt: skip
-    figure.suptitle(f"one training iteration over that with BN\n{rows[0]['device']}", fontsize=11)
-    _save(plt, figure, path)

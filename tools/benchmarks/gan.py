@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Time and memory of a BigGAN-deep training step, beside ajbrock/BigGAN-PyTorch's BigGANdeep.
 
 A step is one update of the discriminator and one of the generator, with Adam, spectral norm and the
@@ -9,7 +8,6 @@ the step less that before it (on a GPU: the highest allocated).
 Under torchrun every rank takes its part of the batch and rank 0 reports; this is for times of ours.
 """
 
-import argparse
 import csv
 import functools
 import itertools
@@ -17,64 +15,68 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-import torch
+from evonorm_plugins.cli.types import count
+from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.files import check_output
 
 EXAMPLES = """
 examples:
   git clone https://github.com/ajbrock/BigGAN-PyTorch /tmp/biggan-ref
-  tools/benchmark_biggan.py --reference /tmp/biggan-ref --channels 32 --batch 8
-  tools/benchmark_biggan.py --reference /tmp/biggan-ref --channels 128 --batch 64 \\
+  tools/benchmark.py gan --reference /tmp/biggan-ref --channels 32 --batch 8
+  tools/benchmark.py gan --reference /tmp/biggan-ref --channels 128 --batch 64 \\
       --precision bf16 --device cuda
   ours alone, other norms:
-    tools/benchmark_biggan.py --norms EvoNormS0 EvoNormB0 BN-ReLU GN-ReLU
+    tools/benchmark.py gan --norms EvoNormS0 EvoNormB0 BN-ReLU GN-ReLU
   one process and two, the same images for each:
-    tools/benchmark_biggan.py --threads 1 --batch 8
-    torchrun --nproc_per_node=2 tools/benchmark_biggan.py --threads 1 --batch 16
-
-exit status: 0 done, 1 failed, 2 bad input
+    tools/benchmark.py gan --threads 1 --batch 8
+    torchrun --nproc_per_node=2 tools/benchmark.py gan --threads 1 --batch 16
 """
 THEIRS = "reference BN-ReLU"
 
 
-def parse_args(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--reference", type=Path, help="folder with the other implementation")
-    parser.add_argument("--norms", nargs="+", default=["EvoNormS0", "BN-ReLU"])
-    parser.add_argument("--resolution", type=int, default=128)
-    parser.add_argument("--channels", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="of a process (default: torch's choice)")
-    parser.add_argument("--compile", action="store_true", help="ours by torch.compile")
-    parser.add_argument("--memory", action="store_true", help="memory instead of time")
-    parser.add_argument("--csv", type=Path, help="append the results to a file")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.reference and not (args.reference / "BigGANdeep.py").is_file():
-        parser.error(f"--reference {args.reference} has no BigGANdeep.py")
-    for name in ("batch", "rounds", "channels", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value} must be at least 1")
+def add_arguments(parser):
+    add = parser.add_argument
+    add("--reference", type=Path, metavar="FOLDER", help="with the other implementation")
+    add("--norms", nargs="+", default=["EvoNormS0", "BN-ReLU"], help="(default: %(default)s)")
+    add("--resolution", type=count, default=128, help="(default: %(default)s)")
+    add("--channels", type=count, default=32, help="(default: %(default)s)")
+    add("--batch", type=count, default=8, help="images of all ranks (default: %(default)s)")
+    add("--precision", choices=["fp32", "bf16"], default="fp32")
+    add("--device", choices=["cpu", "cuda"], help="(default: cuda where there is one)")
+    add("--rounds", type=count, default=5, help="(default: %(default)s)")
+    add("--threads", type=count, help="of a process (default: torch's choice)")
+    add("--compile", action="store_true", help="ours by torch.compile")
+    add("--memory", action="store_true", help="memory instead of time")
+    add("--csv", type=Path, metavar="FILE", help="append the results to a file")
+    add("--json", action="store_true", help="JSON instead of a table")
+
+
+def check(args):
+    """Raise :class:`ConfigError` where options do not go together."""
     args.ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if args.reference and not (args.reference / "BigGANdeep.py").is_file():
+        raise ConfigError(f"--reference {args.reference} has no BigGANdeep.py")
     if args.ranks > 1 and (args.reference or args.memory):
-        parser.error("--reference and --memory are for one process, not for torchrun")
+        raise ConfigError("--reference and --memory are for one process, not for torchrun")
     if args.batch % args.ranks:
-        parser.error(f"--batch {args.batch} is not divisible by {args.ranks} ranks")
-    return args
+        raise ConfigError(f"--batch {args.batch} is not divisible by {args.ranks} ranks")
+    if args.csv:
+        check_output(args.csv, name="--csv", ours=is_ours)
+
+
+def is_ours(path):
+    """Whether a file is one that :func:`report` wrote, to which it appends."""
+    with open(path, "rb") as file:
+        return file.read(6) == b"model,"
 
 
 def images_of(args):
+    import torch
+
     random = torch.Generator().manual_seed(0)
     images = args.batch // args.ranks
     shape = (images, 3, args.resolution, args.resolution)
@@ -107,6 +109,7 @@ def their_step(args):
     """The same of the reference: its models, its optimizer, its training function and average."""
     sys.path.insert(0, str(args.reference))
     import BigGANdeep
+    import torch
     import train_fns
     import utils
 
@@ -153,6 +156,8 @@ def is_main():
 
 
 def synchronize(args):
+    import torch
+
     if args.device == "cuda":
         torch.cuda.synchronize()
 
@@ -177,37 +182,34 @@ def times(args, names):
 
 def memory(args, name):
     """MiB that three steps need at most beyond what the process had before them."""
-    from evonorm_plugins.training.memory import peak_memory
+    import torch
 
-    step, device = step_of(args, name), torch.device(args.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_memory(device)
-    for _ in range(3):
-        step()
-    return (peak_memory(device) - before) / 2**20
+    from evonorm_plugins.benchmarks import measure
 
-
-def memory_apart(args, name, argv):
-    command = [sys.executable, __file__, *argv, "--one", name]
-    out = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    if out.returncode:
-        raise RuntimeError(f"{name}: {out.stderr.strip().splitlines()[-1]}")
-    return float(out.stdout.split()[-1])
-
-
-def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.one:
-        print(memory(args, args.one))
-        return 0
+    step = step_of(args, name)
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    before = measure.used_bytes(args.device)
+    for _ in range(3):
+        step()
+    return (measure.used_bytes(args.device, peak=True) - before) / 2**20
+
+
+def run(args):
+    import torch
+
+    from evonorm_plugins.benchmarks.measure import apart
+
+    check(args)
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
     names = ([THEIRS] if args.reference else []) + args.norms
     rows = []
     if args.memory:
-        found = {name: memory_apart(args, name, argv) for name in names}
+        found = {name: apart(memory, args, name) for name in names}
         for name, mib in found.items():
             rows.append({"model": name, "MiB": round(mib), "of the first": mib / found[names[0]]})
     else:
@@ -227,7 +229,6 @@ def main(argv=None):
         ranks_of(args.device).close()
     if is_main():
         report(args, rows, record)
-    return 0
 
 
 def report(args, rows, record):
@@ -246,7 +247,3 @@ def report(args, rows, record):
             if new:
                 writer.writeheader()
             writer.writerows([{**row, **record} for row in rows])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

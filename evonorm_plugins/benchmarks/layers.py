@@ -1,9 +1,11 @@
-"""The sub-command ``layers`` of tools/benchmark.py: EvoNorms and their rivals on tensors."""
+"""EvoNorms and their rivals on tensors."""
 
 import torch
-from benchmark_measure import (
+from torch import nn
+
+from evonorm_plugins.benchmarks import PAIRS, PHASES
+from evonorm_plugins.benchmarks.measure import (
     MIB,
-    PHASES,
     Copies,
     Layer,
     environment,
@@ -13,21 +15,24 @@ from benchmark_measure import (
     say,
     time_phases,
 )
-from torch import nn
-
-from evonorm_plugins import get_norm_act
+from evonorm_plugins.errors import RunError
 from evonorm_plugins.functional import effective_groups
+from evonorm_plugins.registry import get_norm_act
 
-LAYERS = ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2")
-PAIRS = ("BN+ReLU", "GN+ReLU", "GN+SiLU")
-RIVALS = (*PAIRS, "timm", "torch")
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 GROUPS = 32
 WARMUP = 2
 
 
 def run_layers(args):
-    """Rows of all shapes, one for each competitor and phase."""
+    """Rows of all shapes, one for each competitor and phase.
+
+    Args:
+        args: the options of ``evonorm bench``.
+
+    Raises:
+        RunError: a layer of ours cannot run.
+    """
     with torch.set_grad_enabled(args.mode == "train"):
         clock = make_clock(args.device)
         shapes = dict.fromkeys(args.shapes)
@@ -70,7 +75,7 @@ def build_competitors(args, shape):
     x, dy = (
         torch.randn(shape, device=args.device)
         .to(getattr(torch, args.dtype))
-        .contiguous(memory_format=LAYOUTS[args.layout])
+        .contiguous(memory_format=FORMATS[args.layout])
         for _ in range(2)
     )
     x.requires_grad_(args.mode == "train")
@@ -81,7 +86,7 @@ def build_competitors(args, shape):
             found[key] = competitor, competitor.kept_bytes()
         except (RuntimeError, ValueError) as error:
             if key[1] == "auto":
-                raise RuntimeError(f"{key[0]} cannot run: {error}") from error
+                raise RunError(f"{key[0]} cannot run: {error}") from error
             reason = str(error).splitlines()[0]
             say(f"  {' '.join(key)} is left out, it cannot run: {reason}")
     for kind in ("existing", "fresh"):

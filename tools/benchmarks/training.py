@@ -1,4 +1,4 @@
-"""Whole models for tools/benchmark.py: one training iteration of each, with any norm.
+"""One training iteration of whole models, with any norm: what tools/benchmark.py models measures.
 
 A norm is ``BN``, ``GN`` or what ``evonorm_plugins.get_norm_act`` knows, options included:
 ``EvoNormS0(impl='torch')``.
@@ -6,25 +6,29 @@ A norm is ``BN``, ``GN`` or what ``evonorm_plugins.get_norm_act`` knows, options
 
 import functools
 import importlib
-import multiprocessing
-import re
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from benchmark_measure import MIB, environment, interleave, kept_bytes, make_clock, quantiles, say
 from torch import nn
 
-from evonorm_plugins import get_norm_act, list_norm_acts
-from evonorm_plugins.registry import is_norm_act
+from evonorm_plugins.benchmarks.measure import (
+    MIB,
+    apart,
+    environment,
+    interleave,
+    kept_bytes,
+    make_clock,
+    quantiles,
+    say,
+    used_bytes,
+)
+from evonorm_plugins.errors import RunError
+from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 
-CONFIG = Path(__file__).resolve().parents[1] / "detectron_configs/Base-Mask-RCNN-FPN.yaml"
-STATUS = Path("/proc/self/status")
+CONFIG = Path(__file__).resolve().parents[2] / "detectron_configs/Base-Mask-RCNN-FPN.yaml"
 STOCK_NORMS = {"BN": nn.BatchNorm2d, "GN": functools.partial(nn.GroupNorm, 32)}
-NORMS = ("BN", "GN", "EvoNormS0", "EvoNormB0")
 OBJECTS = 8
 WARMUP = 1
 
@@ -39,7 +43,7 @@ def run_models(args):
         else:
             rows += _run_model(args, name)
     if not rows:
-        raise RuntimeError("no model is left to measure")
+        raise RunError("no model is left to measure")
     return rows
 
 
@@ -173,7 +177,7 @@ class Detector(nn.Module):
         super().__init__()
         from detectron2.modeling import build_model
 
-        self.rcnn = build_model(_detection_cfg(norm))
+        self.rcnn = build_model(detection_cfg(norm))
         # Proposals are the anchors, whatever the norm makes of an untrained model: the heads of all
         # get the same regions.
         head = self.rcnn.proposal_generator.rpn_head
@@ -187,7 +191,7 @@ class Detector(nn.Module):
             return sum(self.rcnn(images).values())
 
 
-def _detection_cfg(norm):
+def detection_cfg(norm):
     from detectron2.config import get_cfg
 
     import evonorm_plugins.integrations.detectron2  # noqa: F401
@@ -242,39 +246,24 @@ def memory(name, norm, size, device="cpu", threads=None):
     momenta are part of it; ``kept_MiB`` is what autograd keeps between forward and backward.
 
     Raises:
-        RuntimeError: the process died, most likely for want of memory.
+        RunError: the process died, most likely for want of memory.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would inherit this process's peak
-    with ProcessPoolExecutor(1, mp_context=context) as process:
-        try:
-            return process.submit(_memory, name, norm, size, device, threads).result()
-        except BrokenProcessPool:
-            raise RuntimeError(
-                f"{name} with {norm}: the process that measures memory died; is there enough?"
-            ) from None
+    return apart(memory_here, name, norm, size, device, threads)
 
 
-def _memory(name, norm, size, device, threads):
+def memory_here(name, norm, size, device, threads):
+    """The same of this process, whose peak must lie ahead."""
     if threads:
         torch.set_num_threads(threads)
     training = Training(name, norm, size, device)
-    cuda = device == "cuda"
-    if cuda:
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated() if cuda else _status_bytes("VmRSS")
+    before = used_bytes(device)
     training.iterate()
     training.iterate()  # the first one with momenta
-    peak = torch.cuda.max_memory_allocated() if cuda else _status_bytes("VmHWM")
+    peak = used_bytes(device, peak=True)
     training.sgd.zero_grad()
     return {
         "peak_MiB": round((peak - before) / MIB, 2),
         "kept_MiB": round(training.kept_bytes() / MIB, 2),
     }
-
-
-def _status_bytes(key):
-    """The kernel's number for this process: VmRSS, the memory it has, or VmHWM, its peak."""
-    if not STATUS.exists():
-        raise RuntimeError(f"memory on the CPU is read from {STATUS}, which this system has not")
-    kib = re.search(rf"{key}:\s*(\d+) kB", STATUS.read_text())
-    return int(kib.group(1)) * 1024

@@ -13,36 +13,36 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+from evonorm_plugins.cli.types import count
+from evonorm_plugins.errors import InputError, run_command
+from evonorm_plugins.files import check_output
+from evonorm_plugins.plots import COLOURS, is_ours, pyplot, save_figure
+
 EXAMPLES = """
 examples:
   accuracy of every norm (rows) for every value of a searched key (columns):
-    tools/evidence.py table output/evidence_norms --columns model
+    tools/experiments/evidence.py table output/evidence_norms --columns model
   the same as a picture, the key on the horizontal axis:
-    tools/evidence.py plot output/evidence_batch --x images_per_worker --out batch.png
+    tools/experiments/evidence.py plot output/evidence_batch --x images_per_worker --out batch.png
   accuracy against parameters and inference FLOPs, norms folded into convolutions:
-    tools/evidence.py cost output/evidence_widths --out widths.png
+    tools/experiments/evidence.py cost output/evidence_widths --out widths.png
   time of a training step, the norms of the sweep taking turns, and peak memory:
-    tools/evidence.py time output/evidence_norms --rounds 5
+    tools/experiments/evidence.py time output/evidence_norms --rounds 5
 
 exit status: 0 done, 1 failed, 2 bad input
 """
-COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
-class EvidenceError(ValueError):
-    """A folder or a key that there is nothing to show of."""
 
 
 def read_sweep(folder):
     """``(search, trials)`` of a sweep: its lists of values; records with ``config`` and ``result``.
 
     Raises:
-        EvidenceError: there is no sweep, or no trial of it has ended.
+        InputError: there is no sweep, or no trial of it has ended.
     """
     path = Path(folder, "sweep.json")
     if not path.is_file():
-        raise EvidenceError(f"there is no {path}; tools/train_classifier.py --sweep writes it")
+        raise InputError(f"there is no {path}; tools/train_classifier.py --sweep writes it")
     sweep = json.loads(path.read_text())
     trials = []
     for record in sweep["trials"]:
@@ -50,7 +50,7 @@ def read_sweep(folder):
         if result.is_file():
             trials.append({**record, "result": json.loads(result.read_text())})
     if not trials:
-        raise EvidenceError(f"no trial of {folder} has ended")
+        raise InputError(f"no trial of {folder} has ended")
     return sweep["search"], trials
 
 
@@ -58,10 +58,10 @@ def labels(search, key):
     """The values of a searched key, in the order of the sweep's file.
 
     Raises:
-        EvidenceError: the sweep does not search over it.
+        InputError: the sweep does not search over it.
     """
     if key not in search:
-        raise EvidenceError(f"the sweep has no {key!r}; it searches over {', '.join(search)}")
+        raise InputError(f"the sweep has no {key!r}; it searches over {', '.join(search)}")
     return list(search[key])
 
 
@@ -97,6 +97,7 @@ def table(args):
 
 def plot(args):
     """Accuracy against a key, a line for each norm."""
+    check_output(args.out, ours=is_ours)
     search, trials = read_sweep(args.folder)
     x = labels(search, args.x)
     figure, axes = _figure(1)
@@ -115,6 +116,7 @@ def plot(args):
 
 def cost(args):
     """Accuracy against parameters and multiply-adds of folded models."""
+    check_output(args.out, ours=is_ours)
     search, trials = read_sweep(args.folder)
     figure, axes = _figure(2)
     rows = []
@@ -217,13 +219,8 @@ def step_seconds(configs, ranks, rounds):
 
 
 def _figure(panels):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     size = (5.6 * panels + 0.4, 4)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         1, panels, figsize=size, squeeze=False, layout="constrained", sharey=True
     )
     for panel in axes[0]:
@@ -236,10 +233,7 @@ def _styles():
 
 
 def _save(figure, out):
-    from evonorm_plugins.files import replacing
-
-    with replacing(out) as partial:
-        figure.savefig(partial, dpi=130, format="png")
+    save_figure(figure, out, dpi=130)
     print(out)
 
 
@@ -261,25 +255,14 @@ def parse_args(argv=None):
         if name in ("plot", "cost"):
             command.add_argument("--out", required=True, metavar="FILE.png")
         if name == "time":
-            command.add_argument("--rounds", type=_positive, default=5)
-            command.add_argument("--threads", type=_positive, default=1)
+            command.add_argument("--rounds", type=count, default=5)
+            command.add_argument("--threads", type=count, default=1)
     return parser.parse_args(argv)
-
-
-def _positive(text):
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least 1")
-    return int(text)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    try:
-        args.function(args)
-    except EvidenceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: args.function(args))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whether a candidate layer learns anything at all, and whether it can be made to blow up.
+"""What refuses a candidate: no sense on one batch, too little learnt, gradients without bounds.
 
 Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (arXiv 2004.02967),
-Section 3.3. What needs no network is refused by :func:`evonorm_plugins.search.checks.trial`.
+Section 3.3; :func:`trial`, which needs no network, is ours.
 """
 
 import math
@@ -9,7 +9,43 @@ import math
 import torch
 from torch import nn
 
-from evonorm_plugins.search.proxy import Training
+from evonorm_plugins.layers.graph.module import GraphNormAct
+from evonorm_plugins.search.trainer import Training
+
+# (N, C, H, W) of the batches that candidates are tried on.
+SHAPE = (4, 8, 6, 6)
+
+
+def trial(graph, *, seed=0):
+    """Run a graph's layer, forward and backward, on a small random batch.
+
+    Inputs are standard normal, with 4 groups of 2 channels, in training mode; v0 and v1 are as they
+    start.
+
+    Returns:
+        None, or why the layer can be no good: ``"not finite"`` (a value of the output or of the
+        gradient of the input is NaN or infinite), ``"constant"`` (the output does not change with
+        the input beyond rounding), ``"flat"`` (it is the same at every position: a network with
+        such layers sees nothing but means over whole images).
+    """
+    if not graph.depends_on_x():
+        return "constant"
+    generator = torch.Generator().manual_seed(seed)
+    layer = GraphNormAct(SHAPE[1], graph=graph, groups=4)
+    outputs = []
+    for _ in range(2):
+        x = torch.randn(SHAPE, generator=generator).requires_grad_()
+        y = layer(x)
+        (dx,) = torch.autograd.grad(y, x, torch.randn(SHAPE, generator=generator))
+        if not (y.isfinite().all() and dx.isfinite().all()):
+            return "not finite"
+        outputs.append(y.detach())
+    a, b = outputs
+    scale = torch.maximum(a.abs().max(), b.abs().max())
+    rounding = 1e-5 * scale  # a hundred times that of a sum of two values of that size
+    if (a - b).abs().max() <= rounding:
+        return "constant"
+    return "flat" if (a - a[:, :, :1, :1]).abs().max() <= rounding else None
 
 
 def quality(trainings, task):
@@ -47,7 +83,7 @@ def stability(graph, task):
         ``(passed, norms)``: whether no norm exceeds ``task.stability_norm``, and the norms.
 
     Raises:
-        ConfigError, DataError: as for :class:`evonorm_plugins.search.proxy.Training`.
+        ConfigError, DataError: as for :class:`evonorm_plugins.search.trainer.Training`.
     """
     training = Training(graph, task, task.stability_anchor)
     model = training.trainer.model.train()

@@ -1,0 +1,37 @@
+"""What all pictures with axes share. matplotlib is imported when one is drawn."""
+
+from evonorm_plugins.errors import MissingDependencyError
+from evonorm_plugins.files import replacing
+
+COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
+_SOFTWARE = "evonorm_plugins"  # kept in every picture
+
+
+def pyplot():
+    """matplotlib's ``pyplot``, drawing to files alone.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise MissingDependencyError("matplotlib", "classification") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save_figure(figure, path, dpi=150):
+    """Write a figure as PNG, whole or not at all, and close it."""
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=dpi, format="png", metadata={"Software": _SOFTWARE})
+    pyplot().close(figure)
+
+
+def is_ours(path):
+    """Whether a file is a picture that :func:`save_figure` wrote."""
+    with open(path, "rb") as file:
+        head = file.read(300)
+    return head.startswith(b"\x89PNG") and _SOFTWARE.encode() in head

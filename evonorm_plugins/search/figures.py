@@ -1,0 +1,118 @@
+"""Pictures of what a search found, or several side by side. matplotlib is imported to draw."""
+
+import itertools
+import math
+
+from evonorm_plugins.plots import COLOURS, pyplot, save_figure
+from evonorm_plugins.search.report import TOP, different, progress_of_top, rank_correlation
+
+
+def plot_top(searches, path, count=TOP):
+    """Mean and deviation of the top candidates against different ones (paper, Figure 10).
+
+    Dotted, and without the deviation, where fewer than ``count`` have passed.
+
+    Args:
+        searches: ``{label: candidates in the order of results}``.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (label, candidates), colour in zip(searches.items(), itertools.cycle(COLOURS)):
+        curve = progress_of_top(candidates, count)
+        if not curve:
+            continue
+        full = [point for point in curve if point[3] == count]
+        few = curve[: len(curve) - len(full) + 1]
+        axes.plot([p[0] for p in few], [p[1] for p in few], ":", color=colour)
+        x, mean, deviation = [[p[k] for p in full] for k in range(3)]
+        axes.plot(x, mean, color=colour, label=label)
+        low = [m - d for m, d in zip(mean, deviation, strict=True)]
+        high = [m + d for m, d in zip(mean, deviation, strict=True)]
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_xlabel("different candidates")
+    axes.set_ylabel(f"validation accuracy of the best {count}")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_histogram(searches, path):
+    """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2)."""
+    scores = {label: [c.scores for c in _scored(found)] for label, found in searches.items()}
+    _histograms(scores, "validation accuracy", path)
+
+
+def plot_quality(searches, path):
+    """The same after the steps of the quality filter; how many came to it is in the legend."""
+    scores = {}
+    for label, candidates in searches.items():
+        tried = different(candidates)
+        found = [c.details["quality"] for c in tried if "quality" in c.details]
+        scores[f"{label}: {len(found)} of {len(tried)}"] = found
+    _histograms(scores, "validation accuracy at the quality filter", path)
+
+
+def _histograms(scores, axis, path):
+    """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor."""
+    plt = pyplot()
+    anchors = list(
+        dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
+    )
+    size = (max(3.2 * len(anchors), 5), 3.4)
+    figure, axes = plt.subplots(1, len(anchors), figsize=size, layout="constrained", squeeze=False)
+    highest = max(a for found in scores.values() for s in found for a in s.values())
+    bins = [k / 100 for k in range(math.ceil(100 * highest) + 2)]
+    for panel, anchor in zip(axes[0], anchors, strict=True):
+        for (label, found), colour in zip(scores.items(), itertools.cycle(COLOURS)):
+            values = [s[anchor] for s in found if anchor in s]
+            panel.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
+        panel.set_title(anchor)
+        panel.set_xlabel(axis)
+        panel.set_yscale("log")
+        panel.set_ylim(bottom=0.7)
+        panel.yaxis.set_major_formatter("{x:.0f}")
+        panel.yaxis.set_minor_formatter("")
+    axes[0][0].set_ylabel("layers")
+    _legend(figure, axes)
+    save_figure(figure, path)
+
+
+def plot_calibration(searches, path):
+    """Accuracy on each anchor against that on every other one, with Spearman's correlation.
+
+    A layer that several searches trained with the same seed counts once in the correlation.
+    """
+    plt = pyplot()
+    passed = {label: _scored(candidates) for label, candidates in searches.items()}
+    anchors = list(next(c.scores for found in passed.values() for c in found))
+    pairs = list(itertools.combinations(anchors, 2)) or [(anchors[0], anchors[0])]
+    size = (max(3.6 * len(pairs), 4.2), 4)
+    figure, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False)
+    found_once = {(c.graph.digest(), c.seed): c for found in passed.values() for c in found}
+    everything = [c.scores for c in found_once.values()]
+    for panel, (a, b) in zip(axes[0], pairs, strict=True):
+        for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
+            xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
+            panel.scatter(xs, ys, s=8, color=colour, alpha=0.6, label=label)
+        panel.set_xlabel(a)
+        panel.set_ylabel(b)
+        rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])
+        panel.set_title("" if rank is None else f"rank correlation {rank:.2f}")
+    _legend(figure, axes)
+    save_figure(figure, path)
+
+
+FIGURES = {
+    "top": plot_top,
+    "histogram": plot_histogram,
+    "quality": plot_quality,
+    "calibration": plot_calibration,
+}
+
+
+def _scored(candidates):
+    return [c for c in different(candidates) if c.scores]
+
+
+def _legend(figure, axes):
+    """One for all panels, above them, where it hides nothing."""
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)

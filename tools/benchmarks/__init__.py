@@ -1,0 +1,17 @@
+"""Measure EvoNorms against what they replace: layers on tensors, norms in whole models.
+
+All competitors run in one process, in turns, in an order that is drawn anew for each round; what
+is reported are medians over the rounds.
+"""
+
+COMMANDS = {
+    "layers": "layers on tensors, as `evonorm bench`",
+    "models": "norms in a ResNet-50 and in Detectron2's Mask R-CNN",
+    "gan": "a training step of BigGAN-deep, beside another implementation",
+}
+EXAMPLES = """
+examples:
+  tools/benchmark.py layers
+  tools/benchmark.py models --models resnet50 --size 128 --rounds 5 --csv models.csv
+  tools/benchmark.py gan --norms EvoNormS0 BN-ReLU
+"""
