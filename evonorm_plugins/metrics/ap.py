@@ -91,7 +91,7 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     """Evaluate detections against ground truth.
 
     Args:
-        data: :class:`~evonorm_plugins.coco.read.CocoData`; read with ``masks=True`` for
+        data: :class:`~evonorm_plugins.coco.score.CocoData`; read with ``masks=True`` for
             ``"segm"``.
         iou_type: what is compared: "bbox" or "segm".
         max_dets: rising limits of detections per image and category.

@@ -67,7 +67,8 @@ def add_arguments(parser):
 
 
 def run(args):
-    from evonorm_plugins.coco.read import coco_data, read_json
+    from evonorm_plugins.coco.read import read_json
+    from evonorm_plugins.coco.score import coco_data
     from evonorm_plugins.files import check_output
 
     _check(args)
@@ -80,9 +81,9 @@ def run(args):
         names = args.val_json, "the model's detections"
         args.iou = args.iou or (["bbox", "segm"] if model["masks"] else ["bbox"])
     else:
-        detections, model = read_json(args.dt), None
+        detections, model = read_json(args.dt, "results"), None
         names = args.gt, args.dt
-    ground_truth = read_json(names[0])
+    ground_truth = read_json(names[0], "annotation file")
     tasks = args.iou or _tasks(detections)
     results, warnings, data = {}, {}, None
     for task in tasks:

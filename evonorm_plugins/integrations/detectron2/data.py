@@ -2,7 +2,7 @@
 
 import os
 
-from evonorm_plugins.coco.check import check_coco
+from evonorm_plugins.coco.train import check_coco
 from evonorm_plugins.errors import DataError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from evonorm_plugins.coco.check import check_coco
-from evonorm_plugins.coco.read import coco_data, read_json
+from evonorm_plugins.coco.read import read_json
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.shapes import decoded_mask
+from evonorm_plugins.coco.train import check_coco
 from evonorm_plugins.data.decode import decode
 from evonorm_plugins.errors import DataError, InputError
 
@@ -35,9 +36,10 @@ class CocoSet:
     """
 
     def __init__(self, json_file, image_root, *, masks, every_category=False):
-        check_coco(json_file, image_root, masks=masks, every_category=every_category)
         self.json_file, self.image_root, self.masks = str(json_file), str(image_root), masks
-        self.content = read_json(json_file)
+        self.content = read_json(json_file, "annotation file")
+        options = {"masks": masks, "every_category": every_category, "content": self.content}
+        check_coco(json_file, image_root, **options)
         data = coco_data(self.content, [], masks=masks, names=(self.json_file, "nothing"))
         self.images = sorted(self.content["images"], key=lambda image: image["id"])
         self.category_ids = sorted(c["id"] for c in self.content["categories"])

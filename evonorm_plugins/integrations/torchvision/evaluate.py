@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
-from evonorm_plugins.coco.read import coco_data
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.shapes import decoded_mask
 from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.pictures import draw_pairs, found_item, true_item
