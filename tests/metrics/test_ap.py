@@ -10,8 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.rle import first_bad_rle
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics.ap import EVALUATORS, average_precision
 from tests.metrics.coco_cases import random_case

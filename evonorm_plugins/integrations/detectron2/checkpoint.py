@@ -12,8 +12,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
 
 from evonorm_plugins.errors import CheckpointError
-from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
+from evonorm_plugins.integrations.model_norms import norms_of
 
 # Keys of a norm in a checkpoint -> what they may belong to.
 _KINDS = {

@@ -1,7 +1,7 @@
 """Checkpoints of detectors, with what they were built from."""
 
 from evonorm_plugins.errors import CheckpointError
-from evonorm_plugins.integrations.census import norms_of
+from evonorm_plugins.integrations.model_norms import norms_of
 from evonorm_plugins.integrations.torchvision.models import build_detector
 from evonorm_plugins.training.checkpoint import Format
 

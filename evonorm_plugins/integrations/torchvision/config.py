@@ -11,7 +11,7 @@ _SCHEDULES = ("multistep", "cosine")
 
 @dataclass
 class Options:
-    """Options of :class:`~evonorm_plugins.integrations.torchvision.train.Run`.
+    """Options of :class:`~evonorm_plugins.integrations.torchvision.run.Run`.
 
     Attributes:
         train_json, train_images, val_json, val_images: annotations in COCO's format and folders of

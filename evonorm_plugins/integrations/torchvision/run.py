@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from evonorm_plugins.errors import ConfigError, NonFiniteError
-from evonorm_plugins.integrations.census import census, is_norm
-from evonorm_plugins.integrations.report import report_lines, write_results
-from evonorm_plugins.integrations.steps import StepRecord, first_non_finite
+from evonorm_plugins.integrations.model_norms import census, is_norm
+from evonorm_plugins.integrations.non_finite import first_non_finite
+from evonorm_plugins.integrations.results import report_lines, write_results
+from evonorm_plugins.integrations.step_record import StepRecord
 from evonorm_plugins.integrations.torchvision import checkpoint
 from evonorm_plugins.integrations.torchvision.data import CocoSet, TrainingImages, batches
 from evonorm_plugins.integrations.torchvision.evaluate import (
@@ -34,7 +35,7 @@ class Run:
     ``predictions.png`` and ``log.txt``.
 
     Args:
-        options: :class:`~evonorm_plugins.integrations.torchvision.options.Options`.
+        options: :class:`~evonorm_plugins.integrations.torchvision.config.Options`.
         resume: go on with what is in ``output_dir``, if anything is.
         evaluate_only: the training set is not needed.
 

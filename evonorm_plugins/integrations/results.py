@@ -7,7 +7,7 @@ import torch
 
 import evonorm_plugins
 from evonorm_plugins.files import replacing
-from evonorm_plugins.integrations.census import norms_of
+from evonorm_plugins.integrations.model_norms import norms_of
 
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
