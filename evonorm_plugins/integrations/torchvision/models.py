@@ -77,15 +77,20 @@ def build_detector(
 
 
 def _check_options(name, options):
-    # torchvision takes any name, and does nothing with one that it does not know.
+    # torchvision takes any name, does nothing with one that it does not know, and looks at values
+    # when they are used.
     family = next(classes for start, classes in _FAMILIES.items() if name.startswith(start))
-    known = {key for c in family for key in inspect.signature(c.__init__).parameters} - _DECIDED
-    for key in options:
+    parameters = {k: p for c in family for k, p in inspect.signature(c.__init__).parameters.items()}
+    known = parameters.keys() - _DECIDED
+    for key, value in options.items():
         if key not in known:
             raise ConfigError(
                 f"{key!r} is no option of {name}; there are {', '.join(sorted(known))}"
                 f"{_hint(key, known)}"
             )
+        wants_number = isinstance(parameters[key].default, int | float)
+        if isinstance(value, str) or (wants_number and not isinstance(value, int | float)):
+            raise ConfigError(f"{key}={value!r} is not a number")
 
 
 def _hint(name, known):
