@@ -32,10 +32,10 @@ def _of_type(kind, *, hint=""):
 
 _SIDE = Value("a whole number of pixels", lambda v: isinstance(v, int) and v > 0)
 _INT, _TEXT = _of_type(int), _of_type(str)
-_IMAGE = {"id": ID, "file_name": _TEXT, "height": _SIDE, "width": _SIDE}
-_CATEGORY = {"id": _INT, "name": _TEXT}
+IMAGE = {"id": ID, "file_name": _TEXT, "height": _SIDE, "width": _SIDE}
+CATEGORY = {"id": _INT, "name": _TEXT}
 # pycocotools reads area and iscrowd, but only in the evaluation.
-_ANNOTATION = {
+ANNOTATION = {
     "id": _INT,
     "image_id": ID,
     "category_id": _INT,
@@ -87,9 +87,9 @@ def check_coco(json_file, image_root, *, masks=True, every_category=False, conte
     content = read_json(where, "annotation file") if content is None else content
     images, annotations, categories = read_lists(content, where, "learn")
     for kind, entries, values in (
-        ("image", images, _IMAGE),
-        ("category", categories, _CATEGORY),
-        ("annotation", annotations, _ANNOTATION),
+        ("image", images, IMAGE),
+        ("category", categories, CATEGORY),
+        ("annotation", annotations, ANNOTATION),
     ):
         check_values(entries, kind, where, values)
         check_ids(entries, kind, where)

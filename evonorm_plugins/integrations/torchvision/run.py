@@ -91,7 +91,7 @@ class Run:
 
     def _state(self, resume):
         """The checkpoint to begin with, if any, and its path."""
-        check_folder(self.folder)
+        check_folder(self.options.output_dir)
         if resume or not self.evaluate_only:
             state = checkpoint.FORMAT.resumed(self.checkpoint, resume=resume)
             if state:

@@ -158,6 +158,7 @@ def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
         ((), {"val_json": None}, "val_json and val_images are both needed"),
         (("--output-dir", "/dev/null/out"), {}, "output_dir=/dev/null/out: /dev/null is a file"),
         (("--output-dir", "/dev/null"), {}, "output_dir=/dev/null is a file"),
+        (("--output-dir", ""), {}, "output_dir=: the name is empty"),
         (("--output-dir", "/proc/out"), {}, "output_dir=/proc/out cannot be written"),
         (("--weights", "none.pt"), {}, "there is no checkpoint none.pt"),
         (("--eval-only",), {}, "evaluation needs weights"),
