@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from evonorm_plugins.coco.rle import first_bad_rle
-from evonorm_plugins.coco.shapes import is_box, is_polygon, is_rle, short
+from evonorm_plugins.coco.shapes import is_box, is_mask, short
 from evonorm_plugins.errors import DataError, first
 
 _LISTED_IN = {"image_id": "images", "category_id": "categories"}
@@ -45,11 +45,8 @@ def check_values(entries, kind, where, values):
         if bad:
             entry = entries[bad[0]]
             found = f"is {short(entry[key])}" if key in entry else "is missing"
-            named = (
-                f"with id {entry['id']!r}"
-                if key != "id" and "id" in entry
-                else (f"number {bad[0] + 1}")
-            )
+            with_id = key != "id" and "id" in entry
+            named = f"with id {entry['id']!r}" if with_id else f"number {bad[0] + 1}"
             raise DataError(
                 f"{where}: {key!r} {found} in the {kind} {named}, and wrong in {len(bad)} of "
                 f"{len(entries)}; it must be {value.text}"
@@ -116,15 +113,14 @@ def check_masks(entries, kind, where, sizes, *, every_polygon=True, advice=""):
         every_polygon: whether one good polygon among others is not enough.
         advice: added where there are no masks.
     """
-    enough = all if every_polygon else any
     masks = [entry.get("segmentation") for entry in entries]
-    bad = [k for k, mask in enumerate(masks) if not _is_mask(mask, enough)]
+    bad = [k for k, mask in enumerate(masks) if not is_mask(mask, every_polygon=every_polygon)]
     if bad:
-        k = bad[0]
         raise DataError(
             f"{where}: {len(bad)} of {len(entries)} {kind}s have no 'segmentation' (it must be "
             "polygons of 3 or more points, or RLE with 'size' and 'counts'): "
-            f"{_names([(k, entries[k]) for k in bad])}; the first is {short(masks[k])}{advice}"
+            f"{first([_name(k, entries[k]) for k in bad])}; the first is {short(masks[bad[0]])}"
+            f"{advice}"
         )
     for k, (entry, mask) in enumerate(zip(entries, masks, strict=True)):
         size = sizes[entry["image_id"]]
@@ -139,11 +135,6 @@ def check_masks(entries, kind, where, sizes, *, every_polygon=True, advice=""):
                 f"{mask['size']}, its image is {list(size)}"
             )
     _check_run_lengths(entries, masks, kind, where)
-
-
-def _is_mask(mask, enough):
-    # A mask of 4 numbers would be taken for a box by pycocotools.
-    return is_rle(mask) or (isinstance(mask, list) and mask != [] and enough(map(is_polygon, mask)))
 
 
 def _check_run_lengths(entries, masks, kind, where):
@@ -163,10 +154,3 @@ def _check_run_lengths(entries, masks, kind, where):
 
 def _name(k, entry):
     return f"id {entry['id']!r}" if "id" in entry else f"number {k + 1}"
-
-
-def _names(entries):
-    with_ids = all("id" in entry for _, entry in entries)
-    return f"{'ids' if with_ids else 'numbers'} " + first(
-        [entry["id"] if with_ids else k + 1 for k, entry in entries]
-    )

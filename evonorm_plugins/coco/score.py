@@ -88,13 +88,15 @@ def coco_data(
     data = CocoData(
         images=[{"id": k, "height": h, "width": w} for k, (h, w) in enumerate(sizes.values(), 1)],
         categories=[str(c.get("name", c["id"])) for c in categories],
-        objects=[_object(a, ranks, sizes, masks) for a in annotations],
+        objects=[_object(k, a, ranks, sizes, masks) for k, a in enumerate(annotations, 1)],
         found=[
             _detection(k, d, ranks, sizes, masks, mask_areas) for k, d in enumerate(detections, 1)
         ],
     )
-    _number_objects(data.objects, annotations, renumber)
-    data.warnings = _warnings(data, annotations, renumber, where, found_where)
+    without_match = [] if renumber else [k for k, a in enumerate(annotations) if a["id"] == 0]
+    for k in without_match:
+        data.objects[k]["id"] = 0
+    data.warnings = _warnings(data, annotations, without_match, where, found_where)
     return data
 
 
@@ -142,9 +144,9 @@ def _outlined(detection):
     return {**detection, "segmentation": outline_of(detection["bbox"])}
 
 
-def _object(annotation, ranks, sizes, masks):
-    entry = {key: known[annotation[key]] for key, known in ranks.items()}
-    entry["iscrowd"] = int(annotation.get("iscrowd") or 0)
+def _object(number, annotation, ranks, sizes, masks):
+    entry = {"id": number, "iscrowd": int(annotation.get("iscrowd") or 0)}
+    entry |= {key: known[annotation[key]] for key, known in ranks.items()}
     if annotation.get("bbox"):
         entry["bbox"] = annotation["bbox"]
     if masks:
@@ -173,12 +175,7 @@ def _detection(number, detection, ranks, sizes, masks, mask_areas):
     return entry
 
 
-def _number_objects(objects, annotations, renumber):
-    for k, (entry, annotation) in enumerate(zip(objects, annotations, strict=True), 1):
-        entry["id"] = 0 if annotation["id"] == 0 and not renumber else k
-
-
-def _warnings(data, annotations, renumber, where, found_where):
+def _warnings(data, annotations, without_match, where, found_where):
     warnings = []
     filled = {
         "iscrowd": "it is taken for 0",
@@ -190,7 +187,7 @@ def _warnings(data, annotations, renumber, where, found_where):
             warnings.append(
                 f"{where}: {without[key]} of {len(annotations)} annotations have no {key}; {what}"
             )
-    if not renumber and any(a["id"] == 0 for a in annotations):
+    if without_match:
         warnings.append(
             f"{where}: annotation id 0 stands for 'no match' in pycocotools, so finding that "
             "object counts as a false detection; --renumber-ids counts it as found"

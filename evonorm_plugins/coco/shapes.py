@@ -18,16 +18,17 @@ def is_box(box):
     )
 
 
-def is_mask(mask):
-    """Whether a value is polygons that pycocotools can draw, or RLE."""
-    return is_rle(mask) or (isinstance(mask, list) and mask != [] and all(map(is_polygon, mask)))
+def is_mask(mask, *, every_polygon=True):
+    """Whether a value is RLE, or polygons: each of them, or one of them at least."""
+    enough = all if every_polygon else any
+    return is_rle(mask) or (isinstance(mask, list) and mask != [] and enough(map(is_polygon, mask)))
 
 
 def is_polygon(polygon):
     """Whether a value is x0, y0, x1, y1 ... of 3 or more points not far outside of any image."""
     return (
         isinstance(polygon, list)
-        and len(polygon) >= 6
+        and len(polygon) >= 6  # pycocotools would take 4 numbers for a box
         and len(polygon) % 2 == 0
         # Drawing far outside of the image would take for ever.
         and _lies_near(polygon)

@@ -20,14 +20,14 @@ from evonorm_plugins.coco.check import (
     check_values,
 )
 from evonorm_plugins.coco.read import read_json, read_lists
+from evonorm_plugins.coco.shapes import is_number
 from evonorm_plugins.errors import DataError, first
 
 logger = logging.getLogger("evonorm_plugins")
 
 
-def _of_type(kind, *, hint=""):
-    name = "int or float" if isinstance(kind, tuple) else kind.__name__
-    return Value(f"of type {name}{hint}", lambda value: isinstance(value, kind))
+def _of_type(kind, hint=""):
+    return Value(f"of type {kind.__name__}{hint}", lambda value: isinstance(value, kind))
 
 
 _SIDE = Value("a whole number of pixels", lambda v: isinstance(v, int) and v > 0)
@@ -40,11 +40,8 @@ ANNOTATION = {
     "image_id": ID,
     "category_id": _INT,
     "bbox": _of_type(list),
-    "area": _of_type(
-        (int, float),
-        hint="; it is the number of pixels of the mask (of the box where there are no masks)",
-    ),
-    "iscrowd": _of_type(int, hint="; it is 0 for ordinary objects"),
+    "area": Value("the number of pixels of the mask (of the box without masks)", is_number),
+    "iscrowd": _of_type(int, "; it is 0 for ordinary objects"),
 }
 
 

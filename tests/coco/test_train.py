@@ -307,7 +307,7 @@ def test_nothing_but_crowds_and_empty_boxes(root):
 def test_bad_masks(root, mask):
     message = error(root, setter("annotations", 1, "segmentation", mask))
     assert "1 of 4 annotations have no 'segmentation'" in message
-    assert "ids 2;" in message
+    assert ": id 2; the first is " in message
     assert "MODEL.MASK_ON False" in message
 
 

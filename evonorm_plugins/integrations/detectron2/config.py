@@ -58,8 +58,9 @@ class _SafeConfig(CfgNode):
             raise
         except yaml.constructor.ConstructorError as error:
             raise ConfigError(
-                f"{filename} is not read, since that could run the code of whoever wrote it: "
-                f"{reason(error)}. Write plain values; if you trust the file, give --trust-config"
+                f"{filename} cannot be read: {reason(error)}. Plain values are read; anything else "
+                "could run the code of whoever wrote it: if you trust the file, give "
+                "--trust-config"
             ) from None
         except RecursionError:
             raise ConfigError(

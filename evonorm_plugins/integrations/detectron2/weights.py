@@ -12,8 +12,8 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 
-from evonorm_plugins.errors import CheckpointError, reason
-from evonorm_plugins.integrations.detectron2.array_pickle import load_arrays
+from evonorm_plugins.data.pickles import load_plain
+from evonorm_plugins.errors import CheckpointError, DataError, reason
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -54,15 +54,16 @@ class SafeCheckpointer(DetectionCheckpointer):
             named = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)", str(error))
             if named is None:
                 raise
-            raise _refused(f, f"it names {named[1] or named[2]}") from None
+            named = named[1] or named[2]
+            raise _refused(f"{f} cannot be read: it names {named}") from None
 
 
 def _of_model_zoo(filename):
     """A ``.pkl`` as Detectron2 reads it: in its own format, or in Caffe2's."""
     try:
-        data = load_arrays(filename)
-    except pickle.UnpicklingError as error:
-        raise _refused(filename, error) from None
+        data = load_plain(filename)
+    except DataError as error:
+        raise _refused(error) from None
     if "model" in data and "__author__" in data:
         return data
     data = data.get("blobs", data)
@@ -70,11 +71,10 @@ def _of_model_zoo(filename):
     return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _refused(filename, what):
+def _refused(why):
     return CheckpointError(
-        f"{filename} is not read, since that could run the code of whoever wrote it: {what}. "
-        "Arrays, numbers, texts and containers of them are read; if you trust the file, give "
-        "--trust-weights"
+        f"{why}. Arrays, numbers, texts and containers of them are read; anything else could run "
+        "the code of whoever wrote it: if you trust the file, give --trust-weights"
     )
 
 
