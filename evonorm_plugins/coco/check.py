@@ -6,8 +6,8 @@ and shows the first of them.
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from evonorm_plugins.coco.rle import first_bad_rle
 from evonorm_plugins.coco.shapes import is_box, is_mask, short
@@ -20,17 +20,17 @@ class Value(NamedTuple):
     """What a key must hold, as text and as a test."""
 
     text: str
-    fits: Callable
+    fits: Callable[[Any], bool]
 
 
-def is_id(value):
+def is_id(value: object) -> bool:
     return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
 
 
 ID = Value("a whole number or a text", is_id)
 
 
-def check_values(entries, kind, where, values):
+def check_values(entries: list, kind: str, where: str, values: dict[str, Value]) -> None:
     """Every entry is an object and holds what it must.
 
     Args:
@@ -53,7 +53,7 @@ def check_values(entries, kind, where, values):
             )
 
 
-def check_ids(entries, kind, where):
+def check_ids(entries: list[dict], kind: str, where: str) -> None:
     """Ids occur once, and all are numbers or all texts, so that they can be ordered."""
     ids = [entry["id"] for entry in entries]
     twice = [value for value, n in Counter(ids).items() if n > 1]
@@ -64,7 +64,9 @@ def check_ids(entries, kind, where):
         raise DataError(f"{where}: some {kind} ids are numbers and some are texts, as {text!r}")
 
 
-def check_references(entries, kind, where, key, known, known_from=""):
+def check_references(
+    entries: list[dict], kind: str, where: str, key: str, known: Iterable, known_from: str = ""
+) -> None:
     """The ids under ``key`` are listed.
 
     Args:
@@ -83,11 +85,11 @@ def check_references(entries, kind, where, key, known, known_from=""):
         )
 
 
-def _is_known(value, known):
+def _is_known(value: Any, known: dict) -> bool:
     return is_id(value) and value in known
 
 
-def check_boxes(entries, where, *, optional=False):
+def check_boxes(entries: list[dict], where: str, *, optional: bool = False) -> None:
     """Boxes are those of COCO.
 
     Args:
@@ -105,7 +107,15 @@ def check_boxes(entries, where, *, optional=False):
         )
 
 
-def check_masks(entries, kind, where, sizes, *, every_polygon=True, advice=""):
+def check_masks(
+    entries: list[dict],
+    kind: str,
+    where: str,
+    sizes: dict,
+    *,
+    every_polygon: bool = True,
+    advice: str = "",
+) -> None:
     """Masks are polygons, or RLE of their image's size whose runs fill it.
 
     Args:
@@ -137,7 +147,7 @@ def check_masks(entries, kind, where, sizes, *, every_polygon=True, advice=""):
     _check_run_lengths(entries, masks, kind, where)
 
 
-def _check_run_lengths(entries, masks, kind, where):
+def _check_run_lengths(entries: list[dict], masks: list, kind: str, where: str) -> None:
     compressed = [
         k for k, m in enumerate(masks) if isinstance(m, dict) and isinstance(m["counts"], str)
     ]
@@ -152,5 +162,5 @@ def _check_run_lengths(entries, masks, kind, where):
         )
 
 
-def _name(k, entry):
+def _name(k: int, entry: dict) -> str:
     return f"id {entry['id']!r}" if "id" in entry else f"number {k + 1}"

@@ -2,13 +2,14 @@
 
 import json
 import os
+from typing import Any
 
 from evonorm_plugins.errors import DataError, first
 
 LISTS = ("images", "annotations", "categories")
 
 
-def read_json(path, kind="file"):
+def read_json(path: str | os.PathLike, kind: str = "file") -> Any:
     """Parsed JSON of a file.
 
     Args:
@@ -35,7 +36,9 @@ def read_json(path, kind="file"):
         ) from None
 
 
-def read_lists(content, where, purpose, may_be_empty=()):
+def read_lists(
+    content: Any, where: str, purpose: str, may_be_empty: tuple[str, ...] = ()
+) -> list[list[Any]]:
     """``images``, ``annotations`` and ``categories`` of a parsed annotation file.
 
     Args:
@@ -63,7 +66,7 @@ def read_lists(content, where, purpose, may_be_empty=()):
     return [content[key] for key in LISTS]
 
 
-def json_kind(value):
+def json_kind(value: object) -> str:
     """What JSON calls the type of a parsed value."""
-    kinds = {dict: "JSON object", list: "list", type(None): "null"}
+    kinds: dict[type, str] = {dict: "JSON object", list: "list", type(None): "null"}
     return kinds.get(type(value), type(value).__name__)

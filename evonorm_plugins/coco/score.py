@@ -8,6 +8,7 @@ later.
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from evonorm_plugins.coco.check import (
     ID,
@@ -44,14 +45,14 @@ class CocoData:
 
 
 def coco_data(
-    ground_truth,
-    detections,
+    ground_truth: Any,
+    detections: Any,
     *,
-    masks=False,
-    mask_areas=False,
-    renumber=False,
-    names=("the ground truth", "the detections"),
-):
+    masks: bool = False,
+    mask_areas: bool = False,
+    renumber: bool = False,
+    names: tuple = ("the ground truth", "the detections"),
+) -> CocoData:
     """Check and normalise parsed annotations and results.
 
     Args:
@@ -100,7 +101,9 @@ def coco_data(
     return data
 
 
-def _check_objects(annotations, where, ranks, sizes, masks):
+def _check_objects(
+    annotations: list, where: str, ranks: dict[str, dict], sizes: dict, masks: bool
+) -> None:
     kind = "annotation"
     check_values(annotations, kind, where, {"id": ID, "iscrowd": _CROWD, "area": _AREA})
     if len({a["id"] for a in annotations}) < len(annotations):
@@ -112,7 +115,14 @@ def _check_objects(annotations, where, ranks, sizes, masks):
         check_masks(annotations, kind, where, sizes)
 
 
-def _check_found(detections, where, known_from, ranks, sizes, masks):
+def _check_found(
+    detections: Any,
+    where: str,
+    known_from: str,
+    ranks: dict[str, dict],
+    sizes: dict,
+    masks: bool,
+) -> None:
     if not isinstance(detections, list):
         raise DataError(
             f"{where} holds a {json_kind(detections)}; results are a list of objects with "
@@ -133,19 +143,21 @@ def _check_found(detections, where, known_from, ranks, sizes, masks):
         check_masks([_outlined(d) for d in detections], kind, where, sizes)
 
 
-def _has_box(detection):
+def _has_box(detection: dict) -> bool:
     return detection.get("bbox") not in (None, [])
 
 
-def _outlined(detection):
+def _outlined(detection: dict) -> dict:
     """A box without a mask stands for the mask, as in pycocotools."""
     if detection.get("segmentation") is not None or not _has_box(detection):
         return detection
     return {**detection, "segmentation": outline_of(detection["bbox"])}
 
 
-def _object(number, annotation, ranks, sizes, masks):
-    entry = {"id": number, "iscrowd": int(annotation.get("iscrowd") or 0)}
+def _object(
+    number: int, annotation: dict, ranks: dict[str, dict], sizes: dict, masks: bool
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": number, "iscrowd": int(annotation.get("iscrowd") or 0)}
     entry |= {key: known[annotation[key]] for key, known in ranks.items()}
     if annotation.get("bbox"):
         entry["bbox"] = annotation["bbox"]
@@ -153,7 +165,7 @@ def _object(number, annotation, ranks, sizes, masks):
         entry["segmentation"] = annotation["segmentation"]
     entry["area"] = annotation.get("area")
     if entry["area"] is None:
-        size, mask = sizes[annotation["image_id"]], annotation.get("segmentation")
+        size, mask = sizes[annotation["image_id"]], annotation.get("segmentation", [])
         if is_mask(mask) and None not in size:
             entry["area"] = mask_area(mask, size)
         else:
@@ -161,8 +173,15 @@ def _object(number, annotation, ranks, sizes, masks):
     return entry
 
 
-def _detection(number, detection, ranks, sizes, masks, mask_areas):
-    entry = {"id": number, "score": detection["score"], "iscrowd": 0}
+def _detection(
+    number: int,
+    detection: dict,
+    ranks: dict[str, dict],
+    sizes: dict,
+    masks: bool,
+    mask_areas: bool,
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {"id": number, "score": detection["score"], "iscrowd": 0}
     entry |= {key: known[detection[key]] for key, known in ranks.items()}
     if _has_box(detection):
         entry["bbox"] = detection["bbox"]
@@ -175,7 +194,9 @@ def _detection(number, detection, ranks, sizes, masks, mask_areas):
     return entry
 
 
-def _warnings(data, annotations, without_match, where, found_where):
+def _warnings(
+    data: CocoData, annotations: list, without_match: list, where: str, found_where: str
+) -> list[str]:
     warnings = []
     filled = {
         "iscrowd": "it is taken for 0",

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
+
 _NUMBER = (int, float)
 _NUMBERS = frozenset(_NUMBER)
 _FARTHEST = 1e6  # pixels
 
 
-def is_box(box):
+def is_box(box: object) -> bool:
     """Whether a value is x, y, width, height: finite numbers, no size negative."""
     return (
         isinstance(box, list)
@@ -18,13 +20,13 @@ def is_box(box):
     )
 
 
-def is_mask(mask, *, every_polygon=True):
+def is_mask(mask: object, *, every_polygon: bool = True) -> bool:
     """Whether a value is RLE, or polygons: each of them, or one of them at least."""
     enough = all if every_polygon else any
     return is_rle(mask) or (isinstance(mask, list) and mask != [] and enough(map(is_polygon, mask)))
 
 
-def is_polygon(polygon):
+def is_polygon(polygon: object) -> bool:
     """Whether a value is x0, y0, x1, y1 ... of 3 or more points not far outside of any image."""
     return (
         isinstance(polygon, list)
@@ -35,7 +37,7 @@ def is_polygon(polygon):
     )
 
 
-def is_rle(mask):
+def is_rle(mask: object) -> bool:
     """Whether a value is RLE; of compressed counts, whether they are a text."""
     if not isinstance(mask, dict):
         return False
@@ -53,7 +55,7 @@ def is_rle(mask):
     return isinstance(counts, str) and counts != ""
 
 
-def _lies_near(polygon):
+def _lies_near(polygon: list) -> bool:
     # Not one number after the other: there are millions. NaN is the one that is not itself.
     return (
         _NUMBERS.issuperset(map(type, polygon))
@@ -63,13 +65,13 @@ def _lies_near(polygon):
     )
 
 
-def mask_area(segmentation, size):
+def mask_area(segmentation: list | dict, size: tuple[int, int]) -> float:
     from pycocotools import mask
 
     return float(mask.area(_encoded(segmentation, size)))
 
 
-def decoded_mask(segmentation, size):
+def decoded_mask(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     """Polygons or RLE of any kind -> bool (H, W).
 
     Args:
@@ -80,7 +82,7 @@ def decoded_mask(segmentation, size):
     return mask.decode(_encoded(segmentation, size)).astype(bool)
 
 
-def _encoded(segmentation, size):
+def _encoded(segmentation: list | dict, size: tuple[int, int]) -> dict:
     """Polygons or RLE of any kind -> compressed RLE."""
     from pycocotools import mask
 
@@ -91,15 +93,15 @@ def _encoded(segmentation, size):
     return segmentation
 
 
-def outline_of(box):
+def outline_of(box: list) -> list[list]:
     x, y, width, height = box
     return [[x, y, x, y + height, x + width, y + height, x + width, y]]
 
 
-def is_number(value):
+def is_number(value: object) -> bool:
     return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def short(value):
+def short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

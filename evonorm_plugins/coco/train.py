@@ -9,6 +9,7 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from evonorm_plugins.coco.check import (
     ID,
@@ -26,7 +27,7 @@ from evonorm_plugins.errors import DataError, first
 logger = logging.getLogger("evonorm_plugins")
 
 
-def _of_type(kind, hint=""):
+def _of_type(kind: type, hint: str = "") -> Value:
     return Value(f"of type {kind.__name__}{hint}", lambda value: isinstance(value, kind))
 
 
@@ -61,7 +62,14 @@ class CocoReport:
     empty_boxes: int
 
 
-def check_coco(json_file, image_root, *, masks=True, every_category=False, content=None):
+def check_coco(
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    masks: bool = True,
+    every_category: bool = False,
+    content: Any = None,
+) -> CocoReport:
     """Read a COCO "instances" file and compare it with itself and the folder of images.
 
     No image is opened. Things that cost accuracy but do not stop training are logged as warnings:
@@ -114,10 +122,12 @@ def check_coco(json_file, image_root, *, masks=True, every_category=False, conte
     return _count(where, images, annotations, categories, every_category)
 
 
-def _check_files(where, image_root, images):
+def _check_files(where: str, image_root: str, images: list[dict]) -> None:
     if not os.path.isdir(image_root):
         raise DataError(f"image folder {image_root} is not there; {where} needs it")
-    present = {}  # folder -> names in it; listing once is far faster than asking for every file
+    present: dict[
+        str, set[str]
+    ] = {}  # folder -> names in it; listing once is far faster than asking for every file
     absent = []
     for image in images:
         folder, name = os.path.split(image["file_name"])
@@ -132,7 +142,7 @@ def _check_files(where, image_root, images):
         )
 
 
-def _names(folder):
+def _names(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}
@@ -140,7 +150,7 @@ def _names(folder):
         return set()
 
 
-def _check_annotation_ids(where, annotations):
+def _check_annotation_ids(where: str, annotations: list[dict]) -> None:
     negative = [a["id"] for a in annotations if a["id"] < 0]
     if negative:
         raise DataError(
@@ -155,7 +165,13 @@ def _check_annotation_ids(where, annotations):
         )
 
 
-def _count(where, images, annotations, categories, every_category):
+def _count(
+    where: str,
+    images: list[dict],
+    annotations: list[dict],
+    categories: list[dict],
+    every_category: bool,
+) -> CocoReport:
     # COCO itself has two boxes of height zero (ids 918 and 2206849 of train2017).
     empty = [a for a in annotations if 0 in a["bbox"][2:]]
     if empty:
@@ -173,7 +189,7 @@ def _count(where, images, annotations, categories, every_category):
             "there is nothing to learn"
         )
     per_id = Counter(a["category_id"] for a in usable)
-    instances = Counter()
+    instances: Counter[str] = Counter()
     for category in sorted(categories, key=lambda c: c["id"]):
         instances[category["name"]] += per_id[category["id"]]
     without = [name for name, n in instances.items() if not n]

@@ -1,11 +1,13 @@
 """What went wrong where a loss is not finite."""
 
 import contextlib
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 
-def first_non_finite(model, *inputs):
+def first_non_finite(model: torch.nn.Module, *inputs: Any) -> str:
     """Say what first turns non-finite: a parameter, or a layer's output when a batch runs again.
 
     Args:
@@ -15,10 +17,10 @@ def first_non_finite(model, *inputs):
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
             return f"The parameter {name} is not finite"
-    found = []
+    found: list[tuple[str, str]] = []
 
-    def check(name):
-        def hook(module, inputs, output):
+    def check(name: str) -> Callable:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
             tensors = [t for t in _tensors(output) if t.is_floating_point()]
             if not found and any(not torch.isfinite(t).all() for t in tensors):
                 found.append((name, type(module).__name__))
@@ -38,7 +40,7 @@ def first_non_finite(model, *inputs):
     return "No layer's output is non-finite when the batch runs again"
 
 
-def _tensors(value):
+def _tensors(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):

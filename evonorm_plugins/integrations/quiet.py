@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 _WARNINGS = (
     r"`torch\.jit\.script` is deprecated",  # Detectron2 compiles small functions with it
@@ -16,7 +17,7 @@ _LOGGED = {
 }
 
 
-def silence_libraries():
+def silence_libraries() -> None:
     """Show none of them from now on; for programs, which own their process."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
@@ -25,7 +26,7 @@ def silence_libraries():
 
 
 @contextlib.contextmanager
-def libraries_silenced():
+def libraries_silenced() -> Iterator[None]:
     """Show none of them within."""
     with warnings.catch_warnings():
         for message in _WARNINGS:
@@ -33,5 +34,5 @@ def libraries_silenced():
         yield
 
 
-def _says_something(record):
+def _says_something(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_LOGGED[record.name])

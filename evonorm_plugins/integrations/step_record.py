@@ -2,6 +2,7 @@
 
 import os
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,29 +17,29 @@ class StepRecord:
         path: appended to if it is there.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = path
-        self.seconds = []
+        self.seconds: list[float] = []
 
-    def open(self):
+    def open(self) -> None:
         new = not os.path.exists(self.path)
         self._file = open(self.path, "a", buffering=1)  # noqa: SIM115, closed in close()
         if new:
             self._file.write("iteration,total_loss,seconds\n")
 
-    def start(self):
+    def start(self) -> None:
         self._start = time.perf_counter()
 
-    def stop(self, iteration, total_loss):
+    def stop(self, iteration: int, total_loss: float) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
         self._file.write(f"{iteration},{total_loss:.6g},{self.seconds[-1]:.4f}\n")
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
-    def summary(self):
+    def summary(self) -> dict[str, Any]:
         """``{"seconds_per_iteration": median, "peak_memory_mib": ..., "peak_memory_of": ...}``."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {

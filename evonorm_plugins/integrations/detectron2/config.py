@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
@@ -50,7 +53,7 @@ class _SafeConfig(CfgNode):
     """Builds Python objects (``!!python/...``) for Detectron2's own files alone."""
 
     @classmethod
-    def load_yaml_with_base(cls, filename, allow_unsafe=False):
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
         own = _MODEL_ZOO in Path(filename).resolve().parents
         try:
             values = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe or own)
@@ -82,7 +85,9 @@ class _SafeConfig(CfgNode):
         return values
 
 
-def load_config(path, opts=(), *, trust=False):
+def load_config(
+    path: str | os.PathLike, opts: Sequence[str] = (), *, trust: bool = False
+) -> tuple[CfgNode, list[str]]:
     """The configuration of a YAML file and of what a command line sets.
 
     Args:
@@ -113,7 +118,7 @@ def load_config(path, opts=(), *, trust=False):
     return cfg, [note for note in notes if note]
 
 
-def _merged(cfg, loaded, path):
+def _merged(cfg: CfgNode, loaded: CfgNode, path: str | os.PathLike) -> CfgNode:
     version = loaded["VERSION"] if "VERSION" in loaded else guess_version(loaded, path)
     if version == cfg.VERSION:
         cfg.merge_from_other_cfg(loaded)
@@ -124,7 +129,7 @@ def _merged(cfg, loaded, path):
 
 
 @contextlib.contextmanager
-def _as_config_errors(what):
+def _as_config_errors(what: str) -> Iterator[None]:
     try:
         yield
     except InputError:
@@ -134,7 +139,9 @@ def _as_config_errors(what):
         raise ConfigError(f"{what}: {hint}{reason(error)}") from error
 
 
-def scale_learning_rate(cfg, reference_batch, given=()):
+def scale_learning_rate(
+    cfg: CfgNode, reference_batch: int, given: Sequence[str] = ()
+) -> str | None:
     """Scale ``SOLVER.BASE_LR`` with the batch (Goyal et al., arXiv 1706.02677, Section 2.1).
 
     Args:
@@ -158,7 +165,7 @@ def scale_learning_rate(cfg, reference_batch, given=()):
     )
 
 
-def check_config(cfg):
+def check_config(cfg: CfgNode) -> None:
     """Find what is wrong with a configuration by itself; its model is built, without memory.
 
     Raises:
@@ -182,13 +189,13 @@ def check_config(cfg):
     _check_model(cfg)
 
 
-def _value(cfg, key):
+def _value(cfg: CfgNode, key: str) -> Any:
     for name in key.split("."):
         cfg = cfg[name]
     return cfg
 
 
-def _check_norms(cfg):
+def _check_norms(cfg: CfgNode) -> None:
     for path, norm in _norms(cfg.MODEL, "MODEL."):
         try:
             if is_norm_act(checked_norm(norm)):
@@ -197,7 +204,7 @@ def _check_norms(cfg):
             raise ConfigError(f"{path}: {error}") from None
 
 
-def _norms(node, path):
+def _norms(node: CfgNode, path: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if hasattr(value, "items"):
             yield from _norms(value, f"{path}{key}.")
@@ -205,7 +212,7 @@ def _norms(node, path):
             yield f"{path}{key}", value
 
 
-def _check_model(cfg):
+def _check_model(cfg: CfgNode) -> None:
     build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the run itself builds it once more

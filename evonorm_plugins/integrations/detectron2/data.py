@@ -1,18 +1,28 @@
 """Sets in COCO's format in Detectron2: checked, then registered; images that name themselves."""
 
 import os
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from evonorm_plugins.coco.train import check_coco
+from evonorm_plugins.coco.train import CocoReport, check_coco
 from evonorm_plugins.errors import BrokenImageError, DataError, reason
 
 # The sets that a command line gives.
 SPLITS = {"train": "TRAIN", "val": "TEST"}
 
 
-def register_coco(name, json_file, image_root, *, masks=True, every_category=False, content=None):
+def register_coco(
+    name: str,
+    json_file: str | os.PathLike,
+    image_root: str | os.PathLike,
+    *,
+    masks: bool = True,
+    every_category: bool = False,
+    content: Any = None,
+) -> CocoReport:
     """Check a set with :func:`check_coco`, then register it with Detectron2 under ``name``.
 
     Registering the same paths again under the same name checks them again and changes nothing.
@@ -45,7 +55,7 @@ def register_coco(name, json_file, image_root, *, masks=True, every_category=Fal
     return report
 
 
-def set_datasets(cfg, split, json_file, image_root, **options):
+def set_datasets(cfg: CfgNode, split: str, json_file: str, image_root: str, **options: Any) -> None:
     """Register a set for training ("train") or evaluation ("val"), and name it in a config.
 
     Args:
@@ -66,7 +76,7 @@ def set_datasets(cfg, split, json_file, image_root, **options):
         )
 
 
-def check_registered(cfg, split):
+def check_registered(cfg: CfgNode, split: str) -> None:
     """Raise DataError where a set that a config names is not there."""
     key = SPLITS[split]
     for name in getattr(cfg.DATASETS, key):
@@ -88,10 +98,10 @@ class NamingMapper:
         DataError: it is not of the size that the annotations give.
     """
 
-    def __init__(self, cfg, is_train):
+    def __init__(self, cfg: CfgNode, is_train: bool) -> None:
         self.mapper = DatasetMapper(cfg, is_train)
 
-    def __call__(self, record):
+    def __call__(self, record: dict) -> dict | None:
         try:
             return self.mapper(record)
         except (OSError, SyntaxError) as error:  # a broken PNG is a SyntaxError to Pillow

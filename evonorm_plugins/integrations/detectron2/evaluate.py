@@ -1,9 +1,11 @@
 """Detections of a Detectron2 model, for ``evonorm eval ap --config-file``."""
 
+import argparse
 import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
@@ -22,7 +24,7 @@ from evonorm_plugins.metrics.features import progress_bar
 from evonorm_plugins.metrics.weights import file_sha256
 
 
-def detect(args, ground_truth):
+def detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dict[str, Any]]:
     """Run a model on a validation set.
 
     Args:

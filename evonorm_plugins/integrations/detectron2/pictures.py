@@ -1,10 +1,13 @@
 """A picture of ground truth beside predictions, from Detectron2's structures."""
 
+import os
+
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
 from detectron2.data.transforms import ResizeShortestEdge
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 
 from evonorm_plugins.integrations.pictures import (
     check_arguments,
@@ -15,8 +18,15 @@ from evonorm_plugins.integrations.pictures import (
 
 
 def draw_predictions(
-    images, ground_truths, predictions, class_names, path, *, columns=2, score_threshold=0.5
-):
+    images: list[np.ndarray],
+    ground_truths: list[dict],
+    predictions: list[Instances],
+    class_names: list[str],
+    path: str | os.PathLike,
+    *,
+    columns: int = 2,
+    score_threshold: float = 0.5,
+) -> None:
     """Write one PNG with each image twice: ground truth on the left, predictions on the right.
 
     Args:
@@ -85,7 +95,9 @@ def _found_items(predicted, class_names, score_threshold):
     ]
 
 
-def picture_predictions(cfg, model, dataset, path, images):
+def picture_predictions(
+    cfg: CfgNode, model: torch.nn.Module, dataset: str, path: str | os.PathLike, images: int
+) -> None:
     """Draw ground truth beside what a model finds in the first images that have objects.
 
     Args:

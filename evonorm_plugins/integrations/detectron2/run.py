@@ -1,11 +1,14 @@
 """A run of a Detectron2 config: everything checked, then training or evaluation, then a report."""
 
+import argparse
 import contextlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -23,7 +26,7 @@ from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer, ch
 from evonorm_plugins.integrations.quiet import silence_libraries
 
 
-def setup(args):
+def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """Build and check the configuration; everything wrong is said before any work is done.
 
     Args:
@@ -52,7 +55,7 @@ def setup(args):
     return cfg, notes
 
 
-def register_datasets(args, cfg):
+def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
     """Register the sets of a command line, in this process, and name them in ``cfg``.
 
     Raises:
@@ -102,7 +105,7 @@ def _notes_on_fresh_weights(cfg):
     return notes
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     """Train or evaluate on the GPUs asked for; returns the exit status.
 
     Raises:
@@ -130,11 +133,13 @@ def run(args):
     return 0
 
 
-def run_process(args, cfg, notes):
+def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> None:
     """What each process of a run does, with what :func:`setup` returned."""
     if comm.get_world_size() > 1:
         silence_libraries()
-        register_datasets(args, cfg.clone())  # in each process
+        named = cfg.clone()
+        named.defrost()
+        register_datasets(args, named)  # in each process
     default_setup(cfg, args)
     for note in notes:
         logger.warning(note)
@@ -157,7 +162,7 @@ def run_process(args, cfg, notes):
 
 
 @contextlib.contextmanager
-def original_errors():
+def original_errors() -> Iterator[None]:
     """Errors of this package that come from another process, as if they came from this one.
 
     There, they arrive as the text of a traceback.

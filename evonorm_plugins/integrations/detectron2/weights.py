@@ -5,6 +5,7 @@ Detectron2 unpickles ``.pkl`` files, and so runs whatever their authors wrote in
 
 import pickle
 import re
+from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
@@ -29,11 +30,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         CheckpointError: by ``load``: the file holds anything else, or cannot be read.
     """
 
-    def __init__(self, model, save_dir="", *, trust=False, **options):
+    def __init__(
+        self, model: torch.nn.Module, save_dir: str = "", *, trust: bool = False, **options: Any
+    ) -> None:
         super().__init__(model, save_dir, **options)
         self.trust = trust
 
-    def _load_file(self, filename):
+    def _load_file(self, filename: str) -> dict[str, Any]:
         as_arrays = filename.endswith(".pkl") and not self.trust
         try:
             loaded = _of_model_zoo(filename) if as_arrays else super()._load_file(filename)
@@ -47,18 +50,17 @@ class SafeCheckpointer(DetectionCheckpointer):
                 raise CheckpointError(f"{filename}: {name} is a {type(value).__name__}, no array")
         return loaded
 
-    def _torch_load(self, f):
+    def _torch_load(self, f: str) -> Any:
         try:
             return torch.load(f, map_location="cpu", weights_only=not self.trust)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)", str(error))
             if named is None:
                 raise
-            named = named[1] or named[2]
-            raise _refused(f"{f} cannot be read: it names {named}") from None
+            raise _refused(f"{f} cannot be read: it names {named[1] or named[2]}") from None
 
 
-def _of_model_zoo(filename):
+def _of_model_zoo(filename: str) -> dict[str, Any]:
     """A ``.pkl`` as Detectron2 reads it: in its own format, or in Caffe2's."""
     try:
         data = load_plain(filename)
@@ -71,14 +73,14 @@ def _of_model_zoo(filename):
     return {"model": data, "__author__": "Caffe2", "matching_heuristics": True}
 
 
-def _refused(why):
+def _refused(why: object) -> CheckpointError:
     return CheckpointError(
         f"{why}. Arrays, numbers, texts and containers of them are read; anything else could run "
         "the code of whoever wrote it: if you trust the file, give --trust-weights"
     )
 
 
-def local_file(weights):
+def local_file(weights: str) -> str:
     """The file of a path or URL, downloaded to Detectron2's cache where it is not there yet.
 
     Args:
@@ -97,7 +99,7 @@ def local_file(weights):
     raise CheckpointError(f"there is no checkpoint {weights}")
 
 
-def check_weights(weights, *, trust=False):
+def check_weights(weights: str, *, trust: bool = False) -> None:
     """Read a checkpoint, to learn before the work that it can be read.
 
     Raises:

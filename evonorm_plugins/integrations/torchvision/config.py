@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.training.config import (
@@ -84,7 +87,7 @@ class Options:
     device: str = "auto"
     allow_empty_categories: bool = False
 
-    def check(self):
+    def check(self) -> None:
         """Raises ConfigError for the first option out of range."""
         check_choices(self, CHOICES)
         check_minimum(self, MINIMUM)
@@ -102,11 +105,11 @@ class Options:
         if sorted(set(self.steps or ())) != list(self.steps or ()) or min(self.steps or [1]) < 1:
             raise ConfigError(f"steps={self.steps} must rise, from 1 on")
 
-    def base_rate(self):
+    def base_rate(self) -> float:
         """The rate after the warm-up."""
         return 0.02 * self.batch / 16 if self.lr is None else self.lr
 
-    def rate(self, iteration):
+    def rate(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
         if self.schedule == "cosine":
             factor = (1 + math.cos(math.pi * iteration / self.iterations)) / 2
@@ -120,11 +123,15 @@ class Options:
             factor *= self.warmup_factor * (1 - done) + done
         return self.base_rate() * factor
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def load_options(path=None, overrides=(), given=None):
+def load_options(
+    path: str | os.PathLike | None = None,
+    overrides: Sequence[str] = (),
+    given: dict[str, Any] | None = None,
+) -> Options:
     """The options of a YAML file and of a command line, checked.
 
     Args:

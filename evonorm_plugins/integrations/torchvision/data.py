@@ -1,6 +1,7 @@
 """Images and targets of a COCO-format set, as torchvision's detectors take them."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -35,7 +36,14 @@ class CocoSet:
         DataError, InputError: the set cannot be used.
     """
 
-    def __init__(self, json_file, image_root, *, masks, every_category=False):
+    def __init__(
+        self,
+        json_file: str | os.PathLike,
+        image_root: str | os.PathLike,
+        *,
+        masks: bool,
+        every_category: bool = False,
+    ) -> None:
         self.json_file, self.image_root, self.masks = str(json_file), str(image_root), masks
         self.content = read_json(json_file, "annotation file")
         options = {"masks": masks, "every_category": every_category, "content": self.content}
@@ -44,11 +52,11 @@ class CocoSet:
         self.images = sorted(self.content["images"], key=lambda image: image["id"])
         self.category_ids = sorted(c["id"] for c in self.content["categories"])
         self.categories = data.categories
-        self.objects = [[] for _ in self.images]
+        self.objects: list[list[dict]] = [[] for _ in self.images]
         for entry in data.objects:
             self.objects[entry["image_id"] - 1].append(entry)
 
-    def read(self, k):
+    def read(self, k: int) -> torch.Tensor:
         """Image ``k`` as uint8 (3, H, W), RGB.
 
         Raises:
@@ -69,7 +77,7 @@ class CocoSet:
             )
         return image
 
-    def target(self, k):
+    def target(self, k: int) -> dict[str, torch.Tensor]:
         """``boxes`` (N, 4) as x0, y0, x1, y1, ``labels`` (N,) and ``masks`` (N, H, W) of image k.
 
         Crowds and boxes of size 0 are left out.
@@ -88,7 +96,7 @@ class CocoSet:
         return target
 
 
-def is_trained_on(entry):
+def is_trained_on(entry: dict) -> bool:
     # Smaller ones may have no size in float32, which torchvision refuses.
     return not entry["iscrowd"] and min(entry["bbox"][2:]) >= _SMALLEST
 
@@ -99,12 +107,12 @@ class TrainingImages(Dataset):
     All images with instances, in a new order each time around; half of them mirrored.
     """
 
-    def __init__(self, coco, seed, flip):
+    def __init__(self, coco: CocoSet, seed: int, flip: bool) -> None:
         self.coco, self.seed, self.flip = coco, seed, flip
         self.usable = [k for k, o in enumerate(coco.objects) if any(map(is_trained_on, o))]
-        self._time_around = None
+        self._time_around: int | None = None
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> tuple | InputError:
         time_around, place = divmod(position, len(self.usable))
         if time_around != self._time_around:
             generator = np.random.default_rng((self.seed, 0, time_around))
@@ -123,20 +131,20 @@ class TrainingImages(Dataset):
 class EvaluationImages(Dataset):
     """``(image, index)`` in order of id."""
 
-    def __init__(self, coco):
+    def __init__(self, coco: CocoSet) -> None:
         self.coco = coco
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.coco.images)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple | InputError:
         try:
             return self.coco.read(k).float() / 255, k
         except InputError as error:
             return error
 
 
-def mirrored(image, target):
+def mirrored(image: torch.Tensor, target: dict) -> tuple[torch.Tensor, dict]:
     """Image and target, left and right exchanged."""
     boxes = target["boxes"].clone()
     boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
@@ -146,7 +154,7 @@ def mirrored(image, target):
     return image.flip(-1), target
 
 
-def batches(images, positions, batch, workers):
+def batches(images: Dataset, positions: range, batch: int, workers: int) -> Iterator[list]:
     """Lists of ``batch`` entries of ``images``.
 
     Raises:
@@ -167,5 +175,5 @@ def batches(images, positions, batch, workers):
         yield entries
 
 
-def _as_they_are(entries):
+def _as_they_are(entries: list) -> list:
     return entries

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ import torch
 from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.files import check_folder
 from evonorm_plugins.integrations.model_norms import census
-from evonorm_plugins.integrations.results import report_lines, write_results
+from evonorm_plugins.integrations.results import Results, report_lines, write_results
 from evonorm_plugins.integrations.step_record import StepRecord
 from evonorm_plugins.integrations.torchvision import checkpoint
+from evonorm_plugins.integrations.torchvision.config import Options
 from evonorm_plugins.integrations.torchvision.data import CocoSet, TrainingImages, batches
 from evonorm_plugins.integrations.torchvision.evaluate import (
     detect,
@@ -47,7 +49,9 @@ class Run:
             any work is done.
     """
 
-    def __init__(self, options, *, resume=False, evaluate_only=False):
+    def __init__(
+        self, options: Options, *, resume: bool = False, evaluate_only: bool = False
+    ) -> None:
         options.check()
         check_workers(options.workers)
         self.options, self.evaluate_only = options, evaluate_only
@@ -63,7 +67,7 @@ class Run:
         if state and path == self.checkpoint:
             loading(path, self.trainer.load_state_dict, state)
 
-    def _open_sets(self):
+    def _open_sets(self) -> None:
         options = self.options
         self.train_set = None if self.evaluate_only else self._open("train")
         wanted = options.val_json or options.val_images or self.evaluate_only
@@ -77,7 +81,7 @@ class Run:
                 f"{options.train_json} has {', '.join(self.categories)}; they must be the same"
             )
 
-    def _build(self):
+    def _build(self) -> None:
         options = self.options
         torch.manual_seed(options.seed)
         self.model, self.conversion = build_detector(
@@ -89,7 +93,7 @@ class Run:
             model_options=options.model_options,
         )
 
-    def _state(self, resume):
+    def _state(self, resume: bool) -> tuple[dict | None, Path | None]:
         """The checkpoint to begin with, if any, and its path."""
         check_folder(self.options.output_dir)
         if resume or not self.evaluate_only:
@@ -102,7 +106,7 @@ class Run:
             raise ConfigError("evaluation needs weights")
         return None, None
 
-    def _open(self, split):
+    def _open(self, split: str) -> CocoSet:
         json_file, images = (getattr(self.options, f"{split}_{k}") for k in ("json", "images"))
         if not json_file or not images:
             raise ConfigError(f"{split}_json and {split}_images are both needed")
@@ -110,7 +114,7 @@ class Run:
         masks = self.options.model.startswith("maskrcnn_")
         return CocoSet(json_file, images, masks=masks, every_category=every)
 
-    def train(self):
+    def train(self) -> Results:
         """Take the iterations that are left, then evaluate.
 
         Returns:
@@ -142,13 +146,13 @@ class Run:
                 self.steps.close()
             return self._finish(self.steps.summary())
 
-    def evaluate(self):
+    def evaluate(self) -> Results:
         """Evaluate the weights as they are; returns what :meth:`train` does."""
         with self._log_file():
             return self._finish(None)
 
     @contextlib.contextmanager
-    def _log_file(self):
+    def _log_file(self) -> Iterator[None]:
         """What is logged also goes to the end of a file."""
         self.folder.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
@@ -160,7 +164,7 @@ class Run:
             logger.removeHandler(handler)
             handler.close()
 
-    def _describe(self):
+    def _describe(self) -> None:
         options = self.options
         logger.info("Norms of the model by part:\n%s", census(self.model) or "none")
         if self.conversion:
@@ -178,7 +182,7 @@ class Run:
             self.trainer.device, self.trainer.iteration,
         )  # fmt: skip
 
-    def _after_step(self):
+    def _after_step(self) -> None:
         options, k = self.options, self.trainer.iteration
         last = k == options.iterations
         if k % options.log_every == 0 or last:
@@ -194,16 +198,17 @@ class Run:
             results = evaluate(self.val_set, self._detect())
             logger.info(report_lines(results, None, options.val_json)[0])
 
-    def _save(self):
+    def _save(self) -> None:
         state = self.trainer.state_dict()
         checkpoint.save(self.checkpoint, self.model, self.options, self.categories, **state)
 
-    def _detect(self):
+    def _detect(self) -> list[dict]:
         options = self.options
         return detect(self.model, self.val_set, batch=options.batch, workers=options.workers)
 
-    def _finish(self, cost):
-        results, written = {}, []
+    def _finish(self, cost: dict | None) -> Results:
+        results: Results = {}
+        written: list[Path] = []
         if self.val_set:
             detections = self._detect()
             written = [self.folder / "detections.json", self.folder / "predictions.png"]

@@ -1,12 +1,15 @@
 """Iterations of training: losses, gradients, rates, and what went wrong where one is not finite."""
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 
 from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.integrations.model_norms import is_norm
 from evonorm_plugins.integrations.non_finite import first_non_finite
+from evonorm_plugins.integrations.torchvision.config import Options
 from evonorm_plugins.training.seeds import random_state, set_random_state
 
 
@@ -15,20 +18,20 @@ class Trainer:
 
     Attributes:
         iteration: of the next step, counted from 0.
-        loss: of the last step.
+        loss: of the last step, NaN before the first.
 
     Args:
         model: a detector of torchvision, on its device.
         options: :class:`~evonorm_plugins.integrations.torchvision.config.Options`.
     """
 
-    def __init__(self, model, options):
+    def __init__(self, model: nn.Module, options: Options) -> None:
         self.model, self.options = model, options
         self.device = next(model.parameters()).device
         self.optimizer = _optimizer(model, options)
-        self.iteration, self.loss = 0, None
+        self.iteration, self.loss = 0, math.nan
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """What training goes on from, the model aside."""
         return {
             "iteration": self.iteration,
@@ -36,13 +39,13 @@ class Trainer:
             "random_state": random_state(self.device),
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.iteration = state["iteration"]
         self.optimizer.load_state_dict(state["optimizer"])
         set_random_state(state["random_state"], self.device)
 
-    def step(self, entries):
+    def step(self, entries: list) -> None:
         """One iteration.
 
         Args:
@@ -74,7 +77,7 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
 
-    def _diagnosis(self, what, values, images, targets, entries):
+    def _diagnosis(self, what: str, values: str, images: list, targets: list, entries: list) -> str:
         return (
             f"the {what} is not finite at iteration {self.iteration}: {values}. "
             f"{first_non_finite(self.model, images, targets)}. Learning rate "
@@ -83,7 +86,7 @@ class Trainer:
         )
 
 
-def _optimizer(model, options):
+def _optimizer(model: nn.Module, options: Options) -> torch.optim.SGD:
     of_norms = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters()}
     params = [p for p in model.parameters() if p.requires_grad]
     groups = [

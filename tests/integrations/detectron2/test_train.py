@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import launch
 
 from evonorm_plugins.integrations.detectron2 import train
-from evonorm_plugins.integrations.detectron2.run import setup
+from evonorm_plugins.integrations.detectron2.run import run_process, setup
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
@@ -92,6 +93,14 @@ def test_eval_only_gives_the_result_of_training_again(shapes, trained, tmp_path)
     records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
     assert records[0]["ap_percent"] == records[1]["ap_percent"]
     assert records[1]["cost"] is None
+
+
+def test_two_processes_evaluate_as_one_does(shapes, trained, tmp_path):
+    options = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth")
+    args = train.parse_args(["--eval-only", *arguments(shapes, *options)])
+    launch(run_process, 2, dist_url="auto", args=(args, *setup(args)))
+    records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
+    assert records[0]["ap_percent"] == records[1]["ap_percent"]
 
 
 def test_default_predictor_from_the_saved_config(trained):
