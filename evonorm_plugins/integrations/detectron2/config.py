@@ -12,8 +12,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.data.transforms import AugInput
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler
+from PIL import Image
 
 from evonorm_plugins.errors import ConfigError, DataError, InputError, reason
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
@@ -31,6 +35,10 @@ _CHOICES = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
     "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+        *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
+    ),
 }
 _LEAST = {
     "SOLVER.MAX_ITER": 1,
@@ -41,6 +49,7 @@ _LEAST = {
     "DATALOADER.NUM_WORKERS": 0,
     "TEST.EVAL_PERIOD": 0,
 }
+_MOST = 2**31  # what C calls an int
 _SEEDS = 2**32  # NumPy's are smaller
 # yacs raises AssertionError for keys that do not exist, and whatever comes for files that are none.
 _MISTAKES = (
@@ -165,8 +174,12 @@ def scale_learning_rate(
     )
 
 
-def check_config(cfg: CfgNode) -> None:
-    """Find what is wrong with a configuration by itself; its model is built, without memory.
+def check_config(cfg: CfgNode, *, training: bool = True) -> None:
+    """Find what is wrong with a configuration; its model is built, without memory.
+
+    Args:
+        cfg: names sets that are registered.
+        training: whether it is to be trained, not evaluated alone.
 
     Raises:
         ConfigError: names the key and what would be right.
@@ -177,16 +190,29 @@ def check_config(cfg: CfgNode) -> None:
             known = ", ".join(map(str, allowed))
             raise ConfigError(f"{key} {_value(cfg, key)!r} is not one of {known}")
     for key, least in _LEAST.items():
-        if not least <= _value(cfg, key) < float("inf"):
-            raise ConfigError(f"{key} {_value(cfg, key)} must be at least {least}")
+        if not least <= _value(cfg, key) < _MOST:
+            raise ConfigError(f"{key} {_value(cfg, key)} must be at least {least}, below {_MOST}")
     if cfg.SEED >= _SEEDS:
         raise ConfigError(f"SEED {cfg.SEED} must be below {_SEEDS}")
     try:
-        pick_device(cfg.MODEL.DEVICE)
+        device = pick_device(cfg.MODEL.DEVICE)
     except ConfigError as error:
         raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: {error}") from None
+    if training and cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
+        raise ConfigError(f"SOLVER.AMP.ENABLED needs a CUDA device, MODEL.DEVICE is {device}")
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        if not isinstance(expected, list | tuple) or len(expected) != 4:
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS has {expected!r}; each is [task, metric, value, tolerance]"
+            )
     _check_norms(cfg)
-    _check_model(cfg)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the run itself builds all of it once more
+    try:
+        _check_model(cfg)
+        _check_images(cfg, training)
+    finally:
+        logging.disable(level)
 
 
 def _value(cfg: CfgNode, key: str) -> Any:
@@ -214,16 +240,19 @@ def _norms(node: CfgNode, path: str) -> Iterator[tuple[str, Any]]:
 
 def _check_model(cfg: CfgNode) -> None:
     build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # the run itself builds it once more
     try:
-        try:
-            with torch.device("meta"):
-                model = build(cfg.clone())
-        except Exception:  # whatever is wrong, or a model of the user's that needs numbers
-            with _as_config_errors("the model cannot be built from the config"):
-                model = build(cfg.clone())
-        with _as_config_errors("the optimizer cannot be built from SOLVER"):
-            build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
-    finally:
-        logging.disable(level)
+        with torch.device("meta"):
+            model = build(cfg.clone())
+    except Exception:  # whatever is wrong, or a model of the user's that needs numbers
+        with _as_config_errors("the model cannot be built from the config"):
+            model = build(cfg.clone())
+    with _as_config_errors("the optimizer cannot be built from SOLVER"):
+        build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
+
+
+def _check_images(cfg: CfgNode, training: bool) -> None:
+    for is_train in (False, True) if training else (False,):
+        with _as_config_errors("images cannot be prepared as INPUT says"):
+            mapper = DatasetMapper(cfg, is_train)
+            image = convert_PIL_to_numpy(Image.new("RGB", (48, 32)), mapper.image_format)
+            mapper.augmentations(AugInput(image))

@@ -59,7 +59,7 @@ def _detect(args, ground_truth):
     cfg, notes = load_config(args.config_file, opts, trust=args.trust_config)
     options = {"every_category": False, "content": ground_truth}
     set_datasets(cfg, "val", args.val_json, args.val_images, **options)
-    check_config(cfg)
+    check_config(cfg, training=False)
     description = _description(cfg, args)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

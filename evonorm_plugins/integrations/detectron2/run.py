@@ -41,7 +41,7 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     _check_processes(args)
     cfg, notes = load_config(args.config_file, args.opts, trust=args.trust_config)
     register_datasets(args, cfg)
-    check_config(cfg)
+    check_config(cfg, training=not args.eval_only)
     _check_folder(cfg, args)
     weights = cfg.MODEL.WEIGHTS
     if args.eval_only and not weights and not args.resume:

@@ -46,9 +46,7 @@ def based_on(base, path):
 def test_objects_in_a_config_are_not_built(tmp_path, through_base):
     path, witness = attack(tmp_path / "evil.yaml", tmp_path / "built"), tmp_path / "built"
     path = based_on("evil.yaml", tmp_path / "plain.yaml") if through_base else path
-    with pytest.raises(
-        ConfigError, match=r"evil\.yaml cannot be read: .*os\.mkdir.*--trust-con"
-    ):
+    with pytest.raises(ConfigError, match=r"evil\.yaml cannot be read: .*os\.mkdir.*--trust-con"):
         load_config(path)
     assert not witness.exists()
     load_config(path, trust=True)
@@ -110,6 +108,19 @@ def test_configs_of_version_1(tmp_path):
         ("SOLVER.CHECKPOINT_PERIOD", "0", "SOLVER.CHECKPOINT_PERIOD 0 must be at least 1"),
         ("SOLVER.BASE_LR", "float('nan')", "SOLVER.BASE_LR"),
         ("SOLVER.BASE_LR", "-1.0", "SOLVER.BASE_LR -1.0 must be at least 0"),
+        (
+            "SOLVER.MAX_ITER",
+            "9" * 20,
+            "SOLVER.MAX_ITER 9+ must be at least 1, below",
+        ),
+        ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.ENABLED needs a CUDA device"),
+        ("TEST.EXPECTED_RESULTS", "[['bbox']]", r"has \['bbox'\]; each is \[task, metric, value"),
+        ("DATALOADER.SAMPLER_TRAIN", "X", "'X' is not one of TrainingSampler"),
+        ("INPUT.MIN_SIZE_TEST", "-5", "images cannot be prepared as INPUT says"),
+        ("INPUT.MIN_SIZE_TRAIN", "()", "images cannot be prepared as INPUT says"),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING", "X", "images cannot be prepared as INPUT says: X"),
+        ("INPUT.RANDOM_FLIP", "sideways", "images cannot be prepared as INPUT says"),
+        ("INPUT.FORMAT", "XYZ", "images cannot be prepared as INPUT says"),
         ("SOLVER.MOMENTUM", "-1.0", "the optimizer cannot be built from SOLVER: .*momentum"),
         ("SOLVER.LR_SCHEDULER_NAME", "Nothing", "'Nothing' is not one of WarmupMultiStepLR"),
         ("SOLVER.WARMUP_METHOD", "burn", "'burn' is not one of linear, constant"),
