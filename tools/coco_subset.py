@@ -66,7 +66,7 @@ def main(argv=None):
 
 
 def _run(args):
-    check_output(args.target, name="target ", inputs=[args.source], force=args.force)
+    check_output(args.target, name="target", inputs=[args.source], force=args.force)
     content = read_json(args.source, "annotation file")
     images, annotations, _ = read_lists(content, args.source, "choose from")
     sizes = {key: IMAGE[key] for key in ("id", "width", "height")}

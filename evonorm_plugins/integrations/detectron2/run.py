@@ -82,7 +82,7 @@ def _check_processes(args):
 
 
 def _check_folder(cfg, args):
-    check_folder(cfg.OUTPUT_DIR, name="OUTPUT_DIR ")
+    check_folder(cfg.OUTPUT_DIR, name="OUTPUT_DIR")
     if not args.resume and not args.eval_only and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
         raise ConfigError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with --resume, "

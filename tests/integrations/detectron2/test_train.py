@@ -238,10 +238,10 @@ def test_bad_options(shapes, tmp_path, capsys, options, said):
         (("MODEL.ROI_HEADS.NAME", "X"), "the model cannot be built from the config: "),
         (("MODEL.WEIGHTS", "http://127.0.0.1:9/w.pkl"), "cannot fetch the checkpoint http://127."),
         (("MODEL.WEIGHTS", "gone://w.pkl"), "gone://w.pkl"),
-        (("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR /dev/null is a file"),
+        (("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR=/dev/null is a file"),
         (("OUTPUT_DIR", "/dev/null/out"), "/dev/null is a file"),
-        (("OUTPUT_DIR", "/proc/out"), "OUTPUT_DIR /proc/out cannot be written"),
-        (("OUTPUT_DIR", ""), "OUTPUT_DIR: the name is empty"),
+        (("OUTPUT_DIR", "/proc/out"), "OUTPUT_DIR=/proc/out cannot be written"),
+        (("OUTPUT_DIR", ""), "OUTPUT_DIR=: the name is empty"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line_and_leaves_nothing(
