@@ -169,6 +169,7 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
+    from evonorm_plugins.errors import InputError
     from evonorm_plugins.integrations.detectron2.config import load_config
 
     results = {}
@@ -176,6 +177,10 @@ def main(argv=None):
         print(f"counting {file}", file=sys.stderr)
         try:
             cfg, _ = load_config(file)
+        except InputError as error:  # which names the file
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        try:
             results[file] = count_flops(cfg, args.size, args.box_rois, args.mask_rois)
         except (OSError, ValueError, KeyError) as error:
             print(f"error: {file}: {error}", file=sys.stderr)
