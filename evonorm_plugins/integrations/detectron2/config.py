@@ -19,6 +19,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.solver import build_lr_scheduler
 from PIL import Image
 
+from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError, DataError, InputError, reason
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
@@ -100,7 +101,8 @@ def load_config(
     """The configuration of a YAML file and of what a command line sets.
 
     Args:
-        path: of the file; its ``_BASE_`` is read the same way.
+        path: of the file, or the name of one of this package's; its ``_BASE_`` is read the same
+            way.
         opts: keys and values in turn.
         trust: build the Python objects that the file names, which runs the code it holds.
 
@@ -111,8 +113,7 @@ def load_config(
     Raises:
         ConfigError: names the file or the key.
     """
-    if not Path(path).is_file():
-        raise ConfigError(f"there is no config file {path}")
+    path = find_config(path, "detectron2")
     with _as_config_errors(f"config file {path}"):
         loaded = CfgNode(_SafeConfig.load_yaml_with_base(str(path), allow_unsafe=trust))
         cfg = _merged(get_cfg(), loaded, path)

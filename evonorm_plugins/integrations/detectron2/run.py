@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from evonorm_plugins import errors
+from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError, InputError, RunError
 from evonorm_plugins.files import check_folder
 from evonorm_plugins.integrations.detectron2.config import check_config, load_config
@@ -30,7 +31,8 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     """Build and check the configuration; everything wrong is said before any work is done.
 
     Args:
-        args: options of :mod:`evonorm_plugins.integrations.detectron2.train`.
+        args: options of :mod:`evonorm_plugins.integrations.detectron2.train`; the name of a config
+            becomes its path.
 
     Returns:
         ``(cfg, notes)``, the frozen config and what to tell the user.
@@ -39,6 +41,7 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
         InputError: what is wrong with the input.
     """
     _check_processes(args)
+    args.config_file = str(find_config(args.config_file, "detectron2"))  # Detectron2 opens it, too
     cfg, notes = load_config(args.config_file, args.opts, trust=args.trust_config)
     register_datasets(args, cfg)
     check_config(cfg, training=not args.eval_only)

@@ -143,6 +143,8 @@ def load_options(
     Raises:
         ConfigError: names the key or value at fault and what would be right.
     """
+    if path and not os.path.isfile(path):
+        raise ConfigError(f"there is no config file {path}")
     values = read_values(path) if path else {}
     names = {f.name for f in dataclasses.fields(Options)}
     for_model = values.get("model_options") or {}

@@ -88,6 +88,13 @@ def test_files_that_are_no_configs(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_our_configs_have_names():
+    cfg, _ = load_config("mask_rcnn_R_18_FPN_EvoNormS0_shapes")
+    assert cfg == load_config(QUICK)[0]
+    with pytest.raises(ConfigError, match="'nothing' is no file and no detectron2 config"):
+        load_config("nothing")
+
+
 def test_configs_of_version_1(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump({"VERSION": 1, "MODEL": {"WEIGHT": "old.pkl"}}))

@@ -356,7 +356,7 @@ def test_bad_paths(shapes, tmp_path, capsys):
     assert train.main(arguments(shapes, train_json=tmp_path / "gone.json")) == 2
     assert "gone.json" in capsys.readouterr().err
     assert train.main(["--config-file", "gone.yaml"]) == 2
-    assert "there is no config file gone.yaml" in capsys.readouterr().err
+    assert "'gone.yaml' is no file and no detectron2 config" in capsys.readouterr().err
     assert train.main(["--config-file", str(CONFIG), "DATASETS.TRAIN", "('gone',)"]) == 2
     assert "no dataset is registered as 'gone'" in capsys.readouterr().err
     assert train.main(["--config-file", str(CONFIG)]) == 2
