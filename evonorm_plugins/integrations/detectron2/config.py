@@ -191,8 +191,10 @@ def check_config(cfg: CfgNode, *, training: bool = True) -> None:
             known = ", ".join(map(str, allowed))
             raise ConfigError(f"{key} {_value(cfg, key)!r} is not one of {known}")
     for key, least in _LEAST.items():
-        if not least <= _value(cfg, key) < _MOST:
-            raise ConfigError(f"{key} {_value(cfg, key)} must be at least {least}, below {_MOST}")
+        value = _value(cfg, key)
+        if not least <= value < _MOST:
+            limit = f"below {_MOST}" if value >= _MOST else f"at least {least}"
+            raise ConfigError(f"{key} {value} must be {limit}")
     if cfg.SEED >= _SEEDS:
         raise ConfigError(f"SEED {cfg.SEED} must be below {_SEEDS}")
     try:

@@ -12,6 +12,7 @@ from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.shapes import decoded_mask
 from evonorm_plugins.coco.train import check_coco
 from evonorm_plugins.data.decode import decode
+from evonorm_plugins.data.loader import start_worker
 from evonorm_plugins.errors import DataError, InputError
 
 _SMALLEST = 0.01  # pixels
@@ -166,6 +167,7 @@ def batches(images: Dataset, positions: range, batch: int, workers: int) -> Iter
         sampler=positions,
         num_workers=workers,
         collate_fn=_as_they_are,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the global one is left alone, for runs that are resumed
     )
     for entries in loader:
