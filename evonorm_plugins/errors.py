@@ -170,3 +170,9 @@ def _ending(error):
     if isinstance(error, RuntimeError | OSError):
         return 1, f"{type(error).__name__}: {text}"
     return None, ""
+
+
+def reason(error):
+    """What another library's exception says, on one line."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__

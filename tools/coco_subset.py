@@ -15,7 +15,11 @@ import math
 import sys
 from collections import defaultdict
 
-from evonorm_plugins.files import replacing
+from evonorm_plugins.coco.check import check_values
+from evonorm_plugins.coco.read import read_json, read_lists
+from evonorm_plugins.coco.train import ANNOTATION, IMAGE
+from evonorm_plugins.errors import ConfigError, run_command
+from evonorm_plugins.files import check_output, replacing
 
 
 def coco_subset(content, images):
@@ -24,7 +28,7 @@ def coco_subset(content, images):
     An object's size is the square root of its box relative to that of the image.
 
     Raises:
-        ValueError: there are not as many images to choose from.
+        ConfigError: there are not as many images to choose from.
     """
     size = {image["id"]: image["width"] * image["height"] for image in content["images"]}
     smallest = defaultdict(lambda: math.inf)
@@ -37,7 +41,7 @@ def coco_subset(content, images):
             crowds.add(image)
     ranked = sorted(((-s, image) for image, s in smallest.items() if image not in crowds))
     if not 1 <= images <= len(ranked):
-        raise ValueError(f"--images {images}: there are {len(ranked)} to choose from")
+        raise ConfigError(f"--images {images}: there are {len(ranked)} to choose from")
     chosen = {image for _, image in ranked[:images]}
     annotations = [a for a in content["annotations"] if a["image_id"] in chosen]
     present = {a["category_id"] for a in annotations}
@@ -56,17 +60,23 @@ def main(argv=None):
     parser.add_argument("source", help="annotation file")
     parser.add_argument("target", help="annotation file to write")
     parser.add_argument("--images", type=int, default=8, help="how many (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace the target if it is there")
     args = parser.parse_args(argv)
-    try:
-        with open(args.source) as f:
-            subset = coco_subset(json.load(f), args.images)
-    except (OSError, ValueError, KeyError) as error:
-        print(f"error: {args.source}: {error}", file=sys.stderr)
-        return 2
-    with replacing(args.target) as partial, open(partial, "w") as f:
-        json.dump(subset, f)
+    return run_command(lambda: _run(args))
+
+
+def _run(args):
+    check_output(args.target, name="target", inputs=[args.source], force=args.force)
+    content = read_json(args.source, "annotation file")
+    images, annotations, _ = read_lists(content, args.source, "choose from")
+    sizes = {key: IMAGE[key] for key in ("id", "width", "height")}
+    check_values(images, "image", args.source, sizes)
+    keys = {key: ANNOTATION[key] for key in ("image_id", "category_id", "bbox", "iscrowd")}
+    check_values(annotations, "annotation", args.source, keys)
+    subset = coco_subset(content, args.images)
+    with replacing(args.target) as partial:
+        partial.write_text(json.dumps(subset), encoding="utf-8")
     print(f"{args.target}: {len(subset['images'])} images, {len(subset['annotations'])} objects")
-    return 0
 
 
 if __name__ == "__main__":

@@ -169,18 +169,18 @@ def parse_args(argv=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    from detectron2.config import get_cfg
-
-    import evonorm_plugins.integrations.detectron2  # noqa: F401
+    from evonorm_plugins.errors import InputError
+    from evonorm_plugins.integrations.detectron2.config import load_config
 
     results = {}
     for file in args.configs:
         print(f"counting {file}", file=sys.stderr)
         try:
-            if not Path(file).is_file():
-                raise FileNotFoundError("there is no such file")
-            cfg = get_cfg()
-            cfg.merge_from_file(file)
+            cfg, _ = load_config(file)
+        except InputError as error:  # which names the file
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        try:
             results[file] = count_flops(cfg, args.size, args.box_rois, args.mask_rois)
         except (OSError, ValueError, KeyError) as error:
             print(f"error: {file}: {error}", file=sys.stderr)

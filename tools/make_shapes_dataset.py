@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Write a COCO-format set of coloured shapes with exact masks.
 
 Everything follows from the seed: the same values give byte-identical files, and image k of a split
@@ -12,13 +13,14 @@ format of COCO), with the values it was made from in output/shapes/parameters.js
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from evonorm_plugins.errors import ConfigError, run_command
+from evonorm_plugins.files import new_folder
 
 CLASSES = ("circle", "square", "triangle", "star")
 CLASS_COLOURS = ((220, 60, 50), (60, 110, 220), (60, 180, 80), (225, 190, 50))
@@ -45,7 +47,7 @@ def make_shapes_dataset(
         dict of paths: ``train_json``, ``train_images``, ``val_json``, ``val_images``.
 
     Raises:
-        ValueError: a value out of range, or ``out_dir`` holds something else.
+        ConfigError: a value out of range, or ``out_dir`` holds something else.
     """
     parameters = {
         "format": FORMAT,
@@ -58,16 +60,10 @@ def make_shapes_dataset(
     }
     out = Path(out_dir).resolve()
     if not _is_made(out, parameters):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        # In the same folder, so that the rename stays on one disk. The set is made one level down
-        # because a temporary directory can be read by its owner alone.
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            new = Path(temporary) / "new"
-            new.mkdir()
+        with new_folder(out) as new:
             for split, name in enumerate(("train", "val")):
                 _write_split(new, name, split, parameters)
             _write_json(new / "parameters.json", parameters)
-            os.rename(new, out)
     return {
         "train_json": out / "train.json",
         "train_images": out / "train",
@@ -78,16 +74,16 @@ def make_shapes_dataset(
 
 def _whole_number(name, value, least):
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return int(value)
 
 
 def _is_made(out, parameters):
-    """Whether ``out`` holds this set already; ValueError where it holds anything else."""
+    """Whether ``out`` holds this set already; ConfigError where it holds anything else."""
     if not out.exists():
         return False
     if not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder that does not exist yet")
+        raise ConfigError(f"{out} is a file; give a folder that does not exist yet")
     if not any(out.iterdir()):
         return False
     try:
@@ -95,7 +91,7 @@ def _is_made(out, parameters):
     except (OSError, ValueError):
         there = None
     if not isinstance(there, dict):
-        raise ValueError(
+        raise ConfigError(
             f"{out} is not empty and no set made by this tool (it has no readable "
             "parameters.json); give another folder"
         )
@@ -105,13 +101,13 @@ def _is_made(out, parameters):
         if there.get(key) != value
     ]
     if different:
-        raise ValueError(
+        raise ConfigError(
             f"{out} holds a set made with {', '.join(different)}; give another folder or remove it"
         )
     for name in ("train", "val"):
         found = sum(1 for _ in (out / name).glob("*.png"))
         if found != parameters[name] or not (out / f"{name}.json").is_file():
-            raise ValueError(
+            raise ConfigError(
                 f"{out} was changed since it was made: {found} of {parameters[name]} images in "
                 f"{name}/, {name}.json {'present' if (out / f'{name}.json').is_file() else 'gone'};"
                 " remove it or give another folder"
@@ -334,11 +330,12 @@ def main(argv=None):
     parser.add_argument("--json", action="store_true", help="print the paths as JSON")
     options = vars(parser.parse_args(argv))
     as_json = options.pop("json")
-    try:
-        existed = Path(options["out_dir"], "parameters.json").exists()
-        paths = make_shapes_dataset(**options)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    return run_command(lambda: _run(options, as_json))
+
+
+def _run(options, as_json):
+    existed = Path(options["out_dir"], "parameters.json").exists()
+    paths = make_shapes_dataset(**options)
     if existed:
         print(f"{options['out_dir']}: this set is already there, nothing done", file=sys.stderr)
     if as_json:
@@ -349,4 +346,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

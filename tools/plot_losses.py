@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evonorm_plugins.files import replacing
+from evonorm_plugins.errors import ConfigError, DataError, reason, run_command
+from evonorm_plugins.files import check_output, replacing
 
 COLOURS = ("#d1495b", "#e0a030", "#30638e", "#1b998b", "#6a4c93", "#555555")
 
@@ -21,15 +22,18 @@ def read_losses(run):
     """Iterations and total losses of ``run/steps.csv``; of one written twice, the later.
 
     Raises:
-        ValueError: there is no such file, or it has no steps.
+        DataError: there is no such file, or it has no steps.
     """
     path = Path(run, "steps.csv")
     if not path.is_file():
-        raise ValueError(f"there is no {path}; it is written by tools/train_net.py")
+        raise DataError(f"there is no {path}; it is written by tools/train_net.py")
     with open(path) as f:
-        steps = {int(row["iteration"]): float(row["total_loss"]) for row in csv.DictReader(f)}
+        try:
+            steps = {int(r["iteration"]): float(r["total_loss"]) for r in csv.DictReader(f)}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is no record of steps: {reason(error)}") from None
     if not steps:
-        raise ValueError(f"{path} has no steps")
+        raise DataError(f"{path} has no steps")
     iterations = sorted(steps)
     return np.array(iterations), np.array([steps[i] for i in iterations])
 
@@ -39,6 +43,9 @@ def plot_losses(runs, out, window=10, title=""):
 
     Args:
         runs: ``{label: (iterations, losses)}``.
+        out: the picture, of a format that matplotlib writes.
+        window: steps of the mean; of a run with fewer, all of them.
+        title: above the plot.
     """
     import matplotlib
 
@@ -46,12 +53,17 @@ def plot_losses(runs, out, window=10, title=""):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if Path(out).suffix[1:].lower() not in known:
+        raise ConfigError(f"--out {out} must end in one of .{', .'.join(known)}")
     for k, (label, (iterations, losses)) in enumerate(runs.items()):
         colour = COLOURS[k % len(COLOURS)]
         axes.plot(iterations, losses, color=colour, alpha=0.25, linewidth=0.8)
-        if len(losses) >= window:
-            mean = np.convolve(losses, np.ones(window) / window, "valid")
-            axes.plot(iterations[window - 1 :], mean, color=colour, linewidth=2, label=label)
+        width = min(window, len(losses))
+        mean = np.convolve(losses, np.ones(width) / width, "valid")
+        # One mean alone is a point.
+        style = {"color": colour, "linewidth": 2, "marker": "o" if len(mean) == 1 else None}
+        axes.plot(iterations[width - 1 :], mean, **style, label=label)
     axes.set(xlabel="iteration", ylabel="total loss", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -71,14 +83,16 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if any("=" not in run for run in args.runs):
         parser.error("runs are given as LABEL=DIR")
-    try:
-        runs = {label: read_losses(path) for label, path in (r.split("=", 1) for r in args.runs)}
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    plot_losses(runs, args.out, args.window, args.title)
+    if args.window < 1:
+        parser.error(f"--window {args.window} must be at least 1")
+    return run_command(lambda: _plot(args))
+
+
+def _plot(args):
+    paths = dict(run.split("=", 1) for run in args.runs)
+    check_output(args.out, inputs=[Path(path, "steps.csv") for path in paths.values()], force=True)
+    plot_losses({k: read_losses(p) for k, p in paths.items()}, args.out, args.window, args.title)
     print(args.out)
-    return 0
 
 
 if __name__ == "__main__":

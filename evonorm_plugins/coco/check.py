@@ -1,275 +1,166 @@
-"""Check a COCO-format set before hours are spent on it.
+"""What training and scoring both ask of the entries of a COCO file.
 
-Much that can be wrong with such a set is no error to Detectron2, torchvision or pycocotools: they
-leave out what does not match, or fail in the evaluation after training. Here it is all found at the
-start.
+Every check looks at all entries and raises a DataError that names the file, says how many are wrong
+and shows the first of them.
 """
 
-import json
-import logging
 import math
-import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
-from evonorm_plugins.errors import DataError
+from evonorm_plugins.coco.rle import first_bad_rle
+from evonorm_plugins.coco.shapes import is_box, is_mask, short
+from evonorm_plugins.errors import DataError, first
 
-logger = logging.getLogger("evonorm_plugins")
-
-_NUMBER = (int, float)
-# key -> accepted types. pycocotools reads area and iscrowd, but only in the evaluation.
-_IMAGE_KEYS = {"id": (int, str), "file_name": (str,), "height": (int,), "width": (int,)}
-_CATEGORY_KEYS = {"id": (int,), "name": (str,)}
-_ANNOTATION_KEYS = {
-    "id": (int,),
-    "image_id": (int, str),
-    "category_id": (int,),
-    "bbox": (list,),
-    "area": _NUMBER,
-    "iscrowd": (int,),
-}
-_HINTS = {
-    "area": "; it is the number of pixels of the mask (of the box where there are no masks)",
-    "iscrowd": "; it is 0 for ordinary objects",
-}
+_LISTED_IN = {"image_id": "images", "category_id": "categories"}
 
 
-@dataclass
-class CocoReport:
-    """What :func:`check_coco` counted.
+class Value(NamedTuple):
+    """What a key must hold, as text and as a test."""
 
-    ``instances`` maps every category's name, in order of id, to its number of annotations that are
-    not crowds and have a box larger than nothing: those that are trained on. The
-    ``images_without_instances`` are left out.
-    """
-
-    images: int
-    images_without_instances: int
-    instances: dict
-    crowds: int
-    empty_boxes: int
+    text: str
+    fits: Callable[[Any], bool]
 
 
-def check_coco(json_file, image_root, *, masks=True, every_category=False):
-    """Read a COCO "instances" file and compare it with itself and the folder of images.
+def is_id(value: object) -> bool:
+    return isinstance(value, int | str) or (isinstance(value, float) and value.is_integer())
 
-    No image is opened. Things that cost accuracy but do not stop training are logged as warnings:
-    categories without instances, boxes of size zero, an annotation with id 0.
+
+ID = Value("a whole number or a text", is_id)
+
+
+def check_values(entries: list, kind: str, where: str, values: dict[str, Value]) -> None:
+    """Every entry is an object and holds what it must.
 
     Args:
-        json_file: path of the annotations.
-        image_root: folder that the images' ``file_name`` are relative to.
-        masks: whether every annotation needs a ``segmentation``, as mask heads do.
-        every_category: whether a category without instances is an error rather than a warning.
-
-    Returns:
-        CocoReport
-
-    Raises:
-        DataError: the set cannot be used.
+        kind: what messages call an entry: "image", "annotation" ...
+        values: ``{key: Value}``.
     """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    images, annotations, categories = _read(json_file)
-    _check_entries(json_file, "image", images, _IMAGE_KEYS)
-    _check_entries(json_file, "category", categories, _CATEGORY_KEYS)
-    _check_entries(json_file, "annotation", annotations, _ANNOTATION_KEYS)
-    _check_files(json_file, image_root, images)
-    _check_references(json_file, annotations, "image_id", images, "images")
-    _check_references(json_file, annotations, "category_id", categories, "categories")
-    _check_annotations(json_file, annotations, masks)
-    return _count(json_file, images, annotations, categories, every_category)
-
-
-def _read(json_file):
-    """images, annotations and categories; DataError unless each is a list with something in it."""
-    try:
-        with open(json_file, encoding="utf-8") as file:
-            content = json.load(file)
-    except OSError as error:
-        raise DataError(f"annotation file {json_file}: {error.strerror}") from error
-    except ValueError as error:  # bad JSON, and bytes that are no UTF-8
-        raise DataError(
-            f"annotation file {json_file} ({os.path.getsize(json_file)} bytes) is not valid JSON: "
-            f"{error}; was its download or copy cut off?"
-        ) from error
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict):
-        raise DataError(
-            f"{json_file} holds a {type(content).__name__}; COCO annotations are an object with "
-            f"the keys {', '.join(keys)} (a list is the format of results)"
-        )
-    missing = [key for key in keys if not isinstance(content.get(key), list)]
-    if missing:
-        raise DataError(
-            f"{json_file} has no list {_first(missing)}; its keys are {_first(content, 10)}"
-        )
-    for key in keys:
-        if not content[key]:
-            raise DataError(f"{json_file}: the list {key!r} is empty, there is nothing to learn")
-    return (content[key] for key in keys)
-
-
-def _check_entries(json_file, kind, entries, keys):
-    """Every entry is an object with all ``keys`` of the right types, and ids are unique."""
-    where = [k for k, entry in enumerate(entries) if not isinstance(entry, dict)]
-    if where:
-        raise DataError(
-            f"{json_file}: {kind} number {where[0] + 1} is {entries[where[0]]!r}, not an object"
-        )
-    for key, types in keys.items():
-        bad = [k for k, entry in enumerate(entries) if not isinstance(entry.get(key), types)]
+    for k, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: {kind} number {k} is {short(entry)}, not an object")
+    for key, value in values.items():
+        bad = [k for k, entry in enumerate(entries) if not value.fits(entry.get(key))]
         if bad:
-            first = entries[bad[0]]
-            value = f"is {first[key]!r}" if key in first else "is missing"
-            named = f"number {bad[0] + 1}" if key == "id" else f"with id {first['id']!r}"
-            expected = " or ".join(t.__name__ for t in types)
+            entry = entries[bad[0]]
+            found = f"is {short(entry[key])}" if key in entry else "is missing"
+            with_id = key != "id" and "id" in entry
+            named = f"with id {entry['id']!r}" if with_id else f"number {bad[0] + 1}"
             raise DataError(
-                f"{json_file}: {key!r} {value} in the {kind} {named}, and wrong in {len(bad)} of "
-                f"{len(entries)}; it must be of type {expected}{_HINTS.get(key, '')}"
+                f"{where}: {key!r} {found} in the {kind} {named}, and wrong in {len(bad)} of "
+                f"{len(entries)}; it must be {value.text}"
             )
-    twice = [value for value, n in Counter(e["id"] for e in entries).items() if n > 1]
+
+
+def check_ids(entries: list[dict], kind: str, where: str) -> None:
+    """Ids occur once, and all are numbers or all texts, so that they can be ordered."""
+    ids = [entry["id"] for entry in entries]
+    twice = [value for value, n in Counter(ids).items() if n > 1]
     if twice:
-        raise DataError(
-            f"{json_file}: {len(twice)} {kind} ids occur more than once: {_first(twice)}"
-        )
+        raise DataError(f"{where}: {len(twice)} {kind} ids occur more than once: {first(twice)}")
+    if len({isinstance(value, str) for value in ids}) > 1:
+        text = next(value for value in ids if isinstance(value, str))
+        raise DataError(f"{where}: some {kind} ids are numbers and some are texts, as {text!r}")
 
 
-def _check_files(json_file, image_root, images):
-    if not os.path.isdir(image_root):
-        raise DataError(f"image folder {image_root} is not there; {json_file} needs it")
-    present = {}  # folder -> names in it; listing once is far faster than asking for every file
-    absent = []
-    for image in images:
-        folder, name = os.path.split(image["file_name"])
-        if folder not in present:
-            present[folder] = _names(os.path.join(image_root, folder))
-        if name not in present[folder]:
-            absent.append(image["file_name"])
-    if absent:
-        raise DataError(
-            f"{len(absent)} of {len(images)} images of {json_file} are not in {image_root}: "
-            f"{_first(absent)}"
-        )
+def check_references(
+    entries: list[dict], kind: str, where: str, key: str, known: Iterable, known_from: str = ""
+) -> None:
+    """The ids under ``key`` are listed.
 
-
-def _names(folder):
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-
-
-def _check_references(json_file, annotations, key, targets, plural):
-    known = {target["id"] for target in targets}
-    lost = [a for a in annotations if a[key] not in known]
+    Args:
+        known: the ids that are.
+        known_from: what messages call the file that lists them, if it is another one.
+    """
+    known = dict.fromkeys(known)
+    lost = [entry.get(key) for entry in entries if not _is_known(entry.get(key), known)]
     if lost:
         # repr tells the text '7' from the number 7.
-        values = list(dict.fromkeys(repr(a[key]) for a in lost))
-        listed = [repr(target["id"]) for target in targets]
+        values = list(dict.fromkeys(map(short, lost)))
+        listed = f"{_LISTED_IN[key]!r}{known_from and f' of {known_from}'}"
         raise DataError(
-            f"{json_file}: {len(lost)} of {len(annotations)} annotations have {key}s that "
-            f"{plural!r} does not list: {_first(values)} ({plural!r} lists {_first(listed)})"
+            f"{where}: {len(lost)} of {len(entries)} {kind}s have {key}s that {listed} does not "
+            f"list: {first(values)} ({_LISTED_IN[key]!r} lists {first(map(repr, known))})"
         )
 
 
-def _check_annotations(json_file, annotations, masks):
-    negative = [a["id"] for a in annotations if a["id"] < 0]
-    if negative:
-        raise DataError(
-            f"{json_file}: {len(negative)} annotation ids are negative: {_first(negative)}; "
-            "number them from 1"
-        )
-    if any(a["id"] == 0 for a in annotations):
-        logger.warning(
-            "%s: annotation id 0 is what pycocotools writes for 'no match', so finding that object "
-            "counts as a false detection; number annotations from 1",
-            json_file,
-        )
-    bad = [a for a in annotations if not _is_box(a["bbox"])]
+def _is_known(value: Any, known: dict) -> bool:
+    return is_id(value) and value in known
+
+
+def check_boxes(entries: list[dict], where: str, *, optional: bool = False) -> None:
+    """Boxes are those of COCO.
+
+    Args:
+        optional: whether there may be none.
+    """
+    bad = [
+        f"{short(e.get('bbox'))} ({_name(k, e)})"
+        for k, e in enumerate(entries)
+        if not (is_box(e.get("bbox")) or (optional and e.get("bbox") in (None, [])))
+    ]
     if bad:
         raise DataError(
-            f"{json_file}: {len(bad)} of {len(annotations)} boxes are not 4 finite numbers x, y, "
-            f"width, height in pixels with no negative size: {_boxes(bad)}"
+            f"{where}: {len(bad)} of {len(entries)} boxes are not 4 finite numbers x, y, width, "
+            f"height in pixels with no negative size: {first(bad)}"
         )
-    bare = [a["id"] for a in annotations if not _has_mask(a)]
-    if masks and bare:
+
+
+def check_masks(
+    entries: list[dict],
+    kind: str,
+    where: str,
+    sizes: dict,
+    *,
+    every_polygon: bool = True,
+    advice: str = "",
+) -> None:
+    """Masks are polygons, or RLE of their image's size whose runs fill it.
+
+    Args:
+        sizes: ``{image_id: (height, width)}``.
+        every_polygon: whether one good polygon among others is not enough.
+        advice: added where there are no masks.
+    """
+    masks = [entry.get("segmentation") for entry in entries]
+    bad = [k for k, mask in enumerate(masks) if not is_mask(mask, every_polygon=every_polygon)]
+    if bad:
         raise DataError(
-            f"{json_file}: {len(bare)} of {len(annotations)} annotations have no 'segmentation' "
-            f"(polygons of 3 or more points, or RLE): ids {_first(bare)}; without masks, train a "
-            "model of boxes alone (in Detectron2: MODEL.MASK_ON False)"
+            f"{where}: {len(bad)} of {len(entries)} {kind}s have no 'segmentation' (it must be "
+            "polygons of 3 or more points, or RLE with 'size' and 'counts'): "
+            f"{first([_name(k, entries[k]) for k in bad])}; the first is {short(masks[bad[0]])}"
+            f"{advice}"
         )
-    ignored = [a["id"] for a in annotations if a.get("ignore")]
-    if ignored:
+    for k, (entry, mask) in enumerate(zip(entries, masks, strict=True)):
+        size = sizes[entry["image_id"]]
+        if not all(isinstance(v, int) and v > 0 for v in size):
+            raise DataError(
+                f"{where}: the {kind} {_name(k, entry)} has a mask, but its image has height "
+                f"{size[0]!r} and width {size[1]!r}"
+            )
+        if isinstance(mask, dict) and tuple(mask["size"]) != size:
+            raise DataError(
+                f"{where}: the {kind} {_name(k, entry)} has a mask of (height, width) "
+                f"{mask['size']}, its image is {list(size)}"
+            )
+    _check_run_lengths(entries, masks, kind, where)
+
+
+def _check_run_lengths(entries: list[dict], masks: list, kind: str, where: str) -> None:
+    compressed = [
+        k for k, m in enumerate(masks) if isinstance(m, dict) and isinstance(m["counts"], str)
+    ]
+    bad = first_bad_rle(
+        [masks[k]["counts"] for k in compressed], [math.prod(masks[k]["size"]) for k in compressed]
+    )
+    if bad is not None:
+        k = compressed[bad]
         raise DataError(
-            f"{json_file}: {len(ignored)} annotations have 'ignore', which is not "
-            f"supported: ids {_first(ignored)}; remove them or make them crowds with 'iscrowd': 1"
+            f"{where}: the {kind} {_name(k, entries[k])} has run lengths that do not make a mask "
+            f"of (height, width) {masks[k]['size']}: {short(masks[k]['counts'])}"
         )
 
 
-def _is_box(box):
-    return (
-        len(box) == 4
-        and all(isinstance(v, _NUMBER) and math.isfinite(v) for v in box)
-        and box[2] >= 0
-        and box[3] >= 0
-    )
-
-
-def _has_mask(annotation):
-    mask = annotation.get("segmentation")
-    if isinstance(mask, dict):
-        return "counts" in mask and "size" in mask
-    # Detectron2 drops polygons of fewer points, and the instance with its last one.
-    return isinstance(mask, list) and any(
-        isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in mask
-    )
-
-
-def _count(json_file, images, annotations, categories, every_category):
-    # COCO itself has two boxes of height zero (ids 918 and 2206849 of train2017).
-    empty = [a for a in annotations if 0 in a["bbox"][2:]]
-    if empty:
-        logger.warning(
-            "%s: %d of %d boxes have width or height 0, they are not trained on: %s",
-            json_file,
-            len(empty),
-            len(annotations),
-            _boxes(empty),
-        )
-    usable = [a for a in annotations if not a["iscrowd"] and 0 not in a["bbox"][2:]]
-    if not usable:
-        raise DataError(
-            f"{json_file}: all {len(annotations)} annotations are crowds or have boxes of size 0, "
-            "there is nothing to learn"
-        )
-    per_id = Counter(a["category_id"] for a in usable)
-    instances = Counter()
-    for category in sorted(categories, key=lambda c: c["id"]):
-        instances[category["name"]] += per_id[category["id"]]
-    without = [name for name, n in instances.items() if not n]
-    if without:
-        message = (
-            f"{json_file}: {len(without)} of {len(instances)} categories have no instances: "
-            f"{_first(without, 100)}"
-        )
-        if every_category:
-            raise DataError(f"{message}; nothing can be learnt for them, leave them out")
-        logger.warning(message)
-    return CocoReport(
-        images=len(images),
-        images_without_instances=len(images) - len({a["image_id"] for a in usable}),
-        instances=dict(instances),
-        crowds=sum(1 for a in annotations if a["iscrowd"]),
-        empty_boxes=len(empty),
-    )
-
-
-def _boxes(annotations):
-    return _first([f"{a['bbox']} (id {a['id']})" for a in annotations])
-
-
-def _first(values, n=5):
-    """The first ``n`` of ``values`` for a message, and how many more there are."""
-    shown = ", ".join(str(value) for value in list(values)[:n])
-    return f"{shown} and {len(values) - n} more" if len(values) > n else shown
+def _name(k: int, entry: dict) -> str:
+    return f"id {entry['id']!r}" if "id" in entry else f"number {k + 1}"

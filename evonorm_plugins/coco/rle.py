@@ -11,7 +11,7 @@ _MORE, _SIGN, _BITS, _LONGEST = 32, 16, 5, 12
 _AT_ONCE = 500  # masks whose numbers stay in the processor's cache
 
 
-def first_bad_rle(texts, areas):
+def first_bad_rle(texts: list[str], areas: list[int]) -> int | None:
     """Index of the first text that is no mask of its area, or None.
 
     Args:
@@ -26,7 +26,7 @@ def first_bad_rle(texts, areas):
     return None
 
 
-def _bad(texts, areas):
+def _bad(texts: list[str], areas: list[int]) -> np.ndarray:
     """Which texts are no masks of their areas, (len(texts),) bool."""
     lengths = np.array([len(text) for text in texts])
     letters = np.frombuffer("".join(texts).encode("latin-1", "replace"), np.uint8)
@@ -46,7 +46,7 @@ def _bad(texts, areas):
     return bad
 
 
-def _numbers(pieces, of_text):
+def _numbers(pieces: np.ndarray, of_text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers made of pieces, which text each belongs to, and which have too many pieces."""
     ends = np.flatnonzero((pieces & _MORE) == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
@@ -59,7 +59,7 @@ def _numbers(pieces, of_text):
     return numbers, of_text[starts], count > _LONGEST
 
 
-def _undo_differences(numbers, of_run):
+def _undo_differences(numbers: np.ndarray, of_run: np.ndarray) -> np.ndarray:
     first = np.flatnonzero(np.diff(of_run, prepend=-1))
     position = np.arange(len(numbers)) - np.repeat(first, np.diff(first, append=len(numbers)))
     runs = numbers.copy()

@@ -1,66 +1,61 @@
-"""Boxes and masks of COCO's formats, checked."""
+"""Boxes and masks of COCO's formats."""
 
 import math
 
-from evonorm_plugins.errors import InputError
+import numpy as np
 
 _NUMBER = (int, float)
 _NUMBERS = frozenset(_NUMBER)
 _FARTHEST = 1e6  # pixels
 
 
-def checked_box(entry, name):
-    box = entry.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
-        raise InputError(
-            f"{name} has bbox {short(box)}; it must be 4 finite numbers: x, y, width, height"
-        )
-    if box[2] < 0 or box[3] < 0:
-        raise InputError(
-            f"{name} has bbox {box} of negative size; it must be x, y, width, height in pixels"
-        )
-    return box
-
-
-def checked_mask(entry, size, name):
-    mask = entry.get("segmentation")
-    if not looks_like_mask(mask):
-        raise InputError(
-            f"{name} has segmentation {short(mask)}; it must be polygons of 3 or more points, or "
-            "RLE with 'size' and 'counts'"
-        )
-    if None in size or not all(isinstance(v, int) and v > 0 for v in size):
-        raise InputError(
-            f"{name} has a mask, but its image has height {size[0]!r} and width {size[1]!r}"
-        )
-    if isinstance(mask, dict) and list(mask["size"]) != list(size):
-        raise InputError(
-            f"{name} has a mask of (height, width) {mask['size']}, its image is {list(size)}"
-        )
-    return mask
-
-
-def looks_like_mask(mask):
-    if isinstance(mask, dict):
-        counts, size = mask.get("counts"), mask.get("size")
-        if not isinstance(size, list) or not all(isinstance(v, int) and v > 0 for v in size):
-            return False
-        if isinstance(counts, list):
-            return all(isinstance(v, int) and v >= 0 for v in counts) and (
-                sum(counts) == math.prod(size)
-            )
-        return isinstance(counts, str) and counts != ""
-    # A mask of 4 numbers would be taken for a box by pycocotools.
+def is_box(box: object) -> bool:
+    """Whether a value is x, y, width, height: finite numbers, no size negative."""
     return (
-        isinstance(mask, list)
-        and mask != []
-        and all(isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-        # Drawing far outside of the image would take for ever.
-        and all(map(_lies_near, mask))
+        isinstance(box, list)
+        and len(box) == 4
+        and all(map(is_number, box))
+        and box[2] >= 0
+        and box[3] >= 0
     )
 
 
-def _lies_near(polygon):
+def is_mask(mask: object, *, every_polygon: bool = True) -> bool:
+    """Whether a value is RLE, or polygons: each of them, or one of them at least."""
+    enough = all if every_polygon else any
+    return is_rle(mask) or (isinstance(mask, list) and mask != [] and enough(map(is_polygon, mask)))
+
+
+def is_polygon(polygon: object) -> bool:
+    """Whether a value is x0, y0, x1, y1 ... of 3 or more points not far outside of any image."""
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6  # pycocotools would take 4 numbers for a box
+        and len(polygon) % 2 == 0
+        # Drawing far outside of the image would take for ever.
+        and _lies_near(polygon)
+    )
+
+
+def is_rle(mask: object) -> bool:
+    """Whether a value is RLE; of compressed counts, whether they are a text."""
+    if not isinstance(mask, dict):
+        return False
+    counts, size = mask.get("counts"), mask.get("size")
+    if not (
+        isinstance(size, list)
+        and len(size) == 2
+        and all(isinstance(v, int) and v > 0 for v in size)
+    ):
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(v, int) and v >= 0 for v in counts) and (
+            sum(counts) == math.prod(size)
+        )
+    return isinstance(counts, str) and counts != ""
+
+
+def _lies_near(polygon: list) -> bool:
     # Not one number after the other: there are millions. NaN is the one that is not itself.
     return (
         _NUMBERS.issuperset(map(type, polygon))
@@ -70,13 +65,13 @@ def _lies_near(polygon):
     )
 
 
-def mask_area(segmentation, size):
+def mask_area(segmentation: list | dict, size: tuple[int, int]) -> float:
     from pycocotools import mask
 
     return float(mask.area(_encoded(segmentation, size)))
 
 
-def decoded_mask(segmentation, size):
+def decoded_mask(segmentation: list | dict, size: tuple[int, int]) -> np.ndarray:
     """Polygons or RLE of any kind -> bool (H, W).
 
     Args:
@@ -87,7 +82,7 @@ def decoded_mask(segmentation, size):
     return mask.decode(_encoded(segmentation, size)).astype(bool)
 
 
-def _encoded(segmentation, size):
+def _encoded(segmentation: list | dict, size: tuple[int, int]) -> dict:
     """Polygons or RLE of any kind -> compressed RLE."""
     from pycocotools import mask
 
@@ -98,15 +93,15 @@ def _encoded(segmentation, size):
     return segmentation
 
 
-def outline_of(box):
+def outline_of(box: list) -> list[list]:
     x, y, width, height = box
     return [[x, y, x, y + height, x + width, y + height, x + width, y]]
 
 
-def is_number(value):
+def is_number(value: object) -> bool:
     return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def short(value):
+def short(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 80 else shown[:77] + "..."

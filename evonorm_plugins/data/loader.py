@@ -127,7 +127,7 @@ def data_loader(samples, batches, workers=0, prefetch=2, pin=None):
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available() if pin is None else pin,
         # Its own: a loader seeds its workers with a number that it would draw from torch's.
         generator=torch.Generator(),
@@ -142,7 +142,8 @@ def _collate(samples):
     return together, torch.tensor(labels), [text for texts in damaged for text in texts], error
 
 
-def _start_worker(_):
+def start_worker(_):
+    """What a process that reads images does first."""
     torch.set_num_threads(1)
     # Sent to all processes of a run; the main one decides when reading ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -32,7 +32,15 @@ class Item(NamedTuple):
     mask: np.ndarray | None = None
 
 
-def draw_pairs(images, truths, found, path, *, columns=2, score_threshold=0.5):
+def draw_pairs(
+    images: list[np.ndarray],
+    truths: list[list[Item]],
+    found: list[list[Item]],
+    path: str | Path,
+    *,
+    columns: int = 2,
+    score_threshold: float = 0.5,
+) -> None:
     """Write one PNG with each image twice: ground truth on the left, predictions on the right.
 
     Args:
@@ -55,7 +63,9 @@ def draw_pairs(images, truths, found, path, *, columns=2, score_threshold=0.5):
     _save(_arrange(pairs, titles, min(columns, len(pairs))), Path(path))
 
 
-def check_arguments(images, truths, found, path, columns):
+def check_arguments(
+    images: list[np.ndarray], truths: list, found: list, path: str | Path, columns: int
+) -> None:
     """Raises ValueError where the arguments of :func:`draw_pairs` do not fit together."""
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"path must end in .png, got {str(path)!r}")
@@ -71,7 +81,15 @@ def check_arguments(images, truths, found, path, columns):
             raise ValueError(f"image {k} must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
 
 
-def true_item(category, box, segmentation, shape, class_names, *, crowd=False):
+def true_item(
+    category: int,
+    box: list,
+    segmentation: list | dict | None,
+    shape: tuple[int, int],
+    class_names: list[str],
+    *,
+    crowd: bool = False,
+) -> Item:
     """The :class:`Item` of a ground truth.
 
     Args:
@@ -91,7 +109,9 @@ def true_item(category, box, segmentation, shape, class_names, *, crowd=False):
     return Item(category, class_name(class_names, category) + " (crowd)" * crowd, box, mask)
 
 
-def found_item(category, score, box, mask, class_names):
+def found_item(
+    category: int, score: float, box: list, mask: np.ndarray | None, class_names: list[str]
+) -> Item:
     """The :class:`Item` of a prediction, labelled with its score.
 
     Raises:
@@ -100,7 +120,7 @@ def found_item(category, score, box, mask, class_names):
     return Item(category, f"{class_name(class_names, category)} {score:.2f}", box, mask)
 
 
-def class_name(class_names, index):
+def class_name(class_names: list[str], index: int) -> str:
     if not 0 <= index < len(class_names):
         raise ValueError(f"class {index} has no name; class_names has {len(class_names)}")
     return class_names[index]

@@ -91,7 +91,7 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     """Evaluate detections against ground truth.
 
     Args:
-        data: :class:`~evonorm_plugins.coco.read.CocoData`; read with ``masks=True`` for
+        data: :class:`~evonorm_plugins.coco.score.CocoData`; read with ``masks=True`` for
             ``"segm"``.
         iou_type: what is compared: "bbox" or "segm".
         max_dets: rising limits of detections per image and category.
@@ -105,9 +105,7 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     """
     if iou_type not in IOU_TYPES:
         raise InputError(f"IoU of {iou_type!r} is not one of {', '.join(IOU_TYPES)}")
-    max_dets = tuple(max_dets)
-    if not max_dets or min(max_dets) < 1 or sorted(set(max_dets)) != list(max_dets):
-        raise InputError(f"limits of detections {max_dets} must be positive and rise")
+    max_dets = check_limits(max_dets)
     evaluate = {"faster-coco-eval": _faster_coco_eval, "pycocotools": _pycocotools}
     evaluate = evaluate[pick_evaluator(evaluator)]
     shape = len(IOU_THRESHOLDS), len(data.categories), len(AREAS), len(max_dets)
@@ -123,6 +121,14 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
                     data, k + 1, objects[k + 1], found[k + 1], iou_type, max_dets
                 )
     return ApResult(precision, recall, max_dets)
+
+
+def check_limits(max_dets):
+    """Limits of detections as a tuple; raises InputError unless they are positive and rise."""
+    max_dets = tuple(max_dets)
+    if not max_dets or min(max_dets) < 1 or sorted(set(max_dets)) != list(max_dets):
+        raise InputError(f"limits of detections {max_dets} must be positive and rise")
+    return max_dets
 
 
 def _by_category(entries):

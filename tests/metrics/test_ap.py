@@ -10,8 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evonorm_plugins.coco.read import coco_data
 from evonorm_plugins.coco.rle import first_bad_rle
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics.ap import EVALUATORS, average_precision
 from tests.metrics.coco_cases import random_case
@@ -193,16 +193,25 @@ def annotated_with(**changes):
         (change(annotations=None), "no list 'annotations'"),
         (change(images=[{"id": 0}, {"id": 0}]), "1 image ids occur more than once: 0"),
         (change(images=[{"id": 0}, {"id": "x"}]), "some are texts, as 'x'"),
-        (change(images=[{"id": [1]}]), "must be an object with an 'id'"),
-        (annotated_with(image_id=7), "image_id that its list does not have: 7"),
-        (annotated_with(category_id="1"), "category_id that its list does not have: '1'"),
-        (annotated_with(id=None), "have none"),
-        (annotated_with(iscrowd=2), "iscrowd 2"),
-        (annotated_with(area="big"), "area 'big'"),
-        (annotated_with(bbox=[1, 2, 3]), r"bbox \[1, 2, 3\]"),
-        (found_with(image_id=99), "image_id that .* does not have: 99"),
-        (found_with(score=float("nan")), "score nan"),
-        (found_with(score=None), "score None"),
+        (
+            change(images=[{"id": [1]}]),
+            r"'id' is \[1\] in the image number 1, .* a whole number or a text",
+        ),
+        (annotated_with(image_id=7), "image_ids that 'images' does not list: 7"),
+        (annotated_with(category_id="1"), "category_ids that 'categories' does not list: '1'"),
+        (annotated_with(id=None), "'id' is None in the annotation number 1"),
+        (
+            annotated_with(iscrowd=2),
+            "'iscrowd' is 2 in the annotation with id 1, .* it must be 0 or 1",
+        ),
+        (annotated_with(area="big"), "'area' is 'big' in the annotation with id 1"),
+        (
+            annotated_with(bbox=[1, 2, 3]),
+            r"1 of 1 boxes are not 4 finite numbers .*: \[1, 2, 3\] \(id 1\)",
+        ),
+        (found_with(image_id=99), "image_ids that 'images' of the ground truth does not list: 99"),
+        (found_with(score=float("nan")), "'score' is nan in the detection number 1"),
+        (found_with(score=None), "'score' is None in the detection number 1"),
         (found_with(bbox=[0, 0, -5, 5]), "negative size"),
         (found_with(bbox=[0, 0, float("inf"), 5]), "4 finite numbers"),
         (found_with(bbox=None), "has no bbox"),
@@ -276,11 +285,15 @@ def test_table_for_people(files, evaluate):
     assert float(row.split()[1]) == pytest.approx(pycocotools_stats(*case, "bbox")[0] * 100, 1e-3)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1", "\x00\x01", '{"images": [', "null", "[[]]"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[1", b"\x00\x01", b'{"images": [', b"null", b"[[]]", b"\xff\xd8", b"[" * 10_000],
+    ids=lambda content: str(content[:10]),
+)
 @pytest.mark.parametrize("which", [0, 1])
 def test_broken_files_give_no_traceback(files, evaluate, content, which):
     paths, _ = files
-    paths[which].write_text(content)
+    paths[which].write_bytes(content)
     status, stdout, stderr = evaluate("ap", "--gt", paths[0], "--dt", paths[1])
     assert status == 2
     assert stdout == ""

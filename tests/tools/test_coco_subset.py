@@ -51,3 +51,22 @@ def test_too_many_or_none(tmp_path, capsys, images):
 def test_missing_file(tmp_path, capsys):
     assert TOOL["main"]([str(tmp_path / "gone.json"), str(tmp_path / "few.json")]) == 2
     assert "gone.json" in capsys.readouterr().err
+
+
+def test_the_source_is_never_written_over(tmp_path, capsys):
+    source, other = tmp_path / "all.json", tmp_path / "other.json"
+    for path in (source, other):
+        path.write_text(json.dumps(CONTENT))
+    for target in (source, other):
+        assert TOOL["main"]([str(source), str(target)]) == 2
+        assert capsys.readouterr().err.startswith(f"error: target {target} is ")
+        assert json.loads(target.read_text()) == CONTENT
+    assert TOOL["main"]([str(source), str(other), "--images", "2", "--force"]) == 0
+
+
+@pytest.mark.parametrize("key", ["images", "annotations"])
+def test_a_file_that_lacks_something(tmp_path, capsys, key):
+    source = tmp_path / "all.json"
+    source.write_text(json.dumps({**CONTENT, key: [{"id": 1}]}))
+    assert TOOL["main"]([str(source), str(tmp_path / "few.json")]) == 2
+    assert "is missing in the" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """tools/plot_losses.py: the losses of several runs in one plot."""
 
 import runpy
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,26 @@ def test_picture(tmp_path, capsys):
     assert TOOL["main"]([f"A={runs[0]}", f"B={runs[1]}", "--out", str(out)]) == 0
     assert out.read_bytes()[:4] == b"\x89PNG"
     assert [p.name for p in tmp_path.glob("*.png")] == ["losses.png"]
+    assert TOOL["main"]([f"A={runs[0]}", "--out", str(tmp_path / "losses.what")]) == 2
+    assert "must end in one of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_runs_of_a_few_iterations_have_their_line_and_label(tmp_path, monkeypatch, steps):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    run = write(tmp_path / "a", [(i, 3.0 - i) for i in range(steps)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert TOOL["main"]([f"A={run}", "--out", str(tmp_path / "losses.png")]) == 0
+    (axes,) = figures[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["A"]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), [np.mean(3.0 - np.arange(steps))])
 
 
 def test_bad_input(tmp_path, capsys):
@@ -39,6 +60,10 @@ def test_bad_input(tmp_path, capsys):
     empty = write(tmp_path / "empty", [])
     assert TOOL["main"]([f"A={empty}"]) == 2
     assert "has no steps" in capsys.readouterr().err
+    (empty / "steps.csv").write_text("iteration,total_loss\n1,much\n")
+    assert TOOL["main"]([f"A={empty}"]) == 2
+    assert "is no record of steps" in capsys.readouterr().err
+    assert TOOL["main"]([f"A={empty}", "--out", str(empty / "steps.csv")]) == 2
     with pytest.raises(SystemExit) as stop:
         TOOL["main"]([str(tmp_path)])
     assert stop.value.code == 2

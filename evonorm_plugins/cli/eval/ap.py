@@ -29,6 +29,16 @@ def add_arguments(parser):
     model.add_argument("--val-json", metavar="FILE", help="ground truth")
     model.add_argument("--val-images", metavar="DIR", help="folder of its images")
     model.add_argument("--save-dt", metavar="FILE", help="keep the detections")
+    model.add_argument(
+        "--trust-config",
+        action="store_true",
+        help="build the Python objects that config files name, which may run any code",
+    )
+    model.add_argument(
+        "--trust-weights",
+        action="store_true",
+        help="unpickle weights that hold more than arrays, which may run any code",
+    )
     model.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="of the config")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
@@ -67,22 +77,23 @@ def add_arguments(parser):
 
 
 def run(args):
-    from evonorm_plugins.coco.read import coco_data, read_json
+    from evonorm_plugins.coco.read import read_json
+    from evonorm_plugins.coco.score import coco_data
     from evonorm_plugins.files import check_output
+    from evonorm_plugins.metrics.ap import check_limits, pick_evaluator
 
     _check(args)
+    inputs = [args.gt, args.dt, args.config_file, args.val_json, args.weights]
     for path in filter(None, (args.out, args.grid, args.save_dt)):
-        check_output(path, inputs=[args.gt, args.dt, args.val_json, args.weights], force=True)
+        check_output(path, inputs=inputs, force=True)
+    check_limits(args.max_dets)
+    pick_evaluator(args.evaluator)
+    names = (args.val_json, "the model's detections") if args.config_file else (args.gt, args.dt)
+    ground_truth = read_json(names[0], "annotation file")
     if args.config_file:
-        from evonorm_plugins.integrations.detectron2.score import detect
-
-        detections, model = detect(args)
-        names = args.val_json, "the model's detections"
-        args.iou = args.iou or (["bbox", "segm"] if model["masks"] else ["bbox"])
+        detections, model = _detect(args, ground_truth)
     else:
-        detections, model = read_json(args.dt), None
-        names = args.gt, args.dt
-    ground_truth = read_json(names[0])
+        detections, model = read_json(args.dt, "results"), None
     tasks = args.iou or _tasks(detections)
     results, warnings, data = {}, {}, None
     for task in tasks:
@@ -122,6 +133,23 @@ def _check(args):
         from evonorm_plugins.metrics.grid import check_grid_path
 
         check_grid_path(args.grid)
+
+
+def _detect(args, ground_truth):
+    """What the model finds, and its description; the ground truth is known to be good before."""
+    from evonorm_plugins.coco.score import coco_data
+
+    try:
+        from evonorm_plugins.integrations.detectron2.evaluate import detect
+    except ImportError as error:
+        raise InputError(
+            f"--config-file needs Detectron2, which cannot be imported ({error}); "
+            "tools/install_detectron2.py installs it"
+        ) from None
+    coco_data(ground_truth, [], masks="segm" in (args.iou or ()), names=(args.val_json, ""))
+    detections, model = detect(args, ground_truth)
+    args.iou = args.iou or (["bbox", "segm"] if model["masks"] else ["bbox"])
+    return detections, model
 
 
 def _tasks(detections):

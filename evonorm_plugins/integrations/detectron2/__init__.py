@@ -8,12 +8,16 @@ The stock builders, configs, optimizers, ``FREEZE_AT``, ``TEST.PRECISE_BN``, ``F
 and checkpointers then know these layers. Models without them are built as before.
 """
 
+from evonorm_plugins.integrations.quiet import libraries_silenced
+
+with libraries_silenced():
+    import detectron2.modeling  # noqa: F401
+
 from evonorm_plugins.errors import CheckpointError, NonFiniteError
-from evonorm_plugins.integrations.census import census, norms_of
 from evonorm_plugins.integrations.detectron2 import (
     checkpoint,
-    config,
     flops,
+    keys,
     logs,
     norms,
     precise_stats,
@@ -27,8 +31,9 @@ from evonorm_plugins.integrations.detectron2.blocks import (
 )
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
 from evonorm_plugins.integrations.detectron2.norms import adapt
+from evonorm_plugins.integrations.model_norms import census, norms_of
 
-for _part in (config, norms, solver, precise_stats, flops, logs, checkpoint):
+for _part in (keys, norms, solver, precise_stats, flops, logs, checkpoint):
     _part.register()
 
 # Its classes enter Detectron2's registries, which need the names registered above.

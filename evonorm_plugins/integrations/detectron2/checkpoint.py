@@ -10,10 +10,11 @@ from collections import defaultdict
 
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from evonorm_plugins.errors import CheckpointError
-from evonorm_plugins.integrations.census import norms_of
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
+from evonorm_plugins.integrations.model_norms import norms_of
 
 # Keys of a norm in a checkpoint -> what they may belong to.
 _KINDS = {
@@ -25,7 +26,7 @@ _KINDS = {
 }
 
 
-def check_norms(model, checkpoint):
+def check_norms(model: nn.Module, checkpoint: dict) -> None:
     """Compare the norms of a checkpoint with those of the model it is loaded into.
 
     Args:

@@ -1,9 +1,261 @@
-"""Keys that this package adds to Detectron2's configuration."""
+"""A run's configuration: read without running code it holds, checked before any work is done."""
 
-from detectron2.config import defaults
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2
+import torch
+import yaml
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
+from detectron2.data import DatasetMapper
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.data.transforms import AugInput
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.solver import build_lr_scheduler
+from PIL import Image
+
+from evonorm_plugins.configs import find_config
+from evonorm_plugins.errors import ConfigError, DataError, InputError, reason
+from evonorm_plugins.integrations.detectron2.norms import checked_norm
+from evonorm_plugins.integrations.detectron2.trainer import Trainer
+from evonorm_plugins.registry import get_norm_act, is_norm_act
+from evonorm_plugins.training.ranks import pick_device
+
+# Its files are as trustworthy as its code, and some hold expressions in Python.
+_MODEL_ZOO = Path(detectron2.__file__).parent.joinpath("model_zoo/configs").resolve()
+_CHOICES = {
+    "SOLVER.LR_SCHEDULER_NAME": (
+        *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    ),
+    "SOLVER.WARMUP_METHOD": ("linear", "constant"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": ("value", "norm", "full_model"),
+    "MODEL.RESNETS.DEPTH": (18, 34, 50, 101, 152),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "DATALOADER.SAMPLER_TRAIN": (
+        *("TrainingSampler", "RepeatFactorTrainingSampler", "RandomSubsetTrainingSampler"),
+        *("WeightedTrainingSampler", "WeightedCategoryTrainingSampler"),
+    ),
+}
+_LEAST = {
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.BASE_LR": 0,
+    "SOLVER.WARMUP_ITERS": 0,
+    "DATALOADER.NUM_WORKERS": 0,
+    "TEST.EVAL_PERIOD": 0,
+}
+_MOST = 2**31  # what C calls an int
+_SEEDS = 2**32  # NumPy's are smaller
+# yacs raises AssertionError for keys that do not exist, and whatever comes for files that are none.
+_MISTAKES = (
+    *(AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError),
+    *(RecursionError, MemoryError, RuntimeError, yaml.YAMLError),
+)
 
 
-def register():
-    """Add the keys to the defaults, so that ``get_cfg()`` and saved configs have them."""
-    # Norm of PaperRPNHead; Detectron2's own RPN head has none.
-    defaults._C.MODEL.RPN.NORM = ""
+class _SafeConfig(CfgNode):
+    """Builds Python objects (``!!python/...``) for Detectron2's own files alone."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+        own = _MODEL_ZOO in Path(filename).resolve().parents
+        try:
+            values = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe or own)
+        except InputError:
+            raise
+        except yaml.constructor.ConstructorError as error:
+            raise ConfigError(
+                f"{filename} cannot be read: {reason(error)}. Plain values are read; anything else "
+                "could run the code of whoever wrote it: if you trust the file, give "
+                "--trust-config"
+            ) from None
+        except RecursionError:
+            raise ConfigError(
+                f"{filename} is nested too deeply, or _BASE_ leads back to the file itself"
+            ) from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{filename} is not YAML: {reason(error)}") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{filename} is not UTF-8 text: {error.reason}") from None
+        except OSError as error:
+            raise ConfigError(f"config file {filename}: {error.strerror}") from None
+        except (AttributeError, TypeError):
+            values = None
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{filename} is no config: it must hold keys and values, and the names of files "
+                "under _BASE_"
+            )
+        return values
+
+
+def load_config(
+    path: str | os.PathLike, opts: Sequence[str] = (), *, trust: bool = False
+) -> tuple[CfgNode, list[str]]:
+    """The configuration of a YAML file and of what a command line sets.
+
+    Args:
+        path: of the file, or the name of one of this package's; its ``_BASE_`` is read the same
+            way.
+        opts: keys and values in turn.
+        trust: build the Python objects that the file names, which runs the code it holds.
+
+    Returns:
+        ``(cfg, notes)``: the config, with the rate scaled to the batch and the device that is
+        there, and sentences on what was changed.
+
+    Raises:
+        ConfigError: names the file or the key.
+    """
+    path = find_config(path, "detectron2")
+    with _as_config_errors(f"config file {path}"):
+        loaded = CfgNode(_SafeConfig.load_yaml_with_base(str(path), allow_unsafe=trust))
+        cfg = _merged(get_cfg(), loaded, path)
+    reference_batch = cfg.SOLVER.IMS_PER_BATCH
+    with _as_config_errors("options"):
+        cfg.merge_from_list(list(opts))
+    notes = [scale_learning_rate(cfg, reference_batch, opts[::2])]
+    wants_gpu = cfg.MODEL.DEVICE.startswith("cuda") and "MODEL.DEVICE" not in opts[::2]
+    if wants_gpu and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        notes.append("torch sees no CUDA device: running on the CPU.")
+    return cfg, [note for note in notes if note]
+
+
+def _merged(cfg: CfgNode, loaded: CfgNode, path: str | os.PathLike) -> CfgNode:
+    version = loaded["VERSION"] if "VERSION" in loaded else guess_version(loaded, path)
+    if version == cfg.VERSION:
+        cfg.merge_from_other_cfg(loaded)
+        return cfg
+    old = downgrade_config(cfg, to_version=version)
+    old.merge_from_other_cfg(loaded)
+    return upgrade_config(old)
+
+
+@contextlib.contextmanager
+def _as_config_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except _MISTAKES as error:
+        hint = "a value is not of the kind that is needed: " if type(error) is TypeError else ""
+        raise ConfigError(f"{what}: {hint}{reason(error)}") from error
+
+
+def scale_learning_rate(
+    cfg: CfgNode, reference_batch: int, given: Sequence[str] = ()
+) -> str | None:
+    """Scale ``SOLVER.BASE_LR`` with the batch (Goyal et al., arXiv 1706.02677, Section 2.1).
+
+    Args:
+        cfg: configuration whose ``SOLVER.IMS_PER_BATCH`` is the batch that will be used.
+        reference_batch: the batch that ``SOLVER.BASE_LR`` was written for.
+        given: keys that the user has set by hand; a rate among them is left alone.
+
+    Returns:
+        A sentence on what was done, or None.
+    """
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    if batch == reference_batch or "SOLVER.BASE_LR" in given:
+        return None
+    if batch < 1:
+        raise DataError(f"SOLVER.IMS_PER_BATCH {batch} must be at least 1")
+    before = cfg.SOLVER.BASE_LR
+    cfg.SOLVER.BASE_LR = before * batch / reference_batch
+    return (
+        f"SOLVER.BASE_LR {before:g} is for {reference_batch} images a step; with {batch} it is "
+        f"scaled to {cfg.SOLVER.BASE_LR:g}. The number of steps is left at {cfg.SOLVER.MAX_ITER}."
+    )
+
+
+def check_config(cfg: CfgNode, *, training: bool = True) -> None:
+    """Find what is wrong with a configuration; its model is built, without memory.
+
+    Args:
+        cfg: names sets that are registered.
+        training: whether it is to be trained, not evaluated alone.
+
+    Raises:
+        ConfigError: names the key and what would be right.
+    """
+    choices = {**_CHOICES, "MODEL.META_ARCHITECTURE": sorted(n for n, _ in META_ARCH_REGISTRY)}
+    for key, allowed in choices.items():
+        if _value(cfg, key) not in allowed:
+            known = ", ".join(map(str, allowed))
+            raise ConfigError(f"{key} {_value(cfg, key)!r} is not one of {known}")
+    for key, least in _LEAST.items():
+        value = _value(cfg, key)
+        if not least <= value < _MOST:
+            limit = f"below {_MOST}" if value >= _MOST else f"at least {least}"
+            raise ConfigError(f"{key} {value} must be {limit}")
+    if cfg.SEED >= _SEEDS:
+        raise ConfigError(f"SEED {cfg.SEED} must be below {_SEEDS}")
+    try:
+        device = pick_device(cfg.MODEL.DEVICE)
+    except ConfigError as error:
+        raise ConfigError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: {error}") from None
+    if training and cfg.SOLVER.AMP.ENABLED and device.type != "cuda":
+        raise ConfigError(f"SOLVER.AMP.ENABLED needs a CUDA device, MODEL.DEVICE is {device}")
+    for expected in cfg.TEST.EXPECTED_RESULTS:
+        if not isinstance(expected, list | tuple) or len(expected) != 4:
+            raise ConfigError(
+                f"TEST.EXPECTED_RESULTS has {expected!r}; each is [task, metric, value, tolerance]"
+            )
+    _check_norms(cfg)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the run itself builds all of it once more
+    try:
+        _check_model(cfg)
+        _check_images(cfg, training)
+    finally:
+        logging.disable(level)
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def _check_norms(cfg: CfgNode) -> None:
+    for path, norm in _norms(cfg.MODEL, "MODEL."):
+        try:
+            if is_norm_act(checked_norm(norm)):
+                get_norm_act(norm, 32, device="meta")  # its options
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def _norms(node: CfgNode, path: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if hasattr(value, "items"):
+            yield from _norms(value, f"{path}{key}.")
+        elif key == "NORM":
+            yield f"{path}{key}", value
+
+
+def _check_model(cfg: CfgNode) -> None:
+    build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    try:
+        with torch.device("meta"):
+            model = build(cfg.clone())
+    except Exception:  # whatever is wrong, or a model of the user's that needs numbers
+        with _as_config_errors("the model cannot be built from the config"):
+            model = build(cfg.clone())
+    with _as_config_errors("the optimizer cannot be built from SOLVER"):
+        build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
+
+
+def _check_images(cfg: CfgNode, training: bool) -> None:
+    for is_train in (False, True) if training else (False,):
+        with _as_config_errors("images cannot be prepared as INPUT says"):
+            mapper = DatasetMapper(cfg, is_train)
+            image = convert_PIL_to_numpy(Image.new("RGB", (48, 32)), mapper.image_format)
+            mapper.augmentations(AugInput(image))

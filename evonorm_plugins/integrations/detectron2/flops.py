@@ -6,16 +6,18 @@ lie inside a norm-activation layer. Outside of these layers such operations coun
 """
 
 import math
+from collections.abc import Callable
 
 from detectron2.utils import analysis
 from fvcore.nn.jit_handles import get_shape
+from torch import nn
 
 from evonorm_plugins.flops import ELEMENTWISE, FREE, REDUCTIONS
 from evonorm_plugins.integrations.detectron2.patch import wrap_method
 from evonorm_plugins.layers import NormAct
 
 
-def norm_act_flop_handles(model):
+def norm_act_flop_handles(model: nn.Module) -> dict[str, Callable | None]:
     """``{operation: handle}`` for ``set_op_handle`` of the analysis of ``model``."""
     paths = {name for name, module in model.named_modules() if isinstance(module, NormAct)}
 

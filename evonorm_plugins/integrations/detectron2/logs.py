@@ -5,8 +5,8 @@ import logging
 
 from detectron2.modeling import build_model as _stock_build_model
 
-from evonorm_plugins.integrations.census import census
 from evonorm_plugins.integrations.detectron2.patch import rebind
+from evonorm_plugins.integrations.model_norms import census
 
 # Detectron2's logger prints its children's messages.
 logger = logging.getLogger("detectron2.evonorm_plugins")

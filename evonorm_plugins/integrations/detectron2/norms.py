@@ -9,6 +9,7 @@ put in their place. Modules without one are left exactly as they were.
 import contextvars
 import functools
 import itertools
+from typing import Any, TypeVar
 
 from detectron2 import layers as d2_layers
 from detectron2.modeling import backbone, meta_arch, roi_heads
@@ -21,6 +22,7 @@ from evonorm_plugins.integrations.detectron2.patch import rebind, wrap_method
 from evonorm_plugins.layers import BatchDependent, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 
+_Class = TypeVar("_Class", bound=type)
 STOCK_NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 _ACTIVATIONS = (
@@ -51,7 +53,7 @@ def get_norm(norm, out_channels):
     return layer
 
 
-def checked_norm(norm):
+def checked_norm(norm: Any) -> str:
     """``norm`` if it is the name of a stock or a registered norm.
 
     Raises:
@@ -65,7 +67,7 @@ def checked_norm(norm):
     )
 
 
-def adapt(cls):
+def adapt(cls: _Class) -> _Class:
     """Class decorator: the module's norm-activation layers are placed when it is built.
 
     For modules that apply their children in order, or that give norm and activation to Detectron2's

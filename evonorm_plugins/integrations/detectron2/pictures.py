@@ -1,6 +1,13 @@
 """A picture of ground truth beside predictions, from Detectron2's structures."""
 
-from detectron2.structures import BoxMode
+import os
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, detection_utils
+from detectron2.data.transforms import ResizeShortestEdge
+from detectron2.structures import BoxMode, Instances
 
 from evonorm_plugins.integrations.pictures import (
     check_arguments,
@@ -11,8 +18,15 @@ from evonorm_plugins.integrations.pictures import (
 
 
 def draw_predictions(
-    images, ground_truths, predictions, class_names, path, *, columns=2, score_threshold=0.5
-):
+    images: list[np.ndarray],
+    ground_truths: list[dict],
+    predictions: list[Instances],
+    class_names: list[str],
+    path: str | os.PathLike,
+    *,
+    columns: int = 2,
+    score_threshold: float = 0.5,
+) -> None:
     """Write one PNG with each image twice: ground truth on the left, predictions on the right.
 
     Args:
@@ -79,3 +93,35 @@ def _found_items(predicted, class_names, score_threshold):
             strict=True,
         )
     ]
+
+
+def picture_predictions(
+    cfg: CfgNode, model: torch.nn.Module, dataset: str, path: str | os.PathLike, images: int
+) -> None:
+    """Draw ground truth beside what a model finds in the first images that have objects.
+
+    Args:
+        cfg: the configuration, for the size of images.
+        model: left in the mode it is in.
+        dataset: name of a registered set.
+        path: the ``.png`` file.
+        images: how many.
+    """
+    dicts = [d for d in DatasetCatalog.get(dataset) if d["annotations"]][:images]
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    training = model.training
+    model.eval()
+    shown, predictions = [], []
+    for record in dicts:
+        image = detection_utils.read_image(record["file_name"], format="RGB")
+        ordered = image if cfg.INPUT.FORMAT == "RGB" else image[:, :, ::-1]
+        resized = resize.get_transform(ordered).apply_image(np.ascontiguousarray(ordered))
+        tensor = torch.from_numpy(resized.astype("float32").transpose(2, 0, 1).copy())
+        height, width = image.shape[:2]
+        with torch.no_grad():
+            output = model([{"image": tensor, "height": height, "width": width}])[0]
+        shown.append(image)
+        predictions.append(output["instances"])
+    model.train(training)
+    classes = MetadataCatalog.get(dataset).thing_classes
+    draw_predictions(shown, dicts, predictions, classes, path)

@@ -7,9 +7,9 @@ record = Run(Options(train_json=..., train_images=..., val_json=..., val_images=
 
 from evonorm_plugins.errors import CheckpointError, ConfigError
 from evonorm_plugins.integrations.torchvision.checkpoint import load_detector
+from evonorm_plugins.integrations.torchvision.config import Options, load_options
 from evonorm_plugins.integrations.torchvision.models import build_detector, list_detectors
-from evonorm_plugins.integrations.torchvision.options import Options
-from evonorm_plugins.integrations.torchvision.train import Run
+from evonorm_plugins.integrations.torchvision.run import Run
 
 __all__ = [
     "CheckpointError",
@@ -19,4 +19,5 @@ __all__ = [
     "build_detector",
     "list_detectors",
     "load_detector",
+    "load_options",
 ]

@@ -1,7 +1,13 @@
 """Checkpoints of detectors, with what they were built from."""
 
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
 from evonorm_plugins.errors import CheckpointError
-from evonorm_plugins.integrations.census import norms_of
+from evonorm_plugins.integrations.model_norms import norms_of
+from evonorm_plugins.integrations.torchvision.config import Options
 from evonorm_plugins.integrations.torchvision.models import build_detector
 from evonorm_plugins.training.checkpoint import Format
 
@@ -11,7 +17,9 @@ FORMAT = Format(
 )
 
 
-def save(path, model, options, categories, **more):
+def save(
+    path: Path, model: nn.Module, options: Options, categories: list[str], **more: Any
+) -> None:
     """Write the model, what it was built from, and ``more``, a dictionary of plain values.
 
     Raises:
@@ -26,7 +34,7 @@ def save(path, model, options, categories, **more):
     FORMAT.save({**state, **more}, path)
 
 
-def load_into(model, state, path, categories):
+def load_into(model: nn.Module, state: dict, path: str | Path, categories: list[str]) -> None:
     """Give ``model`` the weights of a checkpoint.
 
     Raises:
@@ -53,7 +61,7 @@ def load_into(model, state, path, categories):
         raise CheckpointError(f"{path} is of another model, {was[0]}: {reason}") from None
 
 
-def load_detector(path):
+def load_detector(path: str | Path) -> tuple[nn.Module, list[str]]:
     """The detector of a checkpoint in evaluation mode, and the names of its categories.
 
     Label k of its predictions is category k - 1.

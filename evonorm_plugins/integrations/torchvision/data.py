@@ -1,15 +1,18 @@
 """Images and targets of a COCO-format set, as torchvision's detectors take them."""
 
 import os
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from evonorm_plugins.coco.check import check_coco
-from evonorm_plugins.coco.read import coco_data, read_json
+from evonorm_plugins.coco.read import read_json
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.shapes import decoded_mask
+from evonorm_plugins.coco.train import check_coco
 from evonorm_plugins.data.decode import decode
+from evonorm_plugins.data.loader import start_worker
 from evonorm_plugins.errors import DataError, InputError
 
 _SMALLEST = 0.01  # pixels
@@ -34,19 +37,27 @@ class CocoSet:
         DataError, InputError: the set cannot be used.
     """
 
-    def __init__(self, json_file, image_root, *, masks, every_category=False):
-        check_coco(json_file, image_root, masks=masks, every_category=every_category)
+    def __init__(
+        self,
+        json_file: str | os.PathLike,
+        image_root: str | os.PathLike,
+        *,
+        masks: bool,
+        every_category: bool = False,
+    ) -> None:
         self.json_file, self.image_root, self.masks = str(json_file), str(image_root), masks
-        self.content = read_json(json_file)
+        self.content = read_json(json_file, "annotation file")
+        options = {"masks": masks, "every_category": every_category, "content": self.content}
+        check_coco(json_file, image_root, **options)
         data = coco_data(self.content, [], masks=masks, names=(self.json_file, "nothing"))
         self.images = sorted(self.content["images"], key=lambda image: image["id"])
         self.category_ids = sorted(c["id"] for c in self.content["categories"])
         self.categories = data.categories
-        self.objects = [[] for _ in self.images]
+        self.objects: list[list[dict]] = [[] for _ in self.images]
         for entry in data.objects:
             self.objects[entry["image_id"] - 1].append(entry)
 
-    def read(self, k):
+    def read(self, k: int) -> torch.Tensor:
         """Image ``k`` as uint8 (3, H, W), RGB.
 
         Raises:
@@ -67,7 +78,7 @@ class CocoSet:
             )
         return image
 
-    def target(self, k):
+    def target(self, k: int) -> dict[str, torch.Tensor]:
         """``boxes`` (N, 4) as x0, y0, x1, y1, ``labels`` (N,) and ``masks`` (N, H, W) of image k.
 
         Crowds and boxes of size 0 are left out.
@@ -86,7 +97,7 @@ class CocoSet:
         return target
 
 
-def is_trained_on(entry):
+def is_trained_on(entry: dict) -> bool:
     # Smaller ones may have no size in float32, which torchvision refuses.
     return not entry["iscrowd"] and min(entry["bbox"][2:]) >= _SMALLEST
 
@@ -97,12 +108,12 @@ class TrainingImages(Dataset):
     All images with instances, in a new order each time around; half of them mirrored.
     """
 
-    def __init__(self, coco, seed, flip):
+    def __init__(self, coco: CocoSet, seed: int, flip: bool) -> None:
         self.coco, self.seed, self.flip = coco, seed, flip
         self.usable = [k for k, o in enumerate(coco.objects) if any(map(is_trained_on, o))]
-        self._time_around = None
+        self._time_around: int | None = None
 
-    def __getitem__(self, position):
+    def __getitem__(self, position: int) -> tuple | InputError:
         time_around, place = divmod(position, len(self.usable))
         if time_around != self._time_around:
             generator = np.random.default_rng((self.seed, 0, time_around))
@@ -121,20 +132,20 @@ class TrainingImages(Dataset):
 class EvaluationImages(Dataset):
     """``(image, index)`` in order of id."""
 
-    def __init__(self, coco):
+    def __init__(self, coco: CocoSet) -> None:
         self.coco = coco
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.coco.images)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: int) -> tuple | InputError:
         try:
             return self.coco.read(k).float() / 255, k
         except InputError as error:
             return error
 
 
-def mirrored(image, target):
+def mirrored(image: torch.Tensor, target: dict) -> tuple[torch.Tensor, dict]:
     """Image and target, left and right exchanged."""
     boxes = target["boxes"].clone()
     boxes[:, [0, 2]] = image.shape[-1] - boxes[:, [2, 0]]
@@ -144,7 +155,7 @@ def mirrored(image, target):
     return image.flip(-1), target
 
 
-def batches(images, positions, batch, workers):
+def batches(images: Dataset, positions: range, batch: int, workers: int) -> Iterator[list]:
     """Lists of ``batch`` entries of ``images``.
 
     Raises:
@@ -156,6 +167,7 @@ def batches(images, positions, batch, workers):
         sampler=positions,
         num_workers=workers,
         collate_fn=_as_they_are,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # the global one is left alone, for runs that are resumed
     )
     for entries in loader:
@@ -165,5 +177,5 @@ def batches(images, positions, batch, workers):
         yield entries
 
 
-def _as_they_are(entries):
+def _as_they_are(entries: list) -> list:
     return entries

@@ -3,20 +3,23 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torchvision.ops import box_convert
 
-from evonorm_plugins.coco.read import coco_data
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.coco.shapes import decoded_mask
 from evonorm_plugins.files import replacing
-from evonorm_plugins.integrations.pictures import draw_pairs, found_item, true_item
-from evonorm_plugins.integrations.torchvision.data import EvaluationImages, batches
+from evonorm_plugins.integrations.pictures import Item, draw_pairs, found_item, true_item
+from evonorm_plugins.integrations.results import Results
+from evonorm_plugins.integrations.torchvision.data import CocoSet, EvaluationImages, batches
 from evonorm_plugins.metrics.ap import average_precision
 
 
-def detect(model, coco, *, batch=1, workers=0):
+def detect(model: nn.Module, coco: CocoSet, *, batch: int = 1, workers: int = 0) -> list[dict]:
     """Detections of ``model`` on every image of a set, as entries of COCO's result format.
 
     Args:
@@ -37,7 +40,7 @@ def detect(model, coco, *, batch=1, workers=0):
     return found
 
 
-def _entries(output, image_id, category_ids):
+def _entries(output: dict, image_id: int | str, category_ids: list[int]) -> list[dict[str, Any]]:
     boxes = box_convert(output["boxes"], "xyxy", "xywh")
     entries = [
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
@@ -55,13 +58,13 @@ def _entries(output, image_id, category_ids):
     return entries
 
 
-def evaluate(coco, detections):
+def evaluate(coco: CocoSet, detections: list[dict]) -> Results:
     """``{"bbox": {"AP": ..., "AP-cat": ...}, "segm": {...}}`` in percent, "segm" for masks.
 
     As Detectron2 does, masks are small, medium or large by their own area. NaN where there is no
     ground truth.
     """
-    results = {}
+    results: Results = {}
     for task in ("bbox", "segm") if coco.masks else ("bbox",):
         data = coco_data(
             coco.content,
@@ -78,20 +81,29 @@ def evaluate(coco, detections):
     return results
 
 
-def save_detections(detections, path):
+def save_detections(detections: list[dict], path: Path) -> None:
     with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
         json.dump(detections, file)
 
 
-def picture(coco, detections, path, *, images=6, score_threshold=0.5):
+def picture(
+    coco: CocoSet,
+    detections: list[dict],
+    path: str | Path,
+    *,
+    images: int = 6,
+    score_threshold: float = 0.5,
+) -> None:
     """Draw ground truth beside detections, for the first images that have objects."""
     chosen = [k for k, objects in enumerate(coco.objects) if objects][:images]
     labels = {category: label for label, category in enumerate(coco.category_ids)}
-    by_image = {coco.images[k]["id"]: [] for k in chosen}
+    by_image: dict[int | str, list[dict]] = {coco.images[k]["id"]: [] for k in chosen}
     for entry in detections:
         if entry["image_id"] in by_image and entry["score"] >= score_threshold:
             by_image[entry["image_id"]].append(entry)
-    shown, truths, found = [], [], []
+    shown: list[np.ndarray] = []
+    truths: list[list[Item]] = []
+    found: list[list[Item]] = []
     for k in chosen:
         image = coco.read(k).permute(1, 2, 0).numpy()
         shape = image.shape[:2]
@@ -124,6 +136,6 @@ def picture(coco, detections, path, *, images=6, score_threshold=0.5):
     draw_pairs(shown, truths, found, Path(path), score_threshold=score_threshold)
 
 
-def _corners(box):
+def _corners(box: list) -> list:
     x, y, width, height = box
     return [x, y, x + width, y + height]

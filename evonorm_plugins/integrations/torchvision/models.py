@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 from torchvision.models import detection, list_models, resnet18
@@ -18,7 +20,7 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from evonorm_plugins.conversion import convert
+from evonorm_plugins.conversion import Conversion, convert
 from evonorm_plugins.errors import ConfigError
 
 SMALL = "maskrcnn_resnet18_fpn_small"
@@ -33,15 +35,21 @@ _FAMILIES = {
 _DECIDED = {"self", "backbone", "num_classes", "min_size", "max_size", "kwargs"}
 
 
-def list_detectors():
+def list_detectors() -> list[str]:
     """Names that :func:`build_detector` takes."""
     stock = [n for n in list_models(module=detection) if n.startswith(tuple(_FAMILIES))]
     return sorted([*stock, SMALL])
 
 
 def build_detector(
-    name, num_classes, norm="EvoNormS0", *, min_size=(800,), max_size=1333, model_options=None
-):
+    name: str,
+    num_classes: int,
+    norm: str = "EvoNormS0",
+    *,
+    min_size: Sequence[int] = (800,),
+    max_size: int = 1333,
+    model_options: dict | None = None,
+) -> tuple[nn.Module, Conversion | None]:
     """A detector of torchvision with fresh weights.
 
     Args:
@@ -76,24 +84,29 @@ def build_detector(
     return (model, None) if norm == "none" else convert(model, norm)
 
 
-def _check_options(name, options):
-    # torchvision takes any name, and does nothing with one that it does not know.
+def _check_options(name: str, options: dict) -> None:
+    # torchvision takes any name, does nothing with one that it does not know, and looks at values
+    # when they are used.
     family = next(classes for start, classes in _FAMILIES.items() if name.startswith(start))
-    known = {key for c in family for key in inspect.signature(c.__init__).parameters} - _DECIDED
-    for key in options:
+    parameters = {k: p for c in family for k, p in inspect.signature(c.__init__).parameters.items()}
+    known = parameters.keys() - _DECIDED
+    for key, value in options.items():
         if key not in known:
             raise ConfigError(
                 f"{key!r} is no option of {name}; there are {', '.join(sorted(known))}"
                 f"{_hint(key, known)}"
             )
+        wants_number = isinstance(parameters[key].default, int | float)
+        if isinstance(value, str) or (wants_number and not isinstance(value, int | float)):
+            raise ConfigError(f"{key}={value!r} is not a number")
 
 
-def _hint(name, known):
+def _hint(name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, known, 1)
     return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
-def _small_mask_rcnn(num_classes, **options):
+def _small_mask_rcnn(num_classes: int, **options: Any) -> MaskRCNN:
     """R-18, FPN and heads of 64 channels, anchors of 8 to 128 pixels: for a CPU and small images.
 
     Norms are where the Detectron2 configs have them: backbone, FPN, box and mask head.

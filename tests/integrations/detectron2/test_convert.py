@@ -6,7 +6,7 @@ from detectron2.modeling import build_model
 
 import evonorm_plugins.integrations.detectron2  # noqa: F401
 from evonorm_plugins import convert
-from evonorm_plugins.integrations.census import norms_of
+from evonorm_plugins.integrations.model_norms import norms_of
 
 
 def mask_rcnn(norm):

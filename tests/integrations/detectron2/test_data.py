@@ -4,7 +4,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
-from evonorm_plugins.coco.check import check_coco
+from evonorm_plugins.coco.train import check_coco
 from evonorm_plugins.errors import DataError
 from evonorm_plugins.integrations.detectron2.data import register_coco
 

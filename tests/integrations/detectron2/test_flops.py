@@ -226,7 +226,7 @@ def test_tool_on_the_papers_table(capsys):
     [
         (["--size", "100", "{}"], "--size 100 must be a multiple of 32"),
         (["--box-rois", "-1", "{}"], "there cannot be -1 RoIs"),
-        (["nowhere.yaml"], "nowhere.yaml: there is no such file"),
+        (["nowhere.yaml"], "error: 'nowhere.yaml' is no file and no detectron2 config"),
     ],
 )
 def test_tool_with_bad_input(options, message, small_cfg, tmp_path, capsys):

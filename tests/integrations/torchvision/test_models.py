@@ -4,7 +4,7 @@ from torch import nn
 
 from evonorm_plugins import EvoNormS0, NormAct
 from evonorm_plugins.errors import ConfigError, ConvertError
-from evonorm_plugins.integrations.census import census
+from evonorm_plugins.integrations.model_norms import census
 from evonorm_plugins.integrations.torchvision import build_detector, list_detectors
 
 SMALL = "maskrcnn_resnet18_fpn_small"

@@ -2,16 +2,31 @@
 
 import dataclasses
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.training.config import (
+    build,
+    check_choices,
+    check_minimum,
+    read_overrides,
+    read_values,
+)
 
-_SCHEDULES = ("multistep", "cosine")
+CHOICES = {"schedule": ("multistep", "cosine")}
+MINIMUM = {
+    **{"batch": 1, "iterations": 1, "max_size": 1, "log_every": 1, "warmup": 0, "seed": 0},
+    **{"eval_every": 0, "checkpoint_every": 0, "workers": 0, "lr": 0, "clip_gradients": 0},
+    **{"weight_decay": 0, "norm_weight_decay": 0, "momentum": 0, "warmup_factor": 0},
+}
 
 
 @dataclass
 class Options:
-    """Options of :class:`~evonorm_plugins.integrations.torchvision.train.Run`.
+    """Options of :class:`~evonorm_plugins.integrations.torchvision.run.Run`.
 
     Attributes:
         train_json, train_images, val_json, val_images: annotations in COCO's format and folders of
@@ -37,7 +52,7 @@ class Options:
         eval_every, checkpoint_every, log_every: iterations between; 0: at the end alone.
         seed: of weights, order, flips and sampling.
         workers: processes that read images.
-        device: "cuda", "cpu" ...; None: cuda where there is one.
+        device: "cuda", "cuda:1", "cpu"; "auto": cuda where there is one.
         allow_empty_categories: train although some categories have no instances.
     """
 
@@ -50,7 +65,7 @@ class Options:
     norm: str = "EvoNormS0"
     model_options: dict = field(default_factory=dict)
     weights: str | None = None
-    min_size: tuple = (800,)
+    min_size: list = field(default_factory=lambda: [800])
     max_size: int = 1333
     flip: bool = True
     batch: int = 2
@@ -62,45 +77,39 @@ class Options:
     warmup: int = 1000
     warmup_factor: float = 0.001
     schedule: str = "multistep"
-    steps: tuple | None = None
+    steps: list | None = None
     clip_gradients: float = 5.0
     eval_every: int = 0
     checkpoint_every: int = 1000
     log_every: int = 20
     seed: int = 0
     workers: int = 2
-    device: str | None = None
+    device: str = "auto"
     allow_empty_categories: bool = False
 
-    def check(self):
+    def check(self) -> None:
         """Raises ConfigError for the first option out of range."""
-        at_least = {"batch": 1, "iterations": 1, "max_size": 1, "log_every": 1, "warmup": 0}
-        at_least |= {"eval_every": 0, "checkpoint_every": 0, "workers": 0, "seed": 0}
-        at_least |= {"weight_decay": 0, "norm_weight_decay": 0, "clip_gradients": 0}
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
-                raise ConfigError(f"{name} {value} must be at least {least}")
-        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"lr {self.lr} must be above 0")
+        check_choices(self, CHOICES)
+        check_minimum(self, MINIMUM)
+        if self.lr == 0:
+            raise ConfigError("lr=0 must be above 0")
         for name in ("momentum", "warmup_factor"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be from 0 to 1")
-        if self.schedule not in _SCHEDULES:
-            raise ConfigError(f"schedule {self.schedule!r} is not one of {', '.join(_SCHEDULES)}")
+            if getattr(self, name) > 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be from 0 to 1")
         if not self.min_size or min(self.min_size) < 1 or max(self.min_size) > self.max_size:
-            shown = " ".join(map(str, self.min_size))
-            raise ConfigError(f"min_size {shown} must be from 1 to max_size {self.max_size}")
+            raise ConfigError(
+                f"min_size={self.min_size} must be from 1 to max_size={self.max_size}"
+            )
         if self.steps is not None and self.schedule != "multistep":
-            raise ConfigError(f"steps belong to the schedule multistep, not to {self.schedule}")
-        if sorted(set(self.steps or ())) != list(self.steps or ()) or 0 in (self.steps or ()):
-            raise ConfigError(f"steps {' '.join(map(str, self.steps))} must rise, from 1 on")
+            raise ConfigError(f"steps belong to schedule=multistep, not to {self.schedule}")
+        if sorted(set(self.steps or ())) != list(self.steps or ()) or min(self.steps or [1]) < 1:
+            raise ConfigError(f"steps={self.steps} must rise, from 1 on")
 
-    def base_rate(self):
+    def base_rate(self) -> float:
         """The rate after the warm-up."""
         return 0.02 * self.batch / 16 if self.lr is None else self.lr
 
-    def rate(self, iteration):
+    def rate(self, iteration: int) -> float:
         """The learning rate of an iteration, counted from 0."""
         if self.schedule == "cosine":
             factor = (1 + math.cos(math.pi * iteration / self.iterations)) / 2
@@ -114,5 +123,36 @@ class Options:
             factor *= self.warmup_factor * (1 - done) + done
         return self.base_rate() * factor
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def load_options(
+    path: str | os.PathLike | None = None,
+    overrides: Sequence[str] = (),
+    given: dict[str, Any] | None = None,
+) -> Options:
+    """The options of a YAML file and of a command line, checked.
+
+    Args:
+        path: of the file, or None.
+        overrides: ``key=value`` strings, over the file's. What is no option is one of
+            torchvision's model, as if it stood under ``model_options``.
+        given: options by name, over both.
+
+    Raises:
+        ConfigError: names the key or value at fault and what would be right.
+    """
+    if path and not os.path.isfile(path):
+        raise ConfigError(f"there is no config file {path}")
+    values = read_values(path) if path else {}
+    names = {f.name for f in dataclasses.fields(Options)}
+    for_model = values.get("model_options") or {}
+    for key, value in read_overrides(overrides).items():
+        if key in names:
+            values[key] = value
+        elif isinstance(for_model, dict):
+            for_model = values["model_options"] = {**for_model, key: value}
+    options = build(Options, {**values, **(given or {})})
+    options.check()
+    return options

@@ -2,17 +2,20 @@
 
 import json
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 
 import evonorm_plugins
 from evonorm_plugins.files import replacing
-from evonorm_plugins.integrations.census import norms_of
+from evonorm_plugins.integrations.model_norms import norms_of
 
+Results = dict[str, dict[str, float]]
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def ap_table(results):
+def ap_table(results: Results) -> str:
     """The AP of boxes and masks, in percent, as lines of text."""
     lines = ["task   " + "".join(f"{name:>8}" for name in _METRICS)]
     for task in ("bbox", "segm"):
@@ -22,7 +25,7 @@ def ap_table(results):
     return "\n".join(lines)
 
 
-def report_lines(results, cost, dataset):
+def report_lines(results: Results, cost: dict | None, dataset: str | None) -> list[str]:
     """The AP table and the cost of training, as texts.
 
     Args:
@@ -41,7 +44,9 @@ def report_lines(results, cost, dataset):
     return lines
 
 
-def write_results(folder, model, results, cost, **more):
+def write_results(
+    folder: Path, model: torch.nn.Module, results: Results, cost: dict | None, **more: Any
+) -> Path:
     """Write ``results.json`` to ``folder`` and return its path.
 
     Args:
@@ -62,5 +67,5 @@ def write_results(folder, model, results, cost, **more):
     return path
 
 
-def _finite(value):
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

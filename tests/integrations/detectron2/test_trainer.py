@@ -1,4 +1,4 @@
-"""The trainer: non-finite losses, clipping, rates, costs."""
+"""The trainer: non-finite losses, clipping, costs."""
 
 import csv
 
@@ -8,13 +8,9 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from evonorm_plugins.errors import DataError, NonFiniteError
-from evonorm_plugins.integrations.detectron2.engine import (
-    StepRecord,
-    Trainer,
-    first_non_finite,
-    scale_learning_rate,
-)
+from evonorm_plugins.errors import NonFiniteError
+from evonorm_plugins.integrations.detectron2.trainer import StepRecord, Trainer
+from evonorm_plugins.integrations.non_finite import first_non_finite
 
 
 @pytest.fixture
@@ -103,21 +99,6 @@ def test_clipping_the_norm_of_all_gradients(small_cfg):
     optimizer.step()
     after = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert (after - before).norm() == pytest.approx(0.5, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("batch", "given", "rate"), [(16, [], 0.025), (64, [], 0.1), (16, ["SOLVER.BASE_LR"], 0.1)]
-)
-def test_learning_rate_follows_the_batch(small_cfg, batch, given, rate):
-    cfg = small_cfg("EvoNormS0", "SOLVER.IMS_PER_BATCH", batch)
-    note = scale_learning_rate(cfg, 64, given)
-    assert pytest.approx(rate) == cfg.SOLVER.BASE_LR
-    assert (note is None) == (rate == 0.1)
-
-
-def test_a_batch_of_nothing(small_cfg):
-    with pytest.raises(DataError, match="IMS_PER_BATCH 0 must be at least 1"):
-        scale_learning_rate(small_cfg("EvoNormS0", "SOLVER.IMS_PER_BATCH", 0), 64)
 
 
 def test_cost_before_the_first_step():

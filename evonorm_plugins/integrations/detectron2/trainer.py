@@ -1,30 +1,48 @@
 """Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
 
 import os
+import weakref
 
 import torch
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 
-from evonorm_plugins.errors import DataError, NonFiniteError
-from evonorm_plugins.integrations import steps
+from evonorm_plugins.errors import NonFiniteError
+from evonorm_plugins.integrations import step_record
+from evonorm_plugins.integrations.detectron2.data import NamingMapper
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.steps import first_non_finite
+from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
+from evonorm_plugins.integrations.non_finite import first_non_finite
 
 
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` with COCO evaluation and a diagnosis of non-finite losses.
 
+    Images that cannot be read are named; weights are read without running code that they may hold.
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"`` clips the norm of all gradients together to
     ``CLIP_VALUE``; Detectron2's own types clip each parameter by itself.
+
+    Args:
+        cfg: the configuration.
+        trust_weights: read weights with Python's pickle.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, *, trust_weights=False):
+        self._trust_weights = trust_weights
         super().__init__(cfg)
         self._detector = self.model.module if hasattr(self.model, "module") else self.model
         self._detector.register_forward_pre_hook(self._remember_batch)
         self._loss_check = self._detector.register_forward_hook(self._check_losses)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=NamingMapper(cfg, True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name, output_folder=None):
@@ -59,6 +77,13 @@ class Trainer(DefaultTrainer):
             logger.info("Starting at iteration 0 with fresh weights.")
 
     def build_hooks(self):
+        # Before the hooks, one of which keeps the checkpointer.
+        self.checkpointer = SafeCheckpointer(
+            self.model,
+            self.cfg.OUTPUT_DIR,
+            trust=self._trust_weights,
+            trainer=weakref.proxy(self),
+        )
         path = os.path.join(self.cfg.OUTPUT_DIR, "steps.csv")
         self.steps = StepRecord(path if comm.is_main_process() else os.devnull)
         # First, so that evaluation and checkpoints between two steps do not count.
@@ -92,7 +117,7 @@ class Trainer(DefaultTrainer):
         )
 
 
-class StepRecord(steps.StepRecord, HookBase):
+class StepRecord(step_record.StepRecord, HookBase):
     """The record of every step, in ``steps.csv``, as a hook of the trainer.
 
     Detectron2's own ``metrics.json`` has a line for 20 steps, and medians.
@@ -111,27 +136,3 @@ class StepRecord(steps.StepRecord, HookBase):
 
     def after_train(self):
         self.close()
-
-
-def scale_learning_rate(cfg, reference_batch, given=()):
-    """Scale ``SOLVER.BASE_LR`` with the batch (Goyal et al., arXiv 1706.02677, Section 2.1).
-
-    Args:
-        cfg: configuration whose ``SOLVER.IMS_PER_BATCH`` is the batch that will be used.
-        reference_batch: the batch that ``SOLVER.BASE_LR`` was written for.
-        given: keys that the user has set by hand; a rate among them is left alone.
-
-    Returns:
-        A sentence on what was done, or None.
-    """
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    if batch == reference_batch or "SOLVER.BASE_LR" in given:
-        return None
-    if batch < 1:
-        raise DataError(f"SOLVER.IMS_PER_BATCH {batch} must be at least 1")
-    before = cfg.SOLVER.BASE_LR
-    cfg.SOLVER.BASE_LR = before * batch / reference_batch
-    return (
-        f"SOLVER.BASE_LR {before:g} is for {reference_batch} images a step; with {batch} it is "
-        f"scaled to {cfg.SOLVER.BASE_LR:g}. The number of steps is left at {cfg.SOLVER.MAX_ITER}."
-    )

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from evonorm_plugins.coco.check import CocoReport, check_coco
+from evonorm_plugins.coco.train import CocoReport, check_coco
 from evonorm_plugins.errors import DataError
 
 TRIANGLE = [[1.0, 1.0, 5.0, 1.0, 1.0, 5.0]]
@@ -127,6 +127,12 @@ def test_not_json(root, text):
     assert str(caught.value).endswith("was its download or copy cut off?")
 
 
+def test_json_that_is_nested_too_deeply(root):
+    (root / "set.json").write_text("[" * 10_000 + "]" * 10_000)
+    with pytest.raises(DataError, match=r"set\.json \(20000 bytes\) is nested far deeper than"):
+        check_coco(root / "set.json", root / "images")
+
+
 def test_a_file_of_results(root):
     (root / "set.json").write_text("[]")
     with pytest.raises(DataError, match=r"holds a list; .* \(a list is the format of results\)"):
@@ -136,8 +142,9 @@ def test_a_file_of_results(root):
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
 def test_missing_and_empty_lists(root, key):
     others = ", ".join(k for k in GOOD if k != key)
+    hint = "; is it a test set, whose annotations are not public?" if key == "annotations" else ""
     message = error(root, lambda c: c.pop(key))
-    assert message == f"{root}/set.json has no list {key}; its keys are {others}"
+    assert message == f"{root}/set.json has no list {key!r}; its keys are {others}{hint}"
     message = error(root, lambda c: c.update({key: []}))
     assert message == f"{root}/set.json: the list {key!r} is empty, there is nothing to learn"
 
@@ -300,8 +307,29 @@ def test_nothing_but_crowds_and_empty_boxes(root):
 def test_bad_masks(root, mask):
     message = error(root, setter("annotations", 1, "segmentation", mask))
     assert "1 of 4 annotations have no 'segmentation'" in message
-    assert "ids 2;" in message
+    assert ": id 2; the first is " in message
     assert "MODEL.MASK_ON False" in message
+
+
+def test_rle_of_another_size_and_runs_that_make_no_mask(root):
+    rle = {"size": [12, 10], "counts": [60, 60]}
+    message = error(root, setter("annotations", 3, "segmentation", rle))
+    assert "the annotation id 7 has a mask of (height, width) [12, 10], its image is [10, 12]" in (
+        message
+    )
+    rle = {"size": [10, 12], "counts": "0000"}
+    message = error(root, setter("annotations", 3, "segmentation", rle))
+    assert "the annotation id 7 has run lengths that do not make a mask" in message
+
+
+def test_one_polygon_of_several_is_enough(root):
+    polygons = [[1.0, 2.0, 3.0, 4.0], *TRIANGLE]
+    assert check(root, setter("annotations", 1, "segmentation", polygons)).images == 4
+
+
+def test_sizes_of_images(root):
+    message = error(root, setter("images", 0, "height", 0))
+    assert "'height' is 0 in the image with id 4" in message
 
 
 def test_ignore(root):

@@ -3,17 +3,19 @@
 import contextlib
 import datetime
 import logging
-import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from evonorm_plugins.errors import ConfigError, NonFiniteError
-from evonorm_plugins.integrations.census import census, is_norm
-from evonorm_plugins.integrations.report import report_lines, write_results
-from evonorm_plugins.integrations.steps import StepRecord, first_non_finite
+from evonorm_plugins.files import check_folder
+from evonorm_plugins.integrations.model_norms import census
+from evonorm_plugins.integrations.results import Results, report_lines, write_results
+from evonorm_plugins.integrations.step_record import StepRecord
 from evonorm_plugins.integrations.torchvision import checkpoint
+from evonorm_plugins.integrations.torchvision.config import Options
 from evonorm_plugins.integrations.torchvision.data import CocoSet, TrainingImages, batches
 from evonorm_plugins.integrations.torchvision.evaluate import (
     detect,
@@ -22,7 +24,11 @@ from evonorm_plugins.integrations.torchvision.evaluate import (
     save_detections,
 )
 from evonorm_plugins.integrations.torchvision.models import build_detector
+from evonorm_plugins.integrations.torchvision.trainer import Trainer
 from evonorm_plugins.metrics.ap import pick_evaluator
+from evonorm_plugins.training.checkpoint import loading
+from evonorm_plugins.training.memory import check_workers
+from evonorm_plugins.training.ranks import pick_device
 
 logger = logging.getLogger("evonorm_plugins.torchvision")
 
@@ -34,7 +40,7 @@ class Run:
     ``predictions.png`` and ``log.txt``.
 
     Args:
-        options: :class:`~evonorm_plugins.integrations.torchvision.options.Options`.
+        options: :class:`~evonorm_plugins.integrations.torchvision.config.Options`.
         resume: go on with what is in ``output_dir``, if anything is.
         evaluate_only: the training set is not needed.
 
@@ -43,32 +49,25 @@ class Run:
             any work is done.
     """
 
-    def __init__(self, options, *, resume=False, evaluate_only=False):
+    def __init__(
+        self, options: Options, *, resume: bool = False, evaluate_only: bool = False
+    ) -> None:
         options.check()
+        check_workers(options.workers)
         self.options, self.evaluate_only = options, evaluate_only
         self.folder = Path(options.output_dir)
         self.checkpoint = self.folder / "checkpoint.pt"
         state, path = self._state(resume)
-        self.device = _device(options.device)
+        device = pick_device(options.device)
         self._open_sets()
-        self.iteration = 0
         self._build()
         if state:
             checkpoint.load_into(self.model, state, path, self.categories)
-        self.model.to(self.device)
-        self.optimizer = _optimizer(self.model, options)
+        self.trainer = Trainer(self.model.to(device), options)
         if state and path == self.checkpoint:
-            self.iteration = state["iteration"]
-            self.optimizer.load_state_dict(state["optimizer"])
-            torch.set_rng_state(state["rng"])
-            if self.device.type == "cuda" and state["cuda_rng"] is not None:
-                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"output_dir {self.folder}: {error.strerror}") from None
+            loading(path, self.trainer.load_state_dict, state)
 
-    def _open_sets(self):
+    def _open_sets(self) -> None:
         options = self.options
         self.train_set = None if self.evaluate_only else self._open("train")
         wanted = options.val_json or options.val_images or self.evaluate_only
@@ -82,7 +81,7 @@ class Run:
                 f"{options.train_json} has {', '.join(self.categories)}; they must be the same"
             )
 
-    def _build(self):
+    def _build(self) -> None:
         options = self.options
         torch.manual_seed(options.seed)
         self.model, self.conversion = build_detector(
@@ -94,22 +93,20 @@ class Run:
             model_options=options.model_options,
         )
 
-    def _state(self, resume):
+    def _state(self, resume: bool) -> tuple[dict | None, Path | None]:
         """The checkpoint to begin with, if any, and its path."""
-        if self.checkpoint.exists() and resume:
-            return checkpoint.FORMAT.load(self.checkpoint), self.checkpoint
-        if self.checkpoint.exists() and not self.evaluate_only:
-            raise ConfigError(
-                f"output_dir {self.folder} holds a run already: go on with --resume, or name "
-                "another one"
-            )
+        check_folder(self.options.output_dir)
+        if resume or not self.evaluate_only:
+            state = checkpoint.FORMAT.resumed(self.checkpoint, resume=resume)
+            if state:
+                return state, self.checkpoint
         if self.options.weights:
             return checkpoint.FORMAT.load(self.options.weights), Path(self.options.weights)
         if self.evaluate_only:
             raise ConfigError("evaluation needs weights")
         return None, None
 
-    def _open(self, split):
+    def _open(self, split: str) -> CocoSet:
         json_file, images = (getattr(self.options, f"{split}_{k}") for k in ("json", "images"))
         if not json_file or not images:
             raise ConfigError(f"{split}_json and {split}_images are both needed")
@@ -117,7 +114,7 @@ class Run:
         masks = self.options.model.startswith("maskrcnn_")
         return CocoSet(json_file, images, masks=masks, every_category=every)
 
-    def train(self):
+    def train(self) -> Results:
         """Take the iterations that are left, then evaluate.
 
         Returns:
@@ -127,28 +124,47 @@ class Run:
             NonFiniteError, NoSpaceError: training cannot go on; the last checkpoint is from
                 before.
         """
-        options = self.options
-        with _log_file(self.folder / "log.txt"):
+        options, trainer = self.options, self.trainer
+        with self._log_file():
             self._describe()
             images = TrainingImages(self.train_set, options.seed, options.flip)
-            positions = range(self.iteration * options.batch, options.iterations * options.batch)
+            positions = range(trainer.iteration * options.batch, options.iterations * options.batch)
             self.steps = StepRecord(self.folder / "steps.csv")
             self.steps.open()
             self.model.train()
             try:
                 for entries in batches(images, positions, options.batch, options.workers):
-                    self._step(entries)
+                    self.steps.start()
+                    trainer.step(entries)
+                    self.steps.stop(trainer.iteration - 1, trainer.loss)
                     self._after_step()
+            except NonFiniteError as error:
+                saved = f"The last checkpoint, {self.checkpoint}, is from before"
+                saved = saved if self.checkpoint.exists() else "There is no checkpoint yet"
+                raise NonFiniteError(f"{error}. {saved}.") from None
             finally:
                 self.steps.close()
             return self._finish(self.steps.summary())
 
-    def evaluate(self):
+    def evaluate(self) -> Results:
         """Evaluate the weights as they are; returns what :meth:`train` does."""
-        with _log_file(self.folder / "log.txt"):
+        with self._log_file():
             return self._finish(None)
 
-    def _describe(self):
+    @contextlib.contextmanager
+    def _log_file(self) -> Iterator[None]:
+        """What is logged also goes to the end of a file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+
+    def _describe(self) -> None:
         options = self.options
         logger.info("Norms of the model by part:\n%s", census(self.model) or "none")
         if self.conversion:
@@ -163,86 +179,41 @@ class Run:
             "%d images of %d categories, %d an iteration at rate %g, on %s; starting at "
             "iteration %d",
             len(self.train_set.images), len(self.categories), options.batch, options.base_rate(),
-            self.device, self.iteration,
+            self.trainer.device, self.trainer.iteration,
         )  # fmt: skip
 
-    def _step(self, entries):
-        self.steps.start()
-        images = [image.to(self.device) for image, _, _ in entries]
-        targets = [{k: v.to(self.device) for k, v in t.items()} for _, t, _ in entries]
-        rate = self.options.rate(self.iteration)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        losses = self.model(images, targets)
-        total = sum(losses.values())
-        values = {name: loss.item() for name, loss in losses.items()}
-        self.loss = sum(values.values())
-        if not math.isfinite(self.loss):
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            raise NonFiniteError(self._diagnosis("loss", shown, images, targets, entries))
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        if self.options.clip_gradients:
-            norm = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self.options.clip_gradients
-            )
-            if not torch.isfinite(norm):
-                shown = f"norm {norm.item()} at loss {self.loss:.4g}"
-                raise NonFiniteError(self._diagnosis("gradient", shown, images, targets, entries))
-        self.optimizer.step()
-        self.steps.stop(self.iteration, self.loss)
-        self.iteration += 1
-
-    def _diagnosis(self, what, values, images, targets, entries):
-        saved = f"The last checkpoint, {self.checkpoint}, is from before"
-        return (
-            f"the {what} is not finite at iteration {self.iteration}: {values}. "
-            f"{first_non_finite(self.model, images, targets)}. Learning rate "
-            f"{self.optimizer.param_groups[0]['lr']:g}, image ids {[k for _, _, k in entries]}. "
-            "A lower rate, a longer warm-up or a lower limit of gradients often helps. "
-            f"{saved if self.checkpoint.exists() else 'There is no checkpoint yet'}."
-        )
-
-    def _after_step(self):
-        options, k = self.options, self.iteration
+    def _after_step(self) -> None:
+        options, k = self.options, self.trainer.iteration
         last = k == options.iterations
         if k % options.log_every == 0 or last:
             recent = self.steps.seconds[-100:]
-            left = (options.iterations - k) * sum(recent) / len(recent)
+            left = int((options.iterations - k) * sum(recent) / len(recent))
             logger.info(
                 "  iteration %9s   loss %-7.4g %s left",
-                f"{k}/{options.iterations}", self.loss, datetime.timedelta(seconds=int(left)),
+                f"{k}/{options.iterations}", self.trainer.loss, datetime.timedelta(seconds=left),
             )  # fmt: skip
         if last or (options.checkpoint_every and k % options.checkpoint_every == 0):
             self._save()
         if self.val_set and options.eval_every and k % options.eval_every == 0 and not last:
-            results, _ = self._evaluate()
+            results = evaluate(self.val_set, self._detect())
             logger.info(report_lines(results, None, options.val_json)[0])
 
-    def _save(self):
-        checkpoint.save(
-            self.checkpoint,
-            self.model,
-            self.options,
-            self.categories,
-            iteration=self.iteration,
-            optimizer=self.optimizer.state_dict(),
-            rng=torch.get_rng_state(),
-            cuda_rng=torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        )
+    def _save(self) -> None:
+        state = self.trainer.state_dict()
+        checkpoint.save(self.checkpoint, self.model, self.options, self.categories, **state)
 
-    def _evaluate(self):
-        detections = detect(
-            self.model, self.val_set, batch=self.options.batch, workers=self.options.workers
-        )
-        return evaluate(self.val_set, detections), detections
+    def _detect(self) -> list[dict]:
+        options = self.options
+        return detect(self.model, self.val_set, batch=options.batch, workers=options.workers)
 
-    def _finish(self, cost):
-        results, written = {}, []
+    def _finish(self, cost: dict | None) -> Results:
+        results: Results = {}
+        written: list[Path] = []
         if self.val_set:
-            results, detections = self._evaluate()
+            detections = self._detect()
             written = [self.folder / "detections.json", self.folder / "predictions.png"]
             save_detections(detections, written[0])
+            results = evaluate(self.val_set, detections)
             picture(self.val_set, detections, written[1])
         record = write_results(
             self.folder,
@@ -251,7 +222,7 @@ class Run:
             cost,
             dataset=self.options.val_json,
             weights=self.options.weights,
-            iterations=self.iteration,
+            iterations=self.trainer.iteration,
             options=self.options.to_dict(),
             command=sys.argv,
         )
@@ -260,43 +231,3 @@ class Run:
         *others, last = map(str, [*written, record])
         logger.info("Wrote %s%s.", ", ".join(others) + " and " * bool(others), last)
         return results
-
-
-def _device(name):
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device {name!r} is none; cuda, cuda:1 or cpu are") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def _optimizer(model, options):
-    of_norms = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters()}
-    params = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in params if id(p) not in of_norms],
-            "weight_decay": options.weight_decay,
-        },
-        {
-            "params": [p for p in params if id(p) in of_norms],
-            "weight_decay": options.norm_weight_decay,
-        },
-    ]
-    return torch.optim.SGD(groups, lr=options.base_rate(), momentum=options.momentum)
-
-
-@contextlib.contextmanager
-def _log_file(path):
-    """What is logged also goes to the end of a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()

@@ -1,6 +1,7 @@
 """The norms of every part of a model."""
 
 from collections import Counter
+from typing import Any
 
 from torch import nn
 
@@ -23,19 +24,19 @@ _PARTS = (
 )
 
 
-def is_norm(module):
+def is_norm(module: nn.Module) -> bool:
     """Whether a module is a norm, or a norm-activation layer."""
     return isinstance(module, (NormAct, *_TORCH_NORMS)) or type(module).__name__ in _OTHER_NORMS
 
 
-def norms_of(model):
+def norms_of(model: nn.Module) -> dict[str, str]:
     """``{module name: description}`` of every norm, the one inside a norm-activation layer aside.
 
     A description tells what a checkpoint must agree on: the class, the groups of the S series and
     of group normalization, and the digest of a layer graph. Cross-replica layers are described as
     their plain counterparts.
     """
-    norms = {}
+    norms: dict[str, str] = {}
     for name, module in model.named_modules():
         inside_another = name.rpartition(".")[0] in norms
         if is_norm(module) and not inside_another:
@@ -43,7 +44,7 @@ def norms_of(model):
     return norms
 
 
-def _describe(norm):
+def _describe(norm: nn.Module) -> str:
     kind = type(norm).__name__
     if isinstance(norm, nn.modules.batchnorm._BatchNorm) or kind == _FROZEN:
         return "BN"
@@ -52,15 +53,16 @@ def _describe(norm):
     if isinstance(norm, NormAct) and not norm.apply_act:
         return f"{kind.removeprefix('Sync')} without activation"
     kind = kind.removeprefix("Sync")
-    described = [norm.graph.digest()[:12]] if hasattr(norm, "graph") else []
+    graph: Any = getattr(norm, "graph", None)
+    described = [graph.digest()[:12]] if graph is not None else []
     if hasattr(norm, "groups"):
         described.append(f"groups={effective_groups(norm.num_features, norm.groups)}")
     return f"{kind}({', '.join(described)})" if described else kind
 
 
-def census(model):
+def census(model: nn.Module) -> str:
     """One line for each part of the model: how many norms of which kind it has."""
-    parts = {}
+    parts: dict[str, Counter] = {}
     for name, kind in norms_of(model).items():
         part = next((p for p in _PARTS if name.startswith(p + ".")), None)
         part = part or ".".join(name.split(".")[: 2 if name.startswith("roi_heads") else 1])

@@ -2,13 +2,16 @@
 
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
+from evonorm_plugins.metrics.weights import file_sha256
+
+ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
 SMALL = [
     *("MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.CONV_DIM", "32"),
@@ -48,7 +51,7 @@ def reference(shapes, tmp_path_factory):
 
     import evonorm_plugins.integrations.detectron2  # noqa: F401
     from evonorm_plugins.integrations.detectron2.data import register_coco
-    from evonorm_plugins.integrations.detectron2.engine import Trainer
+    from evonorm_plugins.integrations.detectron2.trainer import Trainer
 
     folder = tmp_path_factory.mktemp("model")
     cfg = get_cfg()
@@ -101,12 +104,107 @@ def test_numbers_are_those_of_detectron2(shapes, reference, evaluate, tmp_path):
     assert json.loads(out)["ap_percent"] == record["ap_percent"]
 
 
+def test_the_detections_stay_where_the_last_step_fails(shapes, reference, evaluate, tmp_path):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("evonorm_plugins.metrics.ap.average_precision", fail)
+        options = ("--save-dt", tmp_path / "dt.json", "--opts", *SMALL)
+        status, _, err = evaluate(*arguments(shapes, reference[0]), *options)
+    assert status == 1, err
+    assert len(json.loads((tmp_path / "dt.json").read_text())) > 10
+
+
+def test_weights_by_url(shapes, reference, evaluate, monkeypatch):
+    from detectron2.utils.file_io import PathHandler, PathManager
+
+    class Shelf(PathHandler):
+        def _get_supported_prefixes(self):
+            return ["shelf://"]
+
+        def _get_local_path(self, path, **_):
+            return str(reference[0])
+
+    monkeypatch.setattr(PathManager, "_path_handlers", {**PathManager._path_handlers})
+    PathManager.register_handler(Shelf())
+    status, out, err = evaluate(*arguments(shapes, "shelf://model.pth"), "--opts", *SMALL)
+    assert status == 0, err
+    model = json.loads(out)["input"]["model"]
+    assert model["weights"] == "shelf://model.pth"
+    assert model["weights_sha256"] == file_sha256(reference[0])
+
+
+def cut_off(shapes, tmp_path):
+    """The validation images, the second of them cut off."""
+    folder = tmp_path / "images"
+    shutil.copytree(shapes["val_images"], folder)
+    path = sorted(folder.iterdir())[1]
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_cut_off_is_named(shapes, reference, evaluate, tmp_path, workers):
+    path = cut_off(shapes, tmp_path)
+    opts = [*SMALL, "DATALOADER.NUM_WORKERS", str(workers)]
+    changed = {**shapes, "val_images": path.parent}
+    status, _, err = evaluate(*arguments(changed, reference[0]), "--opts", *opts)
+    assert status == 2
+    last = err.splitlines()[-1]
+    assert last.startswith(f"error: {path} cannot be read as an image: ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("through", ["weights", "config", "base"])
+def test_attacks(shapes, reference, evaluate, tmp_path, through):
+    witness, weights, config = tmp_path / "ran", reference[0], CONFIG
+    if through == "weights":
+        weights = tmp_path / "evil.pkl"
+        weights.write_bytes(f"cos\nmkdir\n(V{witness}\ntR.".encode())
+    else:
+        config = tmp_path / "evil.yaml"
+        config.write_text(f"A: !!python/object/apply:os.mkdir [{witness}]\n")
+        if through == "base":
+            config = tmp_path / "plain.yaml"
+            config.write_text("_BASE_: evil.yaml\n")
+    command = ["ap", "--config-file", config, *arguments(shapes, weights)[3:]]
+    status, _, err = evaluate(*command, "--opts", *SMALL)
+    assert status == 2
+    assert "could run the code of whoever wrote it" in err
+    assert not witness.exists()
+    evaluate(*command, "--trust-config", "--trust-weights", "--opts", *SMALL)
+    assert witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-dets", "10", "5"), "must be positive and rise"),
+        (("--val-json", __file__), "is not valid JSON"),
+        (("--opts", *SMALL, "MODEL.DEVICE", "banana"), "MODEL.DEVICE banana"),
+        (("--opts", *SMALL, "MODEL.RESNETS.DEPTH", "33"), "MODEL.RESNETS.DEPTH 33"),
+        (("--weights", "http://127.0.0.1:9/w.pkl"), "cannot fetch the checkpoint http://127.0.0.1"),
+    ],
+)
+def test_what_is_wrong_is_said_before_the_model_runs(
+    shapes, reference, evaluate, options, message, monkeypatch
+):
+    from evonorm_plugins.integrations.detectron2.trainer import Trainer
+
+    monkeypatch.delattr(Trainer, "build_test_loader")
+    status, _, err = evaluate(*arguments(shapes, reference[0]), *options)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"weights": "gone.pth"}, "there is no checkpoint gone.pth"),
         ({"opts": ["MODEL.NOTHING", "1"]}, "MODEL.NOTHING"),
-        ({"opts": ["MODEL.WEIGHTS"]}, "list of pairs"),
+        ({"opts": ["MODEL.WEIGHTS"]}, "--opts come in pairs, KEY VALUE; got MODEL.WEIGHTS"),
         ({"opts": [*SMALL, "MODEL.RESNETS.NORM", "GN"]}, "trained with another norm"),
         ({"opts": [*SMALL, "MODEL.RESNETS.NORM", "Nothing"]}, "Nothing"),
     ],

@@ -1,8 +1,11 @@
-"""tools/train_net.py from the outside: training, evaluation, resuming, and every bad input."""
+"""The command train from the outside: training, evaluation, resuming, and every bad input."""
 
 import importlib.util
 import json
 import os
+import pickle
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import launch
 
-from evonorm_plugins.integrations.detectron2.run_setup import setup
+from evonorm_plugins.integrations.detectron2 import train
+from evonorm_plugins.integrations.detectron2.run import run_process, setup
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
@@ -30,9 +35,6 @@ def load_tool(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-train_net = load_tool("train_net")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def trained(shapes, tmp_path_factory):
     """Output folder of a run of three iterations."""
     out = tmp_path_factory.mktemp("run") / "out"
     options = ("OUTPUT_DIR", out, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 2)
-    assert train_net.run(arguments(shapes, *options)) == 0
+    assert train.main(arguments(shapes, *options)) == 0
     for name in ("evonorm_train", "evonorm_val"):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -87,10 +89,18 @@ def test_learning_rate_is_scaled_to_the_batch(trained):
 
 def test_eval_only_gives_the_result_of_training_again(shapes, trained, tmp_path):
     options = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth")
-    assert train_net.run(["--eval-only", *arguments(shapes, *options)]) == 0
+    assert train.main(["--eval-only", *arguments(shapes, *options)]) == 0
     records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
     assert records[0]["ap_percent"] == records[1]["ap_percent"]
     assert records[1]["cost"] is None
+
+
+def test_two_processes_evaluate_as_one_does(shapes, trained, tmp_path):
+    options = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth")
+    args = train.parse_args(["--eval-only", *arguments(shapes, *options)])
+    launch(run_process, 2, dist_url="auto", args=(args, *setup(args)))
+    records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
+    assert records[0]["ap_percent"] == records[1]["ap_percent"]
 
 
 def test_default_predictor_from_the_saved_config(trained):
@@ -131,8 +141,8 @@ def test_resume_after_kill(shapes, tmp_path):
 
     # Without --resume nothing is overwritten.
     last = done + 4
-    assert train_net.run(arguments(shapes, *options, "SOLVER.MAX_ITER", last)) == 2
-    assert train_net.run(["--resume", *arguments(shapes, *options, "SOLVER.MAX_ITER", last)]) == 0
+    assert train.main(arguments(shapes, *options, "SOLVER.MAX_ITER", last)) == 2
+    assert train.main(["--resume", *arguments(shapes, *options, "SOLVER.MAX_ITER", last)]) == 0
     log = (out / "log.txt").read_text()
     assert f"at iteration {done + 1}." in log
     final = torch.load(out / "model_final.pth", weights_only=True)
@@ -178,7 +188,7 @@ def category_without_instances(content):
 def test_bad_annotations(shapes, tmp_path, capsys, change, said):
     changes = edited(shapes, tmp_path, "train", change)
     out = tmp_path / "out"
-    assert train_net.run(arguments(shapes, "OUTPUT_DIR", out, **changes)) == 2
+    assert train.main(arguments(shapes, "OUTPUT_DIR", out, **changes)) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ")
     assert said in message
@@ -189,7 +199,7 @@ def test_bad_annotations(shapes, tmp_path, capsys, change, said):
 def test_empty_categories_can_be_allowed(shapes, tmp_path, capsys):
     changes = edited(shapes, tmp_path, "train", category_without_instances)
     command = ["--allow-empty-categories", *arguments(shapes, **changes)]
-    assert train_net.run(command) == 2
+    assert train.main(command) == 2
     assert "5 categories, MODEL.ROI_HEADS.NUM_CLASSES is 4; set it to 5" in capsys.readouterr().err
 
 
@@ -210,30 +220,148 @@ def test_bad_options(shapes, tmp_path, capsys, options, said):
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     out = tmp_path / "out"
-    assert train_net.run(arguments(shapes, "OUTPUT_DIR", out, *options)) == 2
+    assert train.main(arguments(shapes, "OUTPUT_DIR", out, *options)) == 2
     assert said in capsys.readouterr().err
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("MODEL.DEVICE", "banana"), "MODEL.DEVICE banana: "),
+        (("SOLVER.MAX_ITER", "0"), "SOLVER.MAX_ITER 0 must be at least 1"),
+        (("DATALOADER.NUM_WORKERS", "-1"), "DATALOADER.NUM_WORKERS -1 must be at least 0"),
+        (("SOLVER.LR_SCHEDULER_NAME", "X"), "SOLVER.LR_SCHEDULER_NAME 'X' is not one of"),
+        (("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "X"), "CLIP_TYPE 'X' is not one of value, norm, full"),
+        (("MODEL.META_ARCHITECTURE", "X"), "MODEL.META_ARCHITECTURE 'X' is not one of"),
+        (("MODEL.RESNETS.DEPTH", "33"), "MODEL.RESNETS.DEPTH 33 is not one of 18, 34, 50, 101"),
+        (("MODEL.ROI_HEADS.NAME", "X"), "the model cannot be built from the config: "),
+        (("MODEL.WEIGHTS", "http://127.0.0.1:9/w.pkl"), "cannot fetch the checkpoint http://127."),
+        (("MODEL.WEIGHTS", "gone://w.pkl"), "gone://w.pkl"),
+        (("OUTPUT_DIR", "/dev/null"), "OUTPUT_DIR=/dev/null is a file"),
+        (("OUTPUT_DIR", "/dev/null/out"), "/dev/null is a file"),
+        (("OUTPUT_DIR", "/proc/out"), "OUTPUT_DIR=/proc/out cannot be written"),
+        (("OUTPUT_DIR", ""), "OUTPUT_DIR=: the name is empty"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_and_leaves_nothing(
+    shapes, tmp_path, capsys, options, said, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(arguments(shapes, "OUTPUT_DIR", "out", *options)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert said in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "flags", [("--num-gpus", "99"), ("--num-gpus", "-1"), ("--machine-rank", "1")]
+)
+def test_processes_that_cannot_be(shapes, tmp_path, capsys, flags):
+    out = tmp_path / "out"
+    assert train.main([*flags, *arguments(shapes, "OUTPUT_DIR", out)]) == 2
+    assert capsys.readouterr().err.startswith("error: --num-gpus")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("through", ["weights.pkl", "weights.pth", "config", "base"])
+def test_code_in_files_of_others_does_not_run(shapes, tmp_path, capsys, through):
+    witness, out = tmp_path / "ran", tmp_path / "out"
+    config, options = CONFIG, ("OUTPUT_DIR", out)
+    if through.startswith("weights"):
+        weights = tmp_path / through
+        attack = type("Attack", (), {"__reduce__": lambda _: (os.mkdir, (str(witness),))})()
+        if through.endswith("pkl"):
+            weights.write_bytes(pickle.dumps({"model": {"weight": attack}}))
+        else:
+            torch.save({"model": {"weight": attack}}, weights)
+        options += ("MODEL.WEIGHTS", weights)
+    else:
+        config = tmp_path / "evil.yaml"
+        config.write_text(f"_BASE_: {CONFIG}\nA: !!python/object/apply:os.mkdir [{witness}]\n")
+        if through == "base":
+            config = tmp_path / "plain.yaml"
+            config.write_text("_BASE_: evil.yaml\n")
+    command = ["--config-file", str(config), *arguments(shapes, *options)[2:]]
+    assert train.main(command) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "could run the code of whoever wrote it" in message
+    assert f"--trust-{through[:7] if through[0] == 'w' else 'config'}" in message
+    assert not witness.exists()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_is_cut_off_is_named(shapes, tmp_path, capsys, workers):
+    folder = tmp_path / "images"
+    shutil.copytree(shapes["train_images"], folder)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:300])
+    options = ("OUTPUT_DIR", tmp_path / "out", "DATALOADER.NUM_WORKERS", workers)
+    assert train.main(arguments(shapes, *options, train_images=folder)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"error: {folder}/")
+    assert "cannot be read as an image: " in message
+
+
+def test_images_of_another_size_are_named(shapes, tmp_path, capsys):
+    def change(content):
+        for image in content["images"]:
+            image["width"] += 2
+
+    changes = edited(shapes, tmp_path, "train", change)
+    assert train.main(arguments(shapes, "OUTPUT_DIR", tmp_path / "out", **changes)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(
+        rf"error: {shapes['train_images']}/\d+\.png: .*\(64, 64\), expect \(66, 64\)", message
+    )
+
+
+def started(*command):
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_run_shows_no_warnings_of_other_packages(shapes, tmp_path):
+    options = ("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", 1, "DATALOADER.NUM_WORKERS", 0)
+    module = "evonorm_plugins.integrations.detectron2.train"
+    run = started("-m", module, *arguments(shapes, *options))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "results.json").is_file()
+    assert "arning" not in run.stderr
+    assert "is_fx_tracing" not in run.stderr
+
+
+def test_the_script_is_the_module(shapes, tmp_path):
+    run = started("tools/train_net.py", *arguments(shapes, "SOLVER.MAX_ITER", 0))
+    assert run.returncode == 2
+    said = run.stderr.splitlines()
+    assert said[-1] == "error: SOLVER.MAX_ITER 0 must be at least 1"
+    assert "arning" not in run.stderr
+
+
 def test_freezing_what_was_never_trained_is_said(shapes):
     options = ("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.BACKBONE.FREEZE_AT", 2)
-    _, notes = setup(train_net.parse_args(arguments(shapes, *options)))
+    _, notes = setup(train.parse_args(arguments(shapes, *options)))
     assert any("MODEL.RESNETS.NORM is FrozenBN" in note for note in notes)
     assert any("MODEL.BACKBONE.FREEZE_AT is 2" in note for note in notes)
-    _, notes = setup(train_net.parse_args(arguments(shapes)))
+    _, notes = setup(train.parse_args(arguments(shapes)))
     assert not any("never trained" in note for note in notes)
 
 
 def test_bad_paths(shapes, tmp_path, capsys):
-    assert train_net.run(arguments(shapes, train_json=tmp_path / "gone.json")) == 2
+    assert train.main(arguments(shapes, train_json=tmp_path / "gone.json")) == 2
     assert "gone.json" in capsys.readouterr().err
-    assert train_net.run(["--config-file", "gone.yaml"]) == 2
-    assert "there is no config file gone.yaml" in capsys.readouterr().err
-    assert train_net.run(["--config-file", str(CONFIG), "DATASETS.TRAIN", "('gone',)"]) == 2
+    assert train.main(["--config-file", "gone.yaml"]) == 2
+    assert "'gone.yaml' is no file and no detectron2 config" in capsys.readouterr().err
+    assert train.main(["--config-file", str(CONFIG), "DATASETS.TRAIN", "('gone',)"]) == 2
     assert "no dataset is registered as 'gone'" in capsys.readouterr().err
-    assert train_net.run(["--config-file", str(CONFIG)]) == 2
+    assert train.main(["--config-file", str(CONFIG)]) == 2
     assert "the dataset coco_2017_train has no annotations" in capsys.readouterr().err
-    assert train_net.run(["--eval-only", *arguments(shapes, "OUTPUT_DIR", tmp_path)]) == 2
+    assert train.main(["--eval-only", *arguments(shapes, "OUTPUT_DIR", tmp_path)]) == 2
     assert "--eval-only needs MODEL.WEIGHTS" in capsys.readouterr().err
 
 
@@ -243,7 +371,7 @@ def test_bad_paths(shapes, tmp_path, capsys):
 )
 def test_bad_command_lines(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        train_net.run(command)
+        train.main(command)
     assert stop.value.code == 2
     assert "error: " in capsys.readouterr().err
 
@@ -252,7 +380,7 @@ def test_checkpoint_of_another_norm(shapes, trained, tmp_path, capsys):
     norms = [x for part in ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
              for x in (f"MODEL.{part}.NORM", "EvoNormB0")]  # fmt: skip
     weights = ("MODEL.WEIGHTS", trained / "model_final.pth", "OUTPUT_DIR", tmp_path)
-    assert train_net.run(["--eval-only", *arguments(shapes, *norms, *weights)]) == 2
+    assert train.main(["--eval-only", *arguments(shapes, *norms, *weights)]) == 2
     said = capsys.readouterr().err
     assert "EvoNormS0(groups=32) in the checkpoint, EvoNormB0 in the model" in said
 
@@ -262,7 +390,7 @@ def test_half_written_checkpoint(shapes, trained, tmp_path, capsys):
     weights = tmp_path / "half.pth"
     weights.write_bytes(content[: len(content) // 2])
     options = ("MODEL.WEIGHTS", weights, "OUTPUT_DIR", tmp_path)
-    assert train_net.run(arguments(shapes, *options)) == 2
+    assert train.main(arguments(shapes, *options)) == 2
     assert f"cannot read checkpoint {weights}" in capsys.readouterr().err
     assert not list(tmp_path.glob("model*"))
 
@@ -273,13 +401,13 @@ def test_expected_results_that_are_missed_fail(shapes, trained, tmp_path):
         "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]",
     )  # fmt: skip
     with pytest.raises(SystemExit) as stop:
-        train_net.run(["--eval-only", *arguments(shapes, *options)])
+        train.main(["--eval-only", *arguments(shapes, *options)])
     assert stop.value.code == 1
 
 
 def test_help_has_examples(capsys):
     with pytest.raises(SystemExit) as stop:
-        train_net.run(["--help"])
+        train.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--train-json" in shown

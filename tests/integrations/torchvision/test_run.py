@@ -1,8 +1,7 @@
-"""tools/train_torchvision.py from the outside: training, evaluation, resuming, bad input."""
+"""The command detect train from the outside: training, evaluation, resuming, bad input."""
 
 import csv
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,6 @@ FAST = (
     "--batch", "2", "--workers", "0", "--warmup", "2", "--lr", "0.01", "--steps", "3",
     "--iterations", "4", "--allow-empty-categories",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """The tool attaches one to the stdout of the moment."""
-    logger = logging.getLogger("evonorm_plugins")
-    before = list(logger.handlers)
-    yield
-    logger.handlers = before
 
 
 def run(shapes, *options, **changes):
@@ -152,10 +142,10 @@ def test_a_checkpoint_of_other_categories(shapes, trained, tmp_path, capsys):
 def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
     cut = tmp_path / "cut.pt"
     cut.write_bytes((trained / "checkpoint.pt").read_bytes()[:1000])
-    assert run(shapes, "--weights", cut, "--output-dir", tmp_path) == 2
+    assert run(shapes, "--weights", cut, "--output-dir", tmp_path / "out") == 2
     assert f"cannot read checkpoint {cut} (1000 bytes): it is cut off" in message(capsys)
     torch.save({"format": "evonorm-plugins biggan"}, cut)
-    assert run(shapes, "--weights", cut, "--output-dir", tmp_path) == 2
+    assert run(shapes, "--weights", cut, "--output-dir", tmp_path / "out") == 2
     assert f"{cut} is not a torchvision detector checkpoint" in message(capsys)
 
 
@@ -166,13 +156,23 @@ def test_a_checkpoint_that_is_cut_off(shapes, trained, tmp_path, capsys):
         ((), {"train_json": None}, "train_json and train_images are both needed"),
         ((), {"val_images": "nowhere"}, "image folder nowhere is not there"),
         ((), {"val_json": None}, "val_json and val_images are both needed"),
-        (("--output-dir", "/dev/null/out"), {}, "output_dir /dev/null/out: Not a directory"),
+        (("--output-dir", "/dev/null/out"), {}, "output_dir=/dev/null/out: /dev/null is a file"),
+        (("--output-dir", "/dev/null"), {}, "output_dir=/dev/null is a file"),
+        (("--output-dir", ""), {}, "output_dir=: the name is empty"),
+        (("--output-dir", "/proc/out"), {}, "output_dir=/proc/out cannot be written"),
         (("--weights", "none.pt"), {}, "there is no checkpoint none.pt"),
         (("--eval-only",), {}, "evaluation needs weights"),
         (("--norm", "EvoNormX"), {}, "EvoNormX"),
-        (("--device", "abacus"), {}, "device 'abacus' is none"),
-        (("--batch", 0), {}, "batch 0 must be at least 1"),
+        (("--device", "abacus"), {}, "device='abacus' is no device"),
+        (("--batch", 0), {}, "batch=0 must be at least 1"),
+        (("--config", "none.yaml"), {}, "there is no config file none.yaml"),
+        (("--seed", -1), {}, "seed=-1 must be at least 0"),
+        (("--workers", 10**6), {}, "workers=1000000: at most"),
+        (("schedule=linear",), {}, "schedule='linear' is not one of multistep, cosine"),
         (("box_score=0.1",), {}, "did you mean box_score_thresh?"),
+        (("box_score_thresh=x",), {}, "box_score_thresh='x' is not a number"),
+        (("box_score_thresh",), {}, "'box_score_thresh' is not of the form key=value"),
+        (("=3",), {}, "'=3' is not of the form key=value"),
     ],
 )
 def test_bad_input(shapes, tmp_path, capsys, options, changes, expected):
@@ -188,9 +188,31 @@ def test_an_empty_annotation_file(shapes, tmp_path, capsys):
     assert "the list 'annotations' is empty" in message(capsys)
 
 
-@pytest.mark.parametrize("pair", ["box_score_thresh", "=3", "box_score_thresh=x"])
-def test_pairs_that_are_none(shapes, pair, capsys):
-    with pytest.raises(SystemExit) as caught:
-        run(shapes, pair)
-    assert caught.value.code == 2
-    assert pair in capsys.readouterr().err
+def test_results_as_json(shapes, trained, tmp_path, capsys):
+    options = ("--eval-only", "--weights", trained / "checkpoint.pt", "--output-dir", tmp_path)
+    assert run(shapes, *options, "--json", train_json=None, train_images=None) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == json.loads((tmp_path / "results.json").read_text())
+    assert "AP in percent" in err
+
+
+def test_the_detections_stay_where_the_last_step_fails(shapes, trained, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evonorm_plugins.integrations.torchvision.run.evaluate", fail)
+    options = ("--eval-only", "--weights", trained / "checkpoint.pt", "--output-dir", tmp_path)
+    assert run(shapes, *options, train_json=None, train_images=None) == 1
+    assert isinstance(json.loads((tmp_path / "detections.json").read_text()), list)
+
+
+def test_options_of_a_file(shapes, tmp_path):
+    (tmp_path / "mine.yaml").write_text("iterations: 1\nnorm: EvoNormB0\nflip: false\n")
+    paths = [f"{key}={path}" for key, path in shapes.items()]
+    fast = [x for x in FAST if x not in ("--iterations", "4")]
+    options = ("--config", tmp_path / "mine.yaml", f"output_dir={tmp_path / 'out'}", "steps=null")
+    fast = [x for x in fast if x not in ("--steps", "3")]
+    assert load_tool("train_torchvision").main([*fast, *map(str, options), *paths]) == 0
+    record = json.loads((tmp_path / "out/results.json").read_text())
+    assert (record["iterations"], record["options"]["flip"]) == (1, False)
+    assert record["norms"] == ["EvoNormB0", "EvoNormB0 without activation"]
