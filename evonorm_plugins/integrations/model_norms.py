@@ -53,10 +53,10 @@ def _describe(norm: nn.Module) -> str:
     if isinstance(norm, NormAct) and not norm.apply_act:
         return f"{kind.removeprefix('Sync')} without activation"
     kind = kind.removeprefix("Sync")
-    graph: Any = getattr(norm, "graph", None)
-    described = [graph.digest()[:12]] if graph is not None else []
-    if hasattr(norm, "groups"):
-        described.append(f"groups={effective_groups(norm.num_features, norm.groups)}")
+    layer: Any = norm
+    described = [layer.graph.digest()[:12]] if hasattr(layer, "graph") else []
+    if hasattr(layer, "groups"):
+        described.append(f"groups={effective_groups(layer.num_features, layer.groups)}")
     return f"{kind}({', '.join(described)})" if described else kind
 
 

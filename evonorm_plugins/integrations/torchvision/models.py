@@ -20,7 +20,8 @@ from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from evonorm_plugins.conversion import Conversion, convert
+from evonorm_plugins.conversion import convert
+from evonorm_plugins.conversion.report import Report
 from evonorm_plugins.errors import ConfigError
 
 SMALL = "maskrcnn_resnet18_fpn_small"
@@ -49,7 +50,7 @@ def build_detector(
     min_size: Sequence[int] = (800,),
     max_size: int = 1333,
     model_options: dict | None = None,
-) -> tuple[nn.Module, Conversion | None]:
+) -> tuple[nn.Module, Report | None]:
     """A detector of torchvision with fresh weights.
 
     Args:
