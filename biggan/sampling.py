@@ -14,6 +14,7 @@ from evonorm_plugins.files import replacing
 
 # The averaged weights are no step of training, so their singular vectors are found anew.
 SPECTRAL_STEPS = 20
+STANDING_STATISTICS = 100  # forward passes, where a generator has batch statistics
 
 
 def load_generator(path, *, ema=True, device="cpu"):

@@ -5,13 +5,13 @@ import dataclasses
 import os
 import sys
 
-from evonorm_plugins.errors import NonFiniteError, run_command
+from evonorm_plugins import command
+from evonorm_plugins.errors import NonFiniteError
 
 EXAMPLES = """
 examples:
   ImageNet 128 on 8 GPUs:
-    torchrun --nproc_per_node=8 -m biggan.train \\
-        --config biggan/configs/imagenet128_EvoNormS0.yaml data=/data/imagenet/train
+    torchrun --nproc_per_node=8 -m biggan.train --config imagenet128_EvoNormS0 data=imagenet/train
   go on after an interruption (or start, if there is nothing yet):
     torchrun --nproc_per_node=8 -m biggan.train --resume --config ... data=...
   three seeds after each other, in OUTPUT_DIR/seed0 ...:
@@ -20,14 +20,17 @@ examples:
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
         -m biggan.train --config ... data=...
   five minutes on a CPU:
-    python -m biggan.train --config biggan/configs/digits32_EvoNormS0.yaml
-
-exit status: 0 done, 1 failed or stopped, 2 bad input
+    evonorm gan train --config digits32_EvoNormS0
 """
 
 
 def add_arguments(parser):
-    parser.add_argument("--config", required=True, help="YAML file of biggan/configs, or your own")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="of biggan/configs, or a YAML file of your own",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
     parser.add_argument(
         "--seeds", type=_seeds, metavar="0,1,2", help="runs after each other, a folder each"
@@ -43,19 +46,6 @@ def _seeds(text):
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds like 0,1,2")
     return seeds
-
-
-def main(argv=None):
-    """Run the command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m biggan.train",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
-    return run_command(lambda: run(args))
 
 
 def run(args):
@@ -106,6 +96,11 @@ def _last_checkpoint(run):
     if not os.path.exists(run.path):
         return "There is no checkpoint yet"
     return f"The last checkpoint, {run.path}, is from before"
+
+
+def main(argv=None):
+    """The command line ``python -m biggan.train``; returns the exit status."""
+    return command.main(sys.modules[__name__], "python -m biggan.train", argv)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from evonorm_plugins.errors import MissingDependencyError
 from evonorm_plugins.files import replacing
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
-_SOFTWARE = "evonorm_plugins"  # kept in every picture
+SOFTWARE = "evonorm_plugins"  # what every picture says it was made with
 
 
 def pyplot():
@@ -26,12 +26,12 @@ def pyplot():
 def save_figure(figure, path, dpi=150):
     """Write a figure as PNG, whole or not at all, and close it."""
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format="png", metadata={"Software": _SOFTWARE})
+        figure.savefig(partial, dpi=dpi, format="png", metadata={"Software": SOFTWARE})
     pyplot().close(figure)
 
 
 def is_ours(path):
-    """Whether a file is a picture that :func:`save_figure` wrote."""
+    """Whether a file is a picture of this package."""
     with open(path, "rb") as file:
         head = file.read(300)
-    return head.startswith(b"\x89PNG") and _SOFTWARE.encode() in head
+    return head.startswith(b"\x89PNG") and SOFTWARE.encode() in head

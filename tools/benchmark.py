@@ -5,7 +5,7 @@ import sys
 
 import benchmarks
 
-from evonorm_plugins.cli.command import main
+from evonorm_plugins.command import main
 
 if __name__ == "__main__":
     sys.exit(main(benchmarks, "tools/benchmark.py"))

@@ -4,7 +4,7 @@
 import sys
 
 from evonorm_plugins.cli import search
-from evonorm_plugins.cli.command import main
+from evonorm_plugins.command import main
 
 if __name__ == "__main__":
     sys.exit(main(search, "tools/search.py"))

@@ -3,7 +3,7 @@
 
 import sys
 
-from evonorm_plugins.cli import command
+from evonorm_plugins import command
 from evonorm_plugins.cli.detect import train
 
 

@@ -4,7 +4,7 @@ import sys
 
 COMMANDS = {
     "eval": "AP of detections; IS, FID, KID of generated images; the paper's tables",
-    "detect": "train a detector of torchvision, or any config of Detectron2",
+    "detect": "train a detector of torchvision",
     "gan": "train a BigGAN-deep, or draw images with one",
     "classify": "train an image classifier",
     "sweep": "train a classifier with many options",
@@ -25,6 +25,6 @@ examples:
 
 def main(argv=None):
     """The command ``evonorm``; returns the exit status."""
-    from evonorm_plugins.cli.command import main
+    from evonorm_plugins.command import main
 
     return main(sys.modules[__name__], "evonorm", argv)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.files import replacing
+from evonorm_plugins.plots import SOFTWARE
 
 _SIDE = 96  # pixels of a cell
 _GAP, _MARGIN, _TITLE = 2, 12, 30
@@ -29,6 +30,7 @@ def write_grid(path, panels):
         panels: ``{title: list of uint8 (3, H, W)}``; sizes may differ. Empty ones are left out.
     """
     from PIL import Image, ImageDraw, ImageFont
+    from PIL.PngImagePlugin import PngInfo
 
     check_grid_path(path)
     panels = {title: images for title, images in panels.items() if len(images)}
@@ -45,8 +47,10 @@ def write_grid(path, panels):
         draw.text(at, title, "black", ImageFont.load_default(size), anchor="mm")
         picture.paste(sheet, (x, _TITLE))
         x += sheet.width + _MARGIN
+    made_with = PngInfo()
+    made_with.add_text("Software", SOFTWARE)
     with replacing(path) as partial:
-        picture.save(partial, "PNG")
+        picture.save(partial, "PNG", pnginfo=made_with)
 
 
 def _sheet(images):

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from evonorm_plugins.errors import InputError, MissingDependencyError, first
 from evonorm_plugins.metrics import weights
+from evonorm_plugins.metrics.protocol import BACKENDS, PRECISIONS
 
 SIDE = 299  # pixels that the network sees
 FEATURES = 2048
@@ -27,9 +28,7 @@ RESIZES = {
     "torch-fidelity": "bilinear as in TensorFlow 1.x (corners of pixels), then (x - 128) / 128",
     "pytorch-fid": "bilinear as in PyTorch (centres of pixels, no antialias), then 2 x / 255 - 1",
 }
-BACKENDS = tuple(RESIZES)
 BATCH_SIZES = {"torch-fidelity": 64, "pytorch-fid": 50}  # the tools' own
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # In the order that torch-fidelity applies them.
 _LAYERS = (
     *("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1"),
@@ -49,7 +48,7 @@ class InceptionExtractor(nn.Module):
     Args:
         path: weights file, from :func:`evonorm_plugins.metrics.weights.find_inception_weights`.
         sha256: of that file.
-        backend: whose layers and resizing; one of :data:`BACKENDS`.
+        backend: whose layers and resizing; one of ``BACKENDS``.
         precision: of the network, "float32" or "bfloat16"; resizing is float32 always.
         fast: fold and reorder, see above.
 
@@ -82,7 +81,7 @@ class InceptionExtractor(nn.Module):
         self._layout = torch.channels_last if fast else torch.contiguous_format
         if fast:
             _fold_batch_norms(self.trunk)
-        self.trunk.to(dtype=PRECISIONS[precision], memory_format=self._layout)
+        self.trunk.to(dtype=getattr(torch, precision), memory_format=self._layout)
 
     @property
     def is_reference(self):
@@ -110,7 +109,7 @@ class InceptionExtractor(nn.Module):
     @torch.inference_mode()
     def forward(self, images):
         x = resized(images, self.backend, self.classes.device)
-        x = x.to(dtype=PRECISIONS[self.precision], memory_format=self._layout)
+        x = x.to(dtype=getattr(torch, self.precision), memory_format=self._layout)
         features = self.trunk(x).flatten(1).float()
         return features, features @ self.classes.T
 

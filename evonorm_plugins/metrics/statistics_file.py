@@ -51,6 +51,15 @@ def is_statistics(path):
         return False
 
 
+def is_ours(path):
+    """Whether :func:`save_statistics` wrote a file."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {"mu", "sigma", "n", "protocol"} <= set(content)
+    except Exception:  # a file of another kind can fail anywhere
+        return False
+
+
 def save_statistics(path, statistics):
     """Write a file that :func:`load_statistics` reads.
 

@@ -34,7 +34,6 @@ REFUSED = [
     (["batch_size=1000000000"], "batch_size=1000000000"),
     (["resolution=1000000000"], "resolution=1000000000"),
     (["model_options=3"], "model_options=3 is not dict"),
-    (["--address", "HOST:1"], "--address belongs to --sweep"),
     (["--config", "none.yaml"], "'none.yaml' is no file and no classification config; known: "),
     (["--config", "file"], "file is empty: a config has lines like key: value"),
 ]

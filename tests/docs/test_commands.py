@@ -57,7 +57,7 @@ def parse(monkeypatch, capsys):
 
         return parse_args
 
-    from evonorm_plugins.cli import command
+    from evonorm_plugins import command
 
     # parse_args calls these in turn; the outermost has checked everything when it returns.
     for name in ("parse_args", "parse_intermixed_args"):

@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from evonorm_plugins import cli
+from evonorm_plugins import cli, command
 from evonorm_plugins.benchmarks import layers, measure
-from evonorm_plugins.cli import command
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

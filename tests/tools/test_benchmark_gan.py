@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from evonorm_plugins import command
 from evonorm_plugins.benchmarks import measure
-from evonorm_plugins.cli import command
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--resolution", "32", "--channels", "2", "--rounds", "1", "--threads", "1", "--json"]

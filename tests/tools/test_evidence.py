@@ -70,6 +70,6 @@ def test_time_of_a_step(sweep, capsys):
 
 def test_bad_input(sweep, tmp_path, capsys):
     assert main(["table", str(tmp_path / "no"), "--columns", "width"]) == 2
-    assert "sweep.json; tools/train_classifier.py --sweep writes it" in capsys.readouterr().err
+    assert "sweep.json; evonorm sweep writes it" in capsys.readouterr().err
     assert main(["table", str(sweep), "--columns", "lr"]) == 2
     assert "the sweep has no 'lr'; it searches over width, norm" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Tables and pictures of sweeps that compare norms.
 
-Reads what tools/train_classifier.py --sweep leaves in its folder: accuracies, parameters, settings.
+Reads what a sweep leaves in its folder: accuracies, parameters, settings.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def read_sweep(folder):
     """
     path = Path(folder, "sweep.json")
     if not path.is_file():
-        raise InputError(f"there is no {path}; tools/train_classifier.py --sweep writes it")
+        raise InputError(f"there is no {path}; evonorm sweep writes it")
     sweep = json.loads(path.read_text())
     trials = []
     for record in sweep["trials"]:

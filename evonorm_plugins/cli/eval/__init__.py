@@ -24,6 +24,6 @@ examples:
 
 def main(argv=None):
     """The command ``evonorm-eval``; returns the exit status."""
-    from evonorm_plugins.cli.command import main
+    from evonorm_plugins.command import main
 
     return main(sys.modules[__name__], "evonorm-eval", argv)

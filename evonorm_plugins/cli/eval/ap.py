@@ -79,13 +79,11 @@ def add_arguments(parser):
 def run(args):
     from evonorm_plugins.coco.read import read_json
     from evonorm_plugins.coco.score import coco_data
-    from evonorm_plugins.files import check_output
     from evonorm_plugins.metrics.ap import check_limits, pick_evaluator
 
     _check(args)
     inputs = [args.gt, args.dt, args.config_file, args.val_json, args.weights]
-    for path in filter(None, (args.out, args.grid, args.save_dt)):
-        check_output(path, inputs=inputs, force=True)
+    common.check_outputs(args, inputs, results=["out"], pictures=["grid"], others=["save_dt"])
     check_limits(args.max_dets)
     pick_evaluator(args.evaluator)
     names = (args.val_json, "the model's detections") if args.config_file else (args.gt, args.dt)

@@ -15,12 +15,41 @@ def add_output(parser, grid=None):
     group.add_argument("--out", metavar="FILE", help="also write the JSON to a file")
     if grid:
         group.add_argument("--grid", metavar="FILE.png", help=grid)
+    add_quiet(group)
+
+
+def add_quiet(group):
+    group.add_argument("--force", action="store_true", help="replace files that are there")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def check_outputs(args, inputs, *, results=(), pictures=(), others=()):
+    """Find out before any work that a result cannot be written where an option says.
+
+    Args:
+        inputs: paths of what is read.
+        results: options of the command's JSON, ``pictures`` of its pictures: former ones may be
+            replaced; files of ``others``, as all that is not its own, with --force alone.
+    """
+    from evonorm_plugins.files import check_output, holds_record
+    from evonorm_plugins.plots import is_ours
+
+    kinds = (
+        (results, lambda path: holds_record(path, "kind", "scores", "protocol")),
+        (pictures, is_ours),
+        (others, None),
+    )
+    for names, ours in kinds:
+        for name in names:
+            path = getattr(args, name)
+            if path is not None:
+                option = f"--{name.replace('_', '-')}"
+                check_output(path, name=option, inputs=inputs, force=args.force, ours=ours)
 
 
 def add_extraction(parser):
     """Options of feature extraction."""
-    from evonorm_plugins.metrics.inception import BACKENDS, PRECISIONS
+    from evonorm_plugins.metrics.protocol import BACKENDS, PRECISIONS
 
     group = parser.add_argument_group("features")
     group.add_argument(
@@ -44,7 +73,7 @@ def add_extraction(parser):
     )
     group.add_argument(
         "--precision",
-        choices=list(PRECISIONS),
+        choices=PRECISIONS,
         default="float32",
         help="of the network; bfloat16 labels the scores",
     )

@@ -79,14 +79,13 @@ def add_arguments(parser):
 
 
 def run(args):
-    from evonorm_plugins.files import check_output
     from evonorm_plugins.metrics.grid import check_grid_path
 
     options = _options(args)
     if args.grid:
         check_grid_path(args.grid)
-    for path in filter(None, (args.out, args.grid)):
-        check_output(path, inputs=[args.fake, args.real, args.checkpoint], force=True)
+    inputs = [args.fake, args.real, args.checkpoint, args.feature_extractor]
+    common.check_outputs(args, inputs, results=["out"], pictures=["grid"])
     with common.join(args) as ranks:
         return _run(args, options, ranks)
 
@@ -157,7 +156,8 @@ def _run(args, options, ranks):
         panels[f"real ({real.n})"] = [pictures[k] for k in shown]
     runs = []
     for seed in args.seeds:
-        fake.seed = seed  # of sampling; files have drawn with it already
+        if args.checkpoint:  # files have drawn with it already
+            fake.options["seed"] = seed
         shown = evenly_spaced(len(fake)) if args.grid and not runs else ()
         scores, pictures, seconds = gan.score(fake, real, extractor, options, pictures=shown, **how)
         runs.append({"sampling_seed": seed, "scores": scores, "extraction_seconds": seconds})
@@ -219,9 +219,9 @@ def _check_real(path, real, extractor, options):
 def _open_fake(args, device):
     if not args.checkpoint:
         return common.open_checked(args.fake, args, args.n, args.seeds[0])
-    from biggan.sampled import CheckpointSource
+    from biggan.generated import CheckpointImages
 
-    return CheckpointSource(
+    return CheckpointImages(
         args.checkpoint,
         args.n or 50_000,
         seed=args.seeds[0],

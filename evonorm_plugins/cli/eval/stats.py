@@ -24,7 +24,7 @@ def add_arguments(parser):
     common.add_extraction(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="JSON on stdout instead of a line")
-    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    common.add_quiet(group)
 
 
 def run(args):
@@ -35,7 +35,8 @@ def run(args):
 
     if not args.out.lower().endswith(".npz"):
         raise InputError(f"--out {args.out} must end in .npz")
-    check_output(args.out, inputs=[args.real], force=True)
+    inputs = [args.real, args.feature_extractor]
+    check_output(args.out, inputs=inputs, force=args.force, ours=statistics_file.is_ours)
     with common.join(args) as ranks:
         source = common.open_checked(args.real, args, args.n_real)
         if len(source) < 2:

@@ -8,9 +8,9 @@ import torch
 
 from biggan import checkpoint
 from biggan.config import from_dict, to_dict
+from biggan.generated import CheckpointImages
 from biggan.generator import Generator
-from biggan.sample import load_generator, sample_uint8
-from biggan.sampled import CheckpointSource
+from biggan.sampling import load_generator, sample_uint8
 from evonorm_plugins.errors import InputError
 from tests.metrics.conftest import pictures, save_pngs
 
@@ -38,7 +38,7 @@ def images_of(source, size=8, **options):
 
 
 def test_images_are_those_that_sampling_would_save(checkpoints):
-    source = CheckpointSource(checkpoints["EvoNormS0"], 20, seed=3, truncation=0.7)
+    source = CheckpointImages(checkpoints["EvoNormS0"], 20, seed=3, truncation=0.7)
     generator, _ = load_generator(checkpoints["EvoNormS0"])
     # Of the same batches: the sums of others round differently.
     batches = sample_uint8(generator, 20, seed=3, truncation=0.7, batch_size=8)
@@ -47,12 +47,12 @@ def test_images_are_those_that_sampling_would_save(checkpoints):
     assert expected.dtype == torch.uint8
     assert source.mode == "no batch statistics"
     assert source.describe()["norm"] == "EvoNormS0"
-    other = CheckpointSource(checkpoints["EvoNormS0"], 20, seed=3, ema=False)
+    other = CheckpointImages(checkpoints["EvoNormS0"], 20, seed=3, ema=False)
     assert not torch.equal(images_of(other), expected)
 
 
 def test_processes_make_the_images_of_one(checkpoints):
-    source = CheckpointSource(checkpoints["EvoNormS0"], 21)
+    source = CheckpointImages(checkpoints["EvoNormS0"], 21)
     whole = images_of(source, 4)
     for process in range(2):
         for indices, images in source.batches(4, process=process, processes=2):
@@ -61,10 +61,10 @@ def test_processes_make_the_images_of_one(checkpoints):
 
 def test_standing_statistics(checkpoints):
     path = checkpoints["EvoNormB0"]
-    sources = {passes: CheckpointSource(path, 8, standing_statistics=passes) for passes in (0, 5)}
+    sources = {passes: CheckpointImages(path, 8, standing_statistics=passes) for passes in (0, 5)}
     assert sources[0].mode == "moving statistics"
     assert sources[5].mode == "standing statistics over 5 passes"
-    assert CheckpointSource(path, 8).mode == "standing statistics over 100 passes"
+    assert CheckpointImages(path, 8).mode == "standing statistics over 100 passes"
     assert not torch.equal(images_of(sources[0]), images_of(sources[5]))
 
 
@@ -78,13 +78,13 @@ def test_standing_statistics(checkpoints):
 )
 def test_options_are_checked_before_any_work(checkpoints, options, message):
     with pytest.raises(InputError, match=message):
-        CheckpointSource(checkpoints["EvoNormS0"], **{"n": 4, **options})
+        CheckpointImages(checkpoints["EvoNormS0"], **{"n": 4, **options})
 
 
 def test_what_is_no_checkpoint(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"abc")
     with pytest.raises(InputError, match=r"cannot read checkpoint .*x\.pt \(3 bytes\)"):
-        CheckpointSource(tmp_path / "x.pt", 4)
+        CheckpointImages(tmp_path / "x.pt", 4)
 
 
 def test_command_line_over_seeds(checkpoints, evaluate, quick_extractor, tmp_path):
