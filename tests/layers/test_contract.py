@@ -78,15 +78,21 @@ def test_a_layer_without_values_does_not_compute(name, draw):
 @pytest.mark.parametrize("apply_act", [True, False])
 def test_checkpoints_of_timm_load(evonorm, apply_act, draw, device):
     timm = pytest.importorskip("timm.layers")
-    theirs = getattr(timm, f"EvoNorm2d{evonorm[-2:]}")(64, apply_act=apply_act, eps=1e-3).to(device)
+    theirs = getattr(timm, f"EvoNorm2d{evonorm[-2:]}")(64, apply_act=apply_act).to(device)
     with torch.no_grad():
         for key, tensor in theirs.state_dict().items():
             tensor.copy_(draw(64).abs() if key == "running_var" else draw(64))
-    ours = get_norm_act(evonorm, 64, apply_act=apply_act, eps=1e-3).to(device)
+    ours = get_norm_act(evonorm, 64, apply_act=apply_act, eps=theirs.eps).to(device)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict(), strict=True)
     x = draw(2, 64, 5, 7)
-    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-5)
+    expected = theirs.eval()(x)
+    torch.testing.assert_close(ours.eval()(x), expected, rtol=1e-5, atol=1e-5)
+    # eps is in no checkpoint, and that of timm's B0 is not the paper's.
+    ours.eps = get_norm_act(evonorm, 64).eps
+    differs = evonorm == "EvoNormB0" and apply_act
+    assert (theirs.eps, ours.eps) == (1e-3 if evonorm == "EvoNormB0" else 1e-5, 1e-5)
+    assert torch.allclose(ours(x), expected, rtol=1e-5, atol=1e-5) == (not differs)
 
 
 @pytest.mark.parametrize("training", [True, False])
