@@ -9,7 +9,7 @@ import itertools
 
 from biggan.architecture import CHANNEL_MULTIPLIERS
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.registry import get_norm_act
+from evonorm_plugins.registry import get_norm_act, parse_name
 from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
 from evonorm_plugins.training.precision import check_precision
 
@@ -148,6 +148,8 @@ def _check(config):
     check_precision(config.precision, config.device)
     _check_architecture(config)
     try:
+        if "eps" in parse_name(config.norm)[1]:
+            raise ConfigError(f"eps is norm_eps={config.norm_eps:g}, no part of a name")
         get_norm_act(config.norm, 8, eps=config.norm_eps, device="meta")
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm={config.norm!r}: {error}") from None

@@ -68,4 +68,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    # By its name: as __main__ it may be run by another module's, which is found under that name.
+    from biggan.sample import main
+
     sys.exit(main())

@@ -104,4 +104,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    # By its name: as __main__ it may be run by another module's, which is found under that name.
+    from biggan.train import main
+
     sys.exit(main())

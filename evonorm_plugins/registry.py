@@ -88,7 +88,7 @@ def get_norm_act(
     """
     if callable(name):
         return name(num_features, **options)
-    base, in_name = _parse(name)
+    base, in_name = parse_name(name)
     if _is_path(base):
         # Here, not above: layer graphs are for those who use them.
         from evonorm_plugins.layers.graph.module import load_layer
@@ -118,7 +118,12 @@ def _is_path(base: str) -> bool:
     return base.strip().lower().endswith(".json")
 
 
-def _parse(name: object) -> tuple[str, dict[str, Any]]:
+def parse_name(name: object) -> tuple[str, dict[str, Any]]:
+    """A name without its options, and these: ``"GN-ReLU", {"groups": 16}``.
+
+    Raises:
+        ConfigError: it is no text, or its options cannot be read.
+    """
     if not isinstance(name, str):
         raise ConfigError(f"norm name must be a string or a callable, got {name!r}")
     base, in_brackets = _split(name)

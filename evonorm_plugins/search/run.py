@@ -168,6 +168,8 @@ def open_store(config, resume, check=lambda: None):
     Raises:
         ConfigError, StoreError, RunError: see :func:`run_search`.
     """
+    if not config.store:
+        raise ConfigError("store=: the name is empty")
     path = Path(config.store)
     if path.exists():
         store = Store(path, write=True)

@@ -95,7 +95,7 @@ def no_ray(monkeypatch):
         (["store=."], ". is a folder, not the file of a search"),
         (["store=bad.zip"], "bad.zip is no search's file or is damaged"),
         (["store=bad.zip/a.sqlite"], "bad.zip"),
-        (["store="], "is a folder"),
+        (["store="], "store=: the name is empty"),
         (["search={}"], "there is no option 'search'"),
         (["workers=-1"], "workers=-1 must be at least 1"),
     ],

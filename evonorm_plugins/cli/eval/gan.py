@@ -131,10 +131,6 @@ def _run(args, options, ranks):
     from evonorm_plugins.metrics.protocol import check_counts
 
     real, real_images = _open_real(args, options)
-    backend = _backend(args, real)
-    extractor = common.build_extractor(args, backend, ranks.device)
-    if real is not None:
-        _check_real(args.real, real, extractor, options)
     fake = _open_fake(args, ranks.device)
     n_real = len(real_images) if real_images else real and real.n
     options.check(len(fake), n_real)
@@ -144,6 +140,10 @@ def _run(args, options, ranks):
     warnings = check_counts(counts, args.strict)
     for message in warnings:
         common.warn(message)
+    # Last of what can be wrong: the weights may have to be downloaded.
+    extractor = common.build_extractor(args, _backend(args, real), ranks.device)
+    if real is not None:
+        _check_real(args.real, real, extractor, options)
     args.batch_size = common.pick_batch_size(args, extractor)
     how = {"batch_size": args.batch_size, "workers": common.pick_workers(args)}
     how |= {"device": ranks.device, "quiet": args.quiet}

@@ -142,6 +142,8 @@ def _merged(cfg: CfgNode, loaded: CfgNode, path: str | os.PathLike) -> CfgNode:
 def _as_config_errors(what: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError as error:  # of a layer, which does not know where it stands
+        raise ConfigError(f"{what}: {error}") from error
     except InputError:
         raise
     except _MISTAKES as error:
