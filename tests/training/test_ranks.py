@@ -117,7 +117,7 @@ def work():
             [int(t) for t in ranks.gather(torch.tensor(ranks.rank))], order == [ranks.rank],
         )
         # In one piece: both write to one pipe.
-        os.write(1, (" ".join(map(str, found)) + "\n").encode())
+        os.write(1, (" ".join(map(str, found)) + chr(10)).encode())
         assert Ranks.current().control is ranks.control
         if sys.argv[1] == "lost":
             if ranks.rank == 1:
