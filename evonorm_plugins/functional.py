@@ -266,9 +266,15 @@ def _sample(
     impl = select(impl, x)
     groups = effective_groups(x.shape[1], groups)
     if impl == "torch":
+        _check_v(kind, v)
         tensors = [x, weight, bias] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
     return ops.apply_sample(x, weight, bias, v, kind, groups, eps, impl)
+
+
+def _check_v(kind: str, v: Tensor | None) -> None:
+    if v is None and kind in ("b0", "s0"):
+        raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
 
 
 def _batch(
@@ -281,8 +287,11 @@ def _batch(
     eps: float,
     impl: str,
 ) -> Tensor:
+    if batch_var is None:
+        raise ValueError(f"batch_var is None: evonorm_{kind}_train takes that of x")
     impl = select(impl, x)
     if impl == "torch":
+        _check_v(kind, v)
         tensors = [x, weight, bias, batch_var] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, eps=eps)
     return ops.apply_batch(x, weight, bias, v, batch_var, kind, eps, impl)[0]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from biggan.config import from_dict, to_dict
 from biggan.generator import Generator
 from biggan.run import Run
 from biggan.sampling import sample_uint8
@@ -13,6 +14,7 @@ from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
 from evonorm_plugins.training.ranks import Ranks
+from tests import ranks
 from tests.biggan.test_runs import state
 
 
@@ -92,3 +94,47 @@ def test_bad_extractors(tiny, image_zip, tmp_path):
         Scorer(source, tiny(extractor="none.pt"), Ranks("cpu"))
     with pytest.raises(ConfigError, match="score_samples=5 must be at least 10"):
         Scorer(source, tiny(extractor="none.pt", score_samples=5), Ranks("cpu"))
+
+
+class Broken(torch.nn.Module):
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images):
+        features = images.float().mean((2, 3))
+        return features / 0 * 0 if self.kind == "nan" else features[:, :, None]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("nan", "not all finite"), ("shape", "3, 1")])
+def test_an_extractor_that_gives_no_features_is_found_before_training(
+    kind, message, tiny, image_zip, tmp_path
+):
+    path = tmp_path / "broken.pt"
+    torch.jit.script(Broken(kind)).save(path)
+    config = tiny(extractor=str(path), score_samples=30, data=str(image_zip))
+    with pytest.raises(ConfigError, match=rf"extractor=.*broken\.pt: .*{message}"):
+        Scorer(open_source(config.data), config, Ranks("cpu"))
+
+
+def score_of_rank(case, rank):
+    config, state = case
+    generator = Generator(from_dict(config))
+    generator.load_state_dict(state)
+    group = Ranks.current()
+    group.device = torch.device("cpu")
+    return Scorer(open_source(config["data"]), generator.config, group)(generator)
+
+
+@pytest.mark.parametrize("norm", ["EvoNormS0", "EvoNormB0"])
+def test_a_rank_without_images_gets_the_score_of_one_process(
+    norm, extractor, tiny, image_zip, tmp_path
+):
+    config = tiny(norm=norm, extractor=extractor, score_samples=30, data=str(image_zip))
+    config.standing_statistics = 2
+    generator = Generator(config)
+    alone = Scorer(open_source(config.data), config, Ranks("cpu"))(generator)
+    cases = {"score": (to_dict(config), generator.state_dict())}
+    for score in ranks.run(score_of_rank, cases, 2, tmp_path):
+        assert score["score"]["frechet_distance"] == pytest.approx(alone["frechet_distance"])
+        assert score["score"]["class_score"] == pytest.approx(alone["class_score"])

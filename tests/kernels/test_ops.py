@@ -185,14 +185,21 @@ def test_whatever_is_wrong_is_refused():
     assert int(last.split()[0]) > 4000, last
 
 
-@NEEDS_CPU
+@pytest.mark.parametrize("impl", ["torch", pytest.param("cpu", marks=NEEDS_CPU)])
 @pytest.mark.parametrize("name", ["evonorm_b0", "evonorm_b0_train", "evonorm_s0"])
-def test_v_left_out(name):
+def test_v_left_out(name, impl):
     function = getattr(F, name)
     x, p = torch.randn(2, 8, 3, 3), torch.ones(8)
     rest = [torch.ones(8)] if name == "evonorm_b0" else []
     with pytest.raises(ValueError, match=r"v is None, but kind='[bs]0' has one for each channel"):
-        function(x, p, p, None, *rest)
+        function(x, p, p, None, *rest, impl=impl)
+
+
+@pytest.mark.parametrize("name", ["b0", "b1", "b2"])
+def test_batch_var_left_out(name):
+    x, p = torch.randn(2, 8, 3, 3), torch.ones(8)
+    with pytest.raises(ValueError, match=f"batch_var is None: evonorm_{name}_train takes that of"):
+        getattr(F, f"evonorm_{name}")(x, p, p, *([p] if name == "b0" else []), None)
 
 
 @NEEDS_CPU
