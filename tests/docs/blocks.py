@@ -37,6 +37,10 @@ def shell_blocks(page):
     return [block for block in indented_blocks(page) if COMMAND.match(block)]
 
 
+def _scripts():
+    return [path.relative_to(ROOT).as_posix() for path in (ROOT / "tools").rglob("*.py")]
+
+
 def commands(page, folder):
     """Every command of a page as bash reads it, ``[program, argument, ...]``: variables, quotes,
     loops and continued lines included. None of them is run.
@@ -46,10 +50,10 @@ def commands(page, folder):
         folder: an empty one to work in.
     """
     programs = folder / "bin"
-    for name in (*PROGRAMS, *(f"tools/{p.name}" for p in (ROOT / "tools").rglob("*.py"))):
+    for name in (*PROGRAMS, *_scripts()):
         # A program of the path, or a file of the repository, under which bash finds it.
         file = folder / name if "/" in name else programs / name
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(RECORD.format(name=name))
         file.chmod(0o755)
     (folder / "page.sh").write_text("set -eu\n" + "\n".join(shell_blocks(page)))
