@@ -42,6 +42,8 @@ class Scorer:
             self.real, _ = real_statistics(images, self.extractor, features=False, **self.how)
         except InputError as error:
             raise ConfigError(f"extractor={config.extractor}: {error}") from None
+        # A rank without images has not seen what the extractor gives.
+        self.has_logits = any(ranks.gather_objects(self.extractor.has_logits))
 
     def __call__(self, generator):
         """Score a generator: a dictionary with the score and how it was measured.
@@ -56,12 +58,12 @@ class Scorer:
         # Together, since such statistics may be shared by all ranks.
         generator = with_standing_statistics(generator, passes, batch_size=_BATCH, seed=config.seed)
         images = GeneratedImages(generator, config.score_samples, seed=config.seed)
-        has_logits = getattr(self.extractor, "has_logits", True)
-        options = Options(metrics=("is", "fid") if has_logits else ("fid",), splits=_SPLITS)
+        metrics = ("is", "fid") if self.has_logits else ("fid",)
+        options = Options(metrics=metrics, splits=_SPLITS)
         scores, _, _ = score(images, self.real, self.extractor, options, **self.how)
         scores = self.ranks.gather_objects(scores)[0]
         found = {self.distance: scores[labelled("fid", label)]}
-        if has_logits:
+        if self.has_logits:
             found[self.is_score] = scores[labelled("inception_score_mean", label)]
         return {
             **found,

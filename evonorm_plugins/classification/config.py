@@ -4,7 +4,13 @@ import dataclasses
 
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
-from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
+from evonorm_plugins.training.config import (
+    build,
+    check_choices,
+    check_minimum,
+    read_overrides,
+    read_values,
+)
 from evonorm_plugins.training.precision import check_precision
 
 
@@ -13,7 +19,7 @@ class Config:
     """Options of a run; see docs/classification.md for what they mean."""
 
     # ---- data ----
-    data: str = ""  # folder or .zip of class folders, or torchvision's folder of CIFAR-10
+    data: str = ""  # see docs/classification.md for what it may be
     val_data: str = ""
     holdout: int = 0  # instead of val_data: images of data, as large a share of every class
     reader: str = "auto"  # "memory": decoded once; "files": read in every epoch
@@ -30,7 +36,7 @@ class Config:
     max_val_images: int | None = None
     workers: int = 4  # files: processes of a rank that read images
     prefetch: int = 4  # files: batches that each of them reads ahead
-    max_corrupt: int = 0  # files: images that cannot be read and are left out
+    max_corrupt: int = 0  # files: images that cannot be read, replaced by the next
 
     # ---- model ----
     model: str = "resnet50_cifar"
@@ -112,7 +118,17 @@ def load_config(path, overrides=()):
     Raises:
         ConfigError: names the key or value at fault and what would be right.
     """
-    return from_dict(read_values(path, overrides, "classification"))
+    return from_dict(read_values(path, held_out(overrides), "classification"))
+
+
+def held_out(overrides):
+    """``key=value`` strings of which ``holdout=NUMBER`` also says that the file's ``val_data`` is not
+    asked for: images of ``data`` are to decide, not those.
+    """
+    values = read_overrides(overrides)
+    if values.get("holdout") and "val_data" not in values:
+        return [*overrides, "val_data="]
+    return list(overrides)
 
 
 def from_dict(values):

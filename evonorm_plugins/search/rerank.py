@@ -7,7 +7,7 @@ import yaml
 from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.files import check_folder, replacing
-from evonorm_plugins.training.config import read_overrides, read_values
+from evonorm_plugins.training.config import read_values
 
 
 def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
@@ -61,13 +61,3 @@ def write_sweep(store, config, folder, *, count=10, norms=(), resume=False):
     with replacing(path) as partial:
         partial.write_text(yaml.safe_dump(sweep, sort_keys=False))
     return path
-
-
-def held_out(overrides):
-    """``key=value`` strings for the sweep: with ``holdout=NUMBER`` the config's val_data is not
-    asked for, whose images would decide otherwise.
-    """
-    values = read_overrides(overrides)
-    if values.get("holdout") and "val_data" not in values:
-        return [*overrides, "val_data="]
-    return list(overrides)

@@ -126,3 +126,11 @@ def test_the_papers_resnet_schedule():
     lr, steps = scaled_lr(config, ranks=8), 90 * 1251
     rates = [lr * lr_factor(config, int(e * 1251), steps, 1251) for e in (2.5, 5, 29.9, 30, 60, 80)]
     assert rates == pytest.approx([0.2, 0.4, 0.4, 0.04, 0.004, 0.0004], rel=1e-3)
+
+
+def test_holdout_on_the_command_line_takes_the_place_of_the_files_val_data(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("data: a\nval_data: b\n")
+    assert load_config(path, ["holdout=5"]).val_data == ""
+    with pytest.raises(ConfigError, match="holdout=5 is instead of val_data=c: give one of them"):
+        load_config(path, ["holdout=5", "val_data=c"])

@@ -14,11 +14,11 @@ COMMANDS = {
 }
 EXAMPLES = """
 examples:
-  evonorm-eval ap --gt instances_val.json --dt detections.json
-  evonorm-eval stats --real imagenet-train.zip --out ref_stats.npz
-  evonorm-eval gan --fake samples/ --real ref_stats.npz --out runs/a/metrics.json
-  evonorm-eval table runs/*/metrics.json
-  evonorm-eval gan --help
+  evonorm eval ap --gt instances_val.json --dt detections.json
+  evonorm eval stats --real imagenet-train.zip --out ref_stats.npz
+  evonorm eval gan --fake samples/ --real ref_stats.npz --out runs/a/metrics.json
+  evonorm eval table runs/*/metrics.json
+  evonorm eval gan --help
 """
 
 

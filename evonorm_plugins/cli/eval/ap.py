@@ -10,11 +10,11 @@ from evonorm_plugins.errors import InputError
 EXAMPLES = """
 examples:
   boxes, and masks if there are any:
-    evonorm-eval ap --gt instances_val.json --dt detections.json
+    evonorm eval ap --gt instances_val.json --dt detections.json
   boxes alone, at most 300 detections an image, each category by itself:
-    evonorm-eval ap --gt val.json --dt found.json --iou bbox --max-dets 1 10 300 --per-category
+    evonorm eval ap --gt val.json --dt found.json --iou bbox --max-dets 1 10 300 --per-category
   a model of tools/train_net.py:
-    evonorm-eval ap --config-file detectron_configs/stock/mask_rcnn_R_50_FPN_EvoNormS0.yaml \\
+    evonorm eval ap --config-file detectron_configs/stock/mask_rcnn_R_50_FPN_EvoNormS0.yaml \\
         --weights output/model_final.pth --val-json instances_val.json --val-images val2017/
 """
 

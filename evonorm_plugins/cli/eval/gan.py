@@ -7,16 +7,16 @@ from evonorm_plugins.errors import InputError
 EXAMPLES = """
 examples:
   a folder of samples against a zip of real images:
-    evonorm-eval gan --fake samples/ --real imagenet-val.zip --is --fid --kid --prc
-  three draws of 50,000 images from a checkpoint, against statistics kept by "evonorm-eval stats":
-    evonorm-eval gan --checkpoint runs/a/best.pt --real ref_stats.npz --seeds 0 1 2 \\
+    evonorm eval gan --fake samples/ --real imagenet-val.zip --is --fid --kid --prc
+  three draws of 50,000 images from a checkpoint, against statistics kept by "evonorm eval stats":
+    evonorm eval gan --checkpoint runs/a/best.pt --real ref_stats.npz --seeds 0 1 2 \\
         --out runs/a/metrics.json
   the same on 8 GPUs:
-    torchrun --nproc-per-node 8 --no-python evonorm-eval gan --checkpoint ... --real ref_stats.npz
+    torchrun --nproc-per-node 8 --no-python -- evonorm eval gan --checkpoint ... --real real.npz
   as pytorch-fid:
-    evonorm-eval gan --fake samples/ --real real/ --backend pytorch-fid --fid
+    evonorm eval gan --fake samples/ --real real/ --backend pytorch-fid --fid
   without internet:
-    evonorm-eval gan --inception-weights pt_inception-2015-12-05-6726825d.pth --fake ... --real ...
+    evonorm eval gan --inception-weights pt_inception-2015-12-05-6726825d.pth --fake ... --real ...
 """
 
 
@@ -207,7 +207,7 @@ def _check_real(path, real, extractor, options):
     if options.features and real.features is None:
         raise InputError(
             f"{path} holds no single features, which KID, precision and recall need; give the "
-            "images, or make statistics with: evonorm-eval stats --features"
+            "images, or make statistics with: evonorm eval stats --features"
         )
     if real.protocol is None:
         common.warn(

@@ -1,4 +1,4 @@
-"""Compute the statistics of real images once and keep them, for ``evonorm-eval gan --real``.
+"""Compute the statistics of real images once and keep them, for ``evonorm eval gan --real``.
 
 The npz holds mu, sigma (float64), the number of images and the protocol; pytorch-fid reads it too.
 """
@@ -8,11 +8,11 @@ from evonorm_plugins.cli.eval import common
 
 EXAMPLES = """
 examples:
-  evonorm-eval stats --real train.zip --out ref_stats.npz
+  evonorm eval stats --real train.zip --out ref_stats.npz
   with single features, for --kid and --prc (8 KB an image):
-    evonorm-eval stats --real train.zip --out ref_stats.npz --features
+    evonorm eval stats --real train.zip --out ref_stats.npz --features
   for scores as pytorch-fid's:
-    evonorm-eval stats --real train/ --out ref_stats.npz --backend pytorch-fid
+    evonorm eval stats --real train/ --out ref_stats.npz --backend pytorch-fid
 """
 
 

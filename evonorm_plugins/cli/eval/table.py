@@ -7,8 +7,8 @@ from evonorm_plugins.cli.eval import common
 
 EXAMPLES = """
 examples:
-  evonorm-eval table runs/*/metrics.json
-  evonorm-eval table --json runs/*/metrics.json
+  evonorm eval table runs/*/metrics.json
+  evonorm eval table --json runs/*/metrics.json
 """
 
 

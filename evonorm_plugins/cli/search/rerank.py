@@ -31,7 +31,8 @@ def add_arguments(parser):
 
 def run(args):
     from evonorm_plugins.classification import sweep
-    from evonorm_plugins.search.rerank import held_out, write_sweep
+    from evonorm_plugins.classification.config import held_out
+    from evonorm_plugins.search.rerank import write_sweep
     from evonorm_plugins.search.store import Store
 
     # Behind --norms argparse takes key=value for one more norm; no norm's name has a "=" so early.
