@@ -122,8 +122,9 @@ def load_config(path, overrides=()):
 
 
 def held_out(overrides):
-    """``key=value`` strings of which ``holdout=NUMBER`` also says that the file's ``val_data`` is not
-    asked for: images of ``data`` are to decide, not those.
+    """``key=value`` strings; with ``holdout=NUMBER`` the file's ``val_data`` is not asked for.
+
+    Images of ``data`` are to decide then, not those.
     """
     values = read_overrides(overrides)
     if values.get("holdout") and "val_data" not in values:
