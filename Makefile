@@ -12,13 +12,13 @@ PYTEST := $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --
 # the least time. A file that takes more than 40 seconds of one core is for `make test`.
 CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	biggan/test_config biggan/test_data biggan/test_models \
-	classification/test_config classification/test_data cli/test_command coco/test_check \
+	classification/test_config classification/test_data cli/test_bad_input cli/test_command coco/test_train \
 	conversion/test_bad_input conversion/test_carry conversion/test_flow conversion/test_rewrite \
 	data/test_arrays data/test_cache data/test_decode data/test_loader data/test_sources \
 	fold/test_bad_input fold/test_forward graph/test_formula graph/test_graph graph/test_known \
 	graph/test_parse graph/test_primitives integrations/detectron2/test_checkpoint \
 	integrations/detectron2/test_norms integrations/detectron2/test_solver \
-	integrations/torchvision/test_options kernels/test_accuracy kernels/test_ops \
+	integrations/torchvision/test_config kernels/test_accuracy kernels/test_ops \
 	layers/test_autograd layers/test_bad_input layers/test_baselines layers/test_batch \
 	layers/test_conditional layers/test_contract layers/test_sample layers/test_transforms \
 	metrics/test_ap metrics/test_data metrics/test_scores metrics/test_statistics_file \
