@@ -10,7 +10,13 @@ import itertools
 from biggan.architecture import CHANNEL_MULTIPLIERS
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act, parse_name
-from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
+from evonorm_plugins.training.config import (
+    build,
+    check_below_one,
+    check_choices,
+    check_minimum,
+    read_values,
+)
 from evonorm_plugins.training.precision import check_precision
 
 
@@ -119,11 +125,6 @@ def from_dict(values):
     return config
 
 
-def to_dict(config):
-    """Plain values, for YAML and checkpoints."""
-    return dataclasses.asdict(config)
-
-
 def batch_per_rank(config, ranks):
     """Images of one forward pass of one rank. Raises :class:`ConfigError` if it is not whole."""
     parts = ranks * config.accumulations
@@ -142,9 +143,7 @@ def _check(config):
     check_minimum(config, MINIMUM)
     if config.num_classes is not None and config.num_classes < 1:
         raise ConfigError(f"num_classes={config.num_classes} must be at least 1")
-    for key in ("beta1", "beta2", "ema_decay"):
-        if getattr(config, key) >= 1:
-            raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
+    check_below_one(config, ("beta1", "beta2", "ema_decay"))
     check_precision(config.precision, config.device)
     _check_architecture(config)
     try:

@@ -4,10 +4,10 @@ import time
 
 import torch
 
-from biggan.config import to_dict
 from biggan.sampling import grid, sample_uint8, write_png
 from biggan.spectral import singular_values
 from evonorm_plugins.training import records
+from evonorm_plugins.training.config import to_dict
 
 COLUMNS = 10  # classes on a sheet, at most
 

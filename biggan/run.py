@@ -5,7 +5,7 @@ import shutil
 import time
 
 from biggan import checkpoint
-from biggan.config import MODEL_KEYS, to_dict
+from biggan.config import MODEL_KEYS
 from biggan.data import TrainingData, check_source
 from biggan.records import Records, diversity, fixed_samples
 from biggan.scores import Scorer
@@ -14,7 +14,7 @@ from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.files import replacing
 from evonorm_plugins.training.checkpoint import loading
-from evonorm_plugins.training.config import check_unchanged
+from evonorm_plugins.training.config import check_unchanged, to_dict
 from evonorm_plugins.training.memory import check_workers
 from evonorm_plugins.training.precision import check_precision
 from evonorm_plugins.training.ranks import Stop

@@ -23,10 +23,12 @@ def pyplot():
     return plt
 
 
-def save_figure(figure, path, dpi=150):
-    """Write a figure as PNG, whole or not at all, and close it."""
+def save_figure(figure, path, dpi=150, file_format="png"):
+    """Write a figure, whole or not at all, and close it."""
+    # Other formats have no such entry.
+    made_with = {"Software": SOFTWARE} if file_format == "png" else None
     with replacing(path) as partial:
-        figure.savefig(partial, dpi=dpi, format="png", metadata={"Software": SOFTWARE})
+        figure.savefig(partial, dpi=dpi, format=file_format, metadata=made_with)
     pyplot().close(figure)
 
 

@@ -26,6 +26,8 @@ import json
 import sys
 from pathlib import Path
 
+from evonorm_plugins.text_table import aligned
+
 PARTS = ("bottom-up", "FPN", "RPN head", "box head", "mask head")
 CONV_FC = "convolutions and fc alone"
 MATRIX_OPERATIONS = ("conv", "linear", "addmm", "matmul")
@@ -136,11 +138,7 @@ def table(results):
     rows = [("G multiply-adds", *(Path(file).stem for file in results))]
     for label, key in (*zip(PARTS, PARTS, strict=True), ("total", "total"), (CONV_FC, "conv_fc")):
         rows.append((label, *(f"{count[key] / 1e9:.2f}" for count in counts)))
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return "\n".join(
-        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
-        for label, *cells in rows
-    )
+    return aligned(rows)
 
 
 def parse_args(argv=None):

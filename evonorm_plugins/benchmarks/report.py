@@ -4,6 +4,7 @@ import csv
 
 from evonorm_plugins.files import replacing
 from evonorm_plugins.plots import pyplot, save_figure
+from evonorm_plugins.text_table import aligned
 
 OURS, RIVAL, FLOOR = "#1b998b", "#30638e", "#b0b0b0"
 
@@ -20,15 +21,6 @@ def is_ours(path):
     """Whether a file is one that :func:`write_csv` wrote for a benchmark."""
     with open(path, "rb") as file:
         return b"evonorm_plugins" in file.readline(1000)
-
-
-def table(rows):
-    """Rows of cells as lines of text; the first column to the left, the others to the right."""
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return "\n".join(
-        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
-        for label, *cells in rows
-    )
 
 
 def label(row):
@@ -64,7 +56,7 @@ def layers_report(rows):
     first = rows[0]
     head = ", ".join(first[key] for key in ("shape", "dtype", "layout", "mode"))
     head += f", {first['rounds']} rounds"
-    parts = [head, table(times), f"{whole}: time over that of", table(_ratios(rows, whole))]
+    parts = [head, aligned(times), f"{whole}: time over that of", aligned(_ratios(rows, whole))]
     return "\n\n".join(part for part in parts if part)
 
 

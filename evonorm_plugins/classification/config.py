@@ -6,8 +6,10 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.training.config import (
     build,
+    check_below_one,
     check_choices,
     check_minimum,
+    check_shares,
     read_overrides,
     read_values,
 )
@@ -137,11 +139,8 @@ def from_dict(values):
     config = build(Config, values)
     check_choices(config, CHOICES)
     check_minimum(config, MINIMUM)
-    for key in ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay"):
-        if getattr(config, key) >= 1:
-            raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
-    if config.crop_scale > 1:
-        raise ConfigError(f"crop_scale={config.crop_scale} is a share, at most 1")
+    check_below_one(config, ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay"))
+    check_shares(config, ("crop_scale",))
     if config.randaugment_magnitude > 30:
         raise ConfigError(f"randaugment_magnitude={config.randaugment_magnitude} is at most 30")
     if not config.epochs and config.steps is None:
@@ -160,11 +159,6 @@ def from_dict(values):
     if config.norm is not None:
         _check_norm(config.norm)
     return config
-
-
-def to_dict(config):
-    """Plain values, for YAML and checkpoints."""
-    return dataclasses.asdict(config)
 
 
 def _check_norm(name):

@@ -10,13 +10,13 @@ import torch
 import torchvision
 
 import evonorm_plugins
-from evonorm_plugins.classification.config import MODEL_KEYS, to_dict
+from evonorm_plugins.classification.config import MODEL_KEYS
 from evonorm_plugins.classification.data import open_data
 from evonorm_plugins.classification.trainer import Trainer, check_size
 from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.files import replacing
 from evonorm_plugins.training.checkpoint import Format, loading
-from evonorm_plugins.training.config import check_unchanged
+from evonorm_plugins.training.config import check_unchanged, to_dict
 from evonorm_plugins.training.memory import check_workers, peak_memory
 from evonorm_plugins.training.precision import check_precision
 from evonorm_plugins.training.ranks import Ranks, Stop

@@ -10,6 +10,7 @@ import json
 
 from evonorm_plugins.cli.types import count
 from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.text_table import aligned
 
 EXAMPLES = """
 examples:
@@ -72,14 +73,6 @@ def run(args):
         print(json.dumps(result, indent=1))
     else:
         print(report)
-        print(_counts(before, after))
-
-
-def _counts(before, after):
-    rows = [("", "before", "after")]
-    rows += [(key.replace("_", "-"), f"{before[key]:,}", f"{after[key]:,}") for key in before]
-    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return "\n".join(
-        "  ".join([label.ljust(first), *(c.rjust(w) for c, w in zip(cells, others, strict=True))])
-        for label, *cells in rows
-    )
+        rows = [("", "before", "after")]
+        rows += [(key.replace("_", "-"), f"{before[key]:,}", f"{after[key]:,}") for key in before]
+        print(aligned(rows))

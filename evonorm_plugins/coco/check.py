@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from evonorm_plugins.coco.rle import first_bad_rle
-from evonorm_plugins.coco.shapes import is_box, is_mask, short
-from evonorm_plugins.errors import DataError, first
+from evonorm_plugins.coco.shapes import is_box, is_mask
+from evonorm_plugins.errors import DataError, first, shown
 
 _LISTED_IN = {"image_id": "images", "category_id": "categories"}
 
@@ -39,12 +39,12 @@ def check_values(entries: list, kind: str, where: str, values: dict[str, Value])
     """
     for k, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: {kind} number {k} is {short(entry)}, not an object")
+            raise DataError(f"{where}: {kind} number {k} is {shown(entry)}, not an object")
     for key, value in values.items():
         bad = [k for k, entry in enumerate(entries) if not value.fits(entry.get(key))]
         if bad:
             entry = entries[bad[0]]
-            found = f"is {short(entry[key])}" if key in entry else "is missing"
+            found = f"is {shown(entry[key])}" if key in entry else "is missing"
             with_id = key != "id" and "id" in entry
             named = f"with id {entry['id']!r}" if with_id else f"number {bad[0] + 1}"
             raise DataError(
@@ -77,7 +77,7 @@ def check_references(
     lost = [entry.get(key) for entry in entries if not _is_known(entry.get(key), known)]
     if lost:
         # repr tells the text '7' from the number 7.
-        values = list(dict.fromkeys(map(short, lost)))
+        values = list(dict.fromkeys(map(shown, lost)))
         listed = f"{_LISTED_IN[key]!r}{known_from and f' of {known_from}'}"
         raise DataError(
             f"{where}: {len(lost)} of {len(entries)} {kind}s have {key}s that {listed} does not "
@@ -96,7 +96,7 @@ def check_boxes(entries: list[dict], where: str, *, optional: bool = False) -> N
         optional: whether there may be none.
     """
     bad = [
-        f"{short(e.get('bbox'))} ({_name(k, e)})"
+        f"{shown(e.get('bbox'))} ({_name(k, e)})"
         for k, e in enumerate(entries)
         if not (is_box(e.get("bbox")) or (optional and e.get("bbox") in (None, [])))
     ]
@@ -129,7 +129,7 @@ def check_masks(
         raise DataError(
             f"{where}: {len(bad)} of {len(entries)} {kind}s have no 'segmentation' (it must be "
             "polygons of 3 or more points, or RLE with 'size' and 'counts'): "
-            f"{first([_name(k, entries[k]) for k in bad])}; the first is {short(masks[bad[0]])}"
+            f"{first([_name(k, entries[k]) for k in bad])}; the first is {shown(masks[bad[0]])}"
             f"{advice}"
         )
     for k, (entry, mask) in enumerate(zip(entries, masks, strict=True)):
@@ -158,7 +158,7 @@ def _check_run_lengths(entries: list[dict], masks: list, kind: str, where: str) 
         k = compressed[bad]
         raise DataError(
             f"{where}: the {kind} {_name(k, entries[k])} has run lengths that do not make a mask "
-            f"of (height, width) {masks[k]['size']}: {short(masks[k]['counts'])}"
+            f"of (height, width) {masks[k]['size']}: {shown(masks[k]['counts'])}"
         )
 
 

@@ -100,8 +100,3 @@ def outline_of(box: list) -> list[list]:
 
 def is_number(value: object) -> bool:
     return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -12,7 +12,14 @@ import torch
 from evonorm_plugins.classification import config as classification
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.training.config import build, check_choices, check_minimum, read_values
+from evonorm_plugins.training.config import (
+    build,
+    check_choices,
+    check_minimum,
+    check_shares,
+    read_values,
+    to_dict,
+)
 
 # Search space -> steps and schedule of a whole training (Section 4.2).
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
@@ -131,7 +138,7 @@ def from_dict(values):
     config = task_from_dict(values, Config)
     check_choices(config, CHOICES)
     check_minimum(config, MINIMUM)
-    _check_shares(config, ("random_share", "tournament"))
+    check_shares(config, ("random_share", "tournament"))
     if config.candidates is None and config.hours is None:
         raise ConfigError("give candidates=NUMBER or hours=NUMBER: when the search is to end")
     return config
@@ -149,7 +156,7 @@ def task_from_dict(values, cls=Task):
     task = build(cls, values)
     check_choices(task, TASK_CHOICES)
     check_minimum(task, TASK_MINIMUM)
-    _check_shares(task, ("quality_accuracy",))
+    check_shares(task, ("quality_accuracy",))
     if not task.data:
         raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")
     if not (task.val_data or task.holdout):
@@ -166,12 +173,6 @@ def task_from_dict(values, cls=Task):
     _check_model(task, "stability_anchor", task.stability_anchor)
     _check_filters(task)
     return task
-
-
-def _check_shares(config, keys):
-    for key in keys:
-        if getattr(config, key) > 1:
-            raise ConfigError(f"{key}={getattr(config, key)} is a share, at most 1")
 
 
 def _check_names(key, names):
@@ -200,11 +201,6 @@ def _check_filters(task):
         raise ConfigError(
             f"stability_batch={task.stability_batch} is more than batch_size={task.batch_size}"
         )
-
-
-def to_dict(task):
-    """Plain values, for YAML and stores."""
-    return dataclasses.asdict(task)
 
 
 def check_same(config, saved, path):

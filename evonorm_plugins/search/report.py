@@ -3,6 +3,8 @@
 import dataclasses
 import statistics
 
+from evonorm_plugins.text_table import aligned
+
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
@@ -103,12 +105,7 @@ def table(candidates):
         ]
         for c in candidates
     ]
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in [head, *rows]:
-        cells = [v.rjust(w) for v, w in zip(row[:-1], widths, strict=False)]
-        lines.append("  ".join([*cells, row[-1]]))
-    return "\n".join(lines)
+    return aligned([head, *rows], left=(len(head) - 1,))
 
 
 def describe(candidate):

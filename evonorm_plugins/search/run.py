@@ -13,7 +13,7 @@ import torch
 
 from evonorm_plugins.errors import ConfigError, InterruptedRunError, RunError
 from evonorm_plugins.search import report
-from evonorm_plugins.search.config import check_same, to_dict
+from evonorm_plugins.search.config import check_same
 from evonorm_plugins.search.data import check_data, task_data
 from evonorm_plugins.search.driver import Driver
 from evonorm_plugins.search.evaluate import evaluate
@@ -21,6 +21,7 @@ from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
+from evonorm_plugins.training.config import to_dict
 from evonorm_plugins.training.memory import keep_freed_memory
 from evonorm_plugins.training.ranks import Ranks
 

@@ -66,6 +66,11 @@ def build(cls, values):
     return cls(**{key: _typed(fields[key], value) for key, value in values.items()})
 
 
+def to_dict(config):
+    """The plain values of a dataclass, for YAML files, checkpoints and stores."""
+    return dataclasses.asdict(config)
+
+
 def check_choices(config, choices):
     """Raise :class:`ConfigError` where a key's value is not among ``choices[key]``."""
     for key, allowed in choices.items():
@@ -85,6 +90,20 @@ def check_minimum(config, minimum):
             raise ConfigError(f"{key}={value} must be at least {lowest}")
         if key.endswith("seed"):
             check_seed(value, f"{key}=")
+
+
+def check_below_one(config, keys):
+    """Raise :class:`ConfigError` where a number is 1 or more."""
+    for key in keys:
+        if getattr(config, key) >= 1:
+            raise ConfigError(f"{key}={getattr(config, key)} must be below 1")
+
+
+def check_shares(config, keys):
+    """Raise :class:`ConfigError` where a number is above 1."""
+    for key in keys:
+        if getattr(config, key) > 1:
+            raise ConfigError(f"{key}={getattr(config, key)} is a share, at most 1")
 
 
 def check_unchanged(path, before, now, keys):

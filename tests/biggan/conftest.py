@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from biggan import checkpoint
-from biggan.config import from_dict, to_dict
+from biggan.config import from_dict
 from biggan.generator import Generator
+from evonorm_plugins.training.config import to_dict
 from tests.biggan.pictures import picture
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 import biggan
-from biggan.config import batch_per_rank, from_dict, load_config, to_dict
+from biggan.config import batch_per_rank, from_dict, load_config
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.training.config import to_dict
 
 CONFIGS = sorted(Path(biggan.__file__).parent.glob("configs/*.yaml"))
 

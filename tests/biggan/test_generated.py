@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from biggan import checkpoint
-from biggan.config import from_dict, to_dict
+from biggan.config import from_dict
 from biggan.generated import CheckpointImages
 from biggan.generator import Generator
 from biggan.sampling import load_generator, sample_uint8
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.training.config import to_dict
 from tests.metrics.conftest import pictures, save_pngs
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from evonorm_plugins.classification.config import from_dict, load_config, to_dict
+from evonorm_plugins.classification.config import from_dict, load_config
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.classification.optim import lr_factor, make_optimizer, scaled_lr
 from evonorm_plugins.classification.trainer import build_classifier
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.training.config import to_dict
 
 
 def test_files_overrides_and_back(tmp_path):

@@ -10,9 +10,10 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.search import run
-from evonorm_plugins.search.config import check_same, from_dict, load_config, to_dict
+from evonorm_plugins.search.config import check_same, from_dict, load_config
 from evonorm_plugins.search.run import open_store
 from evonorm_plugins.search.store import Store
+from evonorm_plugins.training.config import to_dict
 
 # ``images`` of conftest makes two classes that a few steps tell apart.
 TINY = [

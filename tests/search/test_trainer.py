@@ -12,9 +12,10 @@ from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError, DataError
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.layers.graph.module import GraphNormAct
-from evonorm_plugins.search.config import task_from_dict, to_dict, training_config
+from evonorm_plugins.search.config import task_from_dict, training_config
 from evonorm_plugins.search.data import task_data
 from evonorm_plugins.search.trainer import Training
+from evonorm_plugins.training.config import to_dict
 
 S0 = KNOWN["EvoNormS0"]
 

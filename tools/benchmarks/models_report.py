@@ -1,7 +1,8 @@
 """What the benchmark of models writes."""
 
-from evonorm_plugins.benchmarks.report import OURS, RIVAL, bars, table
+from evonorm_plugins.benchmarks.report import OURS, RIVAL, bars
 from evonorm_plugins.plots import pyplot, save_figure
+from evonorm_plugins.text_table import aligned
 
 
 def models_report(rows):
@@ -22,7 +23,7 @@ def models_report(rows):
         )
     size = f"{base['images']}x3x{base['size']}x{base['size']}"
     head = f"{base['model']} {size}, one training iteration, {base['rounds']} rounds"
-    return f"{head}\n\n{table(lines)}"
+    return f"{head}\n\n{aligned(lines)}"
 
 
 def plot_models(rows, path):

@@ -17,7 +17,7 @@ import math
 import os
 import random
 
-from evonorm_plugins.classification.config import from_dict, to_dict
+from evonorm_plugins.classification.config import from_dict
 from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.training.config import (
@@ -26,6 +26,7 @@ from evonorm_plugins.training.config import (
     read_overrides,
     read_values,
     shown,
+    to_dict,
 )
 
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from evonorm_plugins.files import replacing
+from evonorm_plugins.text_table import aligned
 
 # What is measured of a trial, and its digits in a table.
 _MEASURED = {"val_accuracy": 4, "val_loss": 4, "epoch": 0, "seconds": 0}
@@ -40,7 +41,7 @@ def as_text(sweep, records):
         )
         for r in ranked(records)
     ]
-    lines = [_aligned([head, *rows]), ""]
+    lines = [aligned([head, *rows], left=range(len(head))), ""]
     means = [("", "mean accuracy", "best", "trials", "not finished")]
     for key, choices in sweep.search.items():
         for value in choices:
@@ -51,7 +52,7 @@ def as_text(sweep, records):
             mean = _shown(statistics.fmean(found) if found else None, 4)
             best = _shown(max(found, default=None), 4)
             means.append((f"{key}={value}", mean, best, str(len(of)), str(len(of) - len(found))))
-    lines += [_aligned(means)]
+    lines += [aligned(means, left=range(len(means[0])))]
     ended = [r for r in records if "error" in r]
     lines += ["", *(f"trial {r['trial']} {r['status']}: {r['error']}" for r in ended)]
     return "\n".join(lines).rstrip()
@@ -150,14 +151,6 @@ def _sorted(choices):
 
 def _shown(value, digits):
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _aligned(rows):
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 def _replace(path, text):

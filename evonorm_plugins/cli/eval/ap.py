@@ -6,6 +6,7 @@ Scores a file of results (--gt, --dt), or runs a Detectron2 model on images firs
 from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.text_table import aligned
 
 EXAMPLES = """
 examples:
@@ -223,7 +224,7 @@ def _lines(record):
                  for c, values in categories.items()]  # fmt: skip
     p = record["protocol"]
     return [
-        *common.aligned(rows),
+        aligned(rows),
         "",
         f"protocol: {p['n_images']} images, {p['n_objects']} objects, "
         f"{record['input']['n_detections']} detections, at most {p['max_dets'][-1]} an image and "

@@ -204,15 +204,3 @@ def show(record, lines, args):
         write_json(args.out, record)
         note(f"wrote {args.out}")
     print(as_json(record) if args.json else "\n".join(lines), flush=True)
-
-
-def aligned(rows):
-    """Rows of texts as lines with columns under each other; numbers to the right."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -3,6 +3,7 @@
 from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.text_table import aligned
 
 EXAMPLES = """
 examples:
@@ -305,8 +306,7 @@ def _lines(record):
             best = record["best"].get(key)
             cells += [f"{record['scores'][key]:.6g}", "" if best is None else f"{best:.6g}"]
         rows.append([f"{_NAMES[name]}{' [' + label if bracket else ''}", *cells])
-    lines = common.aligned(rows)
     shown = ("n_fake", "n_real", "splits", "shuffle_seed", "backend", "precision")
     shown += ("extractor", "ema", "mode", "truncation")
     values = (f"{key} {protocol[key]}" for key in shown if protocol[key] is not None)
-    return [*lines, "", f"protocol: {', '.join(values)}"]
+    return [aligned(rows), "", f"protocol: {', '.join(values)}"]

@@ -3,7 +3,7 @@
 Runs of one name make one row. Records that were measured in different ways are refused.
 """
 
-from evonorm_plugins.cli.eval import common
+from evonorm_plugins.text_table import aligned
 
 EXAMPLES = """
 examples:
@@ -26,8 +26,7 @@ def run(args):
         rows = {"kind": "table", "rows": rows_of(records), "protocol": records[0]["protocol"]}
         print(as_json(rows | {"records": args.records, "command": args.command_line}))
         return 0
-    for line in common.aligned(text_rows(records)):
-        print(line)
+    print(aligned(text_rows(records)))
     protocol = {k: v for k, v in records[0]["protocol"].items() if v is not None}
     print(f"\nprotocol: {', '.join(f'{k} {v}' for k, v in protocol.items())}")
     return 0

@@ -1,4 +1,4 @@
-"""tools/plot_losses.py: the losses of several runs in one plot."""
+"""tools/figures/losses.py: the losses of several runs in one plot."""
 
 import runpy
 import warnings
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/plot_losses.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/figures/losses.py"))
 
 
 def write(folder, rows):

@@ -2,7 +2,7 @@
 """Plot the loss of several runs of tools/train_net.py over their iterations.
 
 example:
-  tools/plot_losses.py BN=output/BN EvoNormS0=output/S0 --out losses.png
+  tools/figures/losses.py BN=output/BN EvoNormS0=output/S0 --out losses.png
 """
 
 import argparse
@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from evonorm_plugins.errors import ConfigError, DataError, reason, run_command
-from evonorm_plugins.files import check_output, replacing
-
-COLOURS = ("#d1495b", "#e0a030", "#30638e", "#1b998b", "#6a4c93", "#555555")
+from evonorm_plugins.files import check_output
+from evonorm_plugins.plots import COLOURS, pyplot, save_figure
 
 
 def read_losses(run):
@@ -47,15 +46,10 @@ def plot_losses(runs, out, window=10, title=""):
         window: steps of the mean; of a run with fewer, all of them.
         title: above the plot.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    known = sorted(figure.canvas.get_supported_filetypes())
-    if Path(out).suffix[1:].lower() not in known:
-        raise ConfigError(f"--out {out} must end in one of .{', .'.join(known)}")
+    figure, axes = pyplot().subplots(figsize=(8, 4.5), layout="constrained")
+    file_format, known = Path(out).suffix[1:].lower(), figure.canvas.get_supported_filetypes()
+    if file_format not in known:
+        raise ConfigError(f"--out {out} must end in one of .{', .'.join(sorted(known))}")
     for k, (label, (iterations, losses)) in enumerate(runs.items()):
         colour = COLOURS[k % len(COLOURS)]
         axes.plot(iterations, losses, color=colour, alpha=0.25, linewidth=0.8)
@@ -67,9 +61,7 @@ def plot_losses(runs, out, window=10, title=""):
     axes.set(xlabel="iteration", ylabel="total loss", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    with replacing(out) as partial:
-        figure.savefig(partial, dpi=150)
-    plt.close(figure)
+    save_figure(figure, out, file_format=file_format)
 
 
 def main(argv=None):
