@@ -1,23 +1,31 @@
 """Images from a generator: what the command line, the grids of training and the scores share."""
 
 import copy
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from biggan import checkpoint
-from biggan.config import from_dict
+from biggan.config import Config, from_dict
 from biggan.generator import Generator, running_statistics_layers
 from biggan.latents import draw_classes, draw_latents
 from biggan.spectral import power_iteration
 from evonorm_plugins.errors import CheckpointError, ConfigError, first
 from evonorm_plugins.files import replacing
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 # The averaged weights are no step of training, so their singular vectors are found anew.
 SPECTRAL_STEPS = 20
 STANDING_STATISTICS = 100  # forward passes, where a generator has batch statistics
 
 
-def load_generator(path, *, ema=True, device="cpu"):
+def load_generator(
+    path: str | os.PathLike, *, ema: bool = True, device: str | torch.device = "cpu"
+) -> tuple[Generator, Config]:
     """The generator of a checkpoint, in eval mode, and its config.
 
     Args:
@@ -59,16 +67,16 @@ def load_generator(path, *, ema=True, device="cpu"):
 
 
 def sample_uint8(
-    generator,
-    n,
+    generator: Generator,
+    n: int,
     *,
-    classes=None,
-    truncation=None,
-    seed=0,
-    batch_size=64,
-    standing_statistics=0,
-    indices=None,
-):
+    classes: Sequence[int] | None = None,
+    truncation: float | None = None,
+    seed: int = 0,
+    batch_size: int = 64,
+    standing_statistics: int = 0,
+    indices: Iterable[int] | None = None,
+) -> Iterator[torch.Tensor]:
     """Yield ``n`` images as uint8 ``(B, 3, H, W)``, on the CPU.
 
     Image i depends on the seed, on i and on the class alone, not on the batch it is made in, for
@@ -98,7 +106,9 @@ def sample_uint8(
         yield to_uint8(generate(generator, z, classes_of(part, seed, config.num_classes, classes)))
 
 
-def classes_of(indices, seed, num_classes, classes=None):
+def classes_of(
+    indices: Sequence[int], seed: int, num_classes: int, classes: Sequence[int] | None = None
+) -> torch.Tensor:
     """The classes ``(len(indices),)`` that :func:`sample_uint8` gives to these samples."""
     if classes is None:
         return draw_classes(indices, seed, num_classes)
@@ -106,7 +116,7 @@ def classes_of(indices, seed, num_classes, classes=None):
 
 
 @torch.no_grad()
-def generate(generator, z, y):
+def generate(generator: Generator, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Images in [-1, 1] of latents and classes (or class embeddings), in eval mode."""
     device = next(generator.parameters()).device
     training = generator.training
@@ -117,14 +127,21 @@ def generate(generator, z, y):
         generator.train(training)
 
 
-def to_uint8(images):
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """``(N, C, H, W)`` in [-1, 1] to uint8 ``(N, 3, H, W)`` on the CPU, rounded."""
     images = (images.float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
 @torch.no_grad()
-def with_standing_statistics(generator, passes, *, batch_size, seed=0, truncation=None):
+def with_standing_statistics(
+    generator: Generator,
+    passes: int,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    truncation: float | None = None,
+) -> Generator:
     """A copy of the generator whose batch statistics are the mean of those of ``passes`` batches.
 
     Source: Brock, Donahue, Simonyan (arXiv 1809.11096), Appendix C.1. A generator without batch
@@ -150,7 +167,16 @@ def with_standing_statistics(generator, passes, *, batch_size, seed=0, truncatio
     return generator.train(training)
 
 
-def interpolate_uint8(generator, rows, columns, *, kind="z", classes=None, truncation=None, seed=0):
+def interpolate_uint8(
+    generator: Generator,
+    rows: int,
+    columns: int,
+    *,
+    kind: str = "z",
+    classes: Sequence[int] | None = None,
+    truncation: float | None = None,
+    seed: int = 0,
+) -> Iterator[torch.Tensor]:
     """Yield for each row the images uint8 ``(columns, 3, H, W)`` between two samples.
 
     Args:
@@ -178,11 +204,11 @@ def interpolate_uint8(generator, rows, columns, *, kind="z", classes=None, trunc
         yield to_uint8(generate(generator, z[:1].lerp(z[1:], share), e[:1].lerp(e[1:], share)))
 
 
-def _distinct(y, num_classes):
+def _distinct(y: torch.Tensor, num_classes: int) -> torch.Tensor:
     return y if y[0] != y[1] else torch.stack([y[0], (y[0] + 1) % num_classes])
 
 
-def grid(images, columns):
+def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
     """Images uint8 ``(N, 3, H, W)`` beside each other: ``(3, rows * H, columns * W)``."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
@@ -191,20 +217,26 @@ def grid(images, columns):
     return sheet.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, -1)
 
 
-def write_png(image, path):
+def write_png(image: torch.Tensor, path: str | os.PathLike) -> None:
     """Write uint8 ``(3, H, W)``, whole or not at all."""
     with replacing(path) as partial:
         to_picture(image).save(partial, "PNG")
 
 
-def to_picture(image):
+def to_picture(image: torch.Tensor) -> "Image.Image":
     """A PIL image of uint8 ``(3, H, W)``."""
     from PIL import Image
 
     return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
 
 
-def _check(generator, n, classes, batch_size, standing_statistics):
+def _check(
+    generator: Generator,
+    n: int,
+    classes: Sequence[int] | None,
+    batch_size: int,
+    standing_statistics: int,
+) -> None:
     for name, value, lowest in (
         ("n", n, 1),
         ("batch_size", batch_size, 1),

@@ -9,6 +9,9 @@ which returns the exit status or None. A group of commands is a package with a d
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
 
 from evonorm_plugins import __version__
 from evonorm_plugins.errors import run_command
@@ -16,7 +19,7 @@ from evonorm_plugins.errors import run_command
 EXIT_STATUS = "\nexit status: 0 done, 1 failed or stopped, 2 bad input\n"
 
 
-def main(module, prog, argv=None):
+def main(module: ModuleType, prog: str, argv: Sequence | None = None) -> int:
     """Run a command, or the one of a group that the arguments name; returns the exit status.
 
     Args:
@@ -31,7 +34,7 @@ def main(module, prog, argv=None):
     return run_command(lambda: module.run(args))
 
 
-def parse_args(module, prog, argv):
+def parse_args(module: ModuleType, prog: str, argv: list[str]) -> argparse.Namespace:
     """The arguments of a command; ``key=value`` may stand before, between and after options."""
     parser = _parser(module, prog)
     if hasattr(module, "COMMANDS"):
@@ -50,7 +53,7 @@ def parse_args(module, prog, argv):
     return args
 
 
-def _chosen(module, prog, argv):
+def _chosen(module: ModuleType, prog: str, argv: list[str]) -> tuple[str, list[str], ModuleType]:
     while argv and argv[0] in getattr(module, "COMMANDS", ()):
         prog, name, argv = f"{prog} {argv[0]}", argv[0], argv[1:]
         module = importlib.import_module(f"{module.__name__}.{name}")
@@ -58,12 +61,12 @@ def _chosen(module, prog, argv):
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """A mistake is one line, whoever finds it; the usage of many options is not."""
         self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
-def _parser(module, prog):
+def _parser(module: ModuleType, prog: str) -> _Parser:
     return _Parser(
         prog=prog,
         description=module.__doc__,

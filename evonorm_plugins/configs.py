@@ -22,7 +22,7 @@ _KINDS = {
 KINDS = tuple(_KINDS)
 
 
-def list_configs(kind):
+def list_configs(kind: str) -> list[str]:
     """Names of the configs of a kind of ``KINDS``, sorted.
 
     A name is the file's path within the kind's folder, without ``.yaml``. Files called ``Base-...``
@@ -31,7 +31,7 @@ def list_configs(kind):
     return [name for name in _files(kind) if not name.rpartition("/")[2].startswith("Base-")]
 
 
-def find_config(name_or_path, kind):
+def find_config(name_or_path: str | os.PathLike, kind: str) -> Path:
     """Path of a config file.
 
     Args:
@@ -59,16 +59,16 @@ def find_config(name_or_path, kind):
     raise ConfigError(f"{given!r} is {what}; {_known(name, kind)}")
 
 
-def _files(kind):
-    folder, pattern = _KINDS[kind]
-    installed = _PACKAGE / "_configs" / folder
-    folder = installed if installed.is_dir() else _PACKAGE.parent / folder
+def _files(kind: str) -> dict[str, Path]:
+    place, pattern = _KINDS[kind]
+    installed = _PACKAGE / "_configs" / place
+    folder = installed if installed.is_dir() else _PACKAGE.parent / place
     paths = {p.relative_to(folder).with_suffix("").as_posix(): p for p in folder.glob(pattern)}
     # Sweeps lie beside the configs they are made of, and are no configs of one training.
     return {n: paths[n] for n in sorted(paths) if n.endswith("_sweep") == (kind == "sweep")}
 
 
-def _known(name, kind):
+def _known(name: str, kind: str) -> str:
     names = list_configs(kind)
     shown = {known.rpartition("/")[2].lower(): known for known in reversed(names)}
     last = name.rpartition("/")[2].lower()

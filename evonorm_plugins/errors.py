@@ -9,12 +9,15 @@ import errno
 import os
 import reprlib
 import sys
+from collections.abc import Callable, Iterable
 
 # Numbers of the system's errors that say that a file found no place.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What the user gave is not there, of another kind, or not to be read.
-_OF_THE_INPUT = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-_OF_THE_INPUT += (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS)
+_OF_THE_INPUT = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS),
+)
 
 
 class InputError(ValueError):
@@ -56,7 +59,7 @@ class ProtocolError(InputError):
 class MissingDependencyError(InputError):
     """A package of an extra is not installed; the message holds the command."""
 
-    def __init__(self, package, extra="metrics"):
+    def __init__(self, package: str, extra: str = "metrics") -> None:
         super().__init__(
             f'{package} is not installed; install it with: pip install "evonorm-plugins[{extra}]"'
         )
@@ -95,14 +98,14 @@ class InterruptedRunError(RunError):
     """A sweep or a search was stopped before its end; what ended so far is saved."""
 
 
-def first(values, n=5):
+def first(values: Iterable, n: int = 5) -> str:
     """The first ``n`` of ``values`` for a message, and how many more there are."""
     values = list(values)
     shown = ", ".join(str(value) for value in values[:n])
     return f"{shown} and {len(values) - n} more" if len(values) > n else shown
 
 
-def shown(value):
+def shown(value: object) -> str:
     """``repr`` of a value for a message, cut where it is long or nested deeply."""
     text = _SHORT.repr(value)
     return text if len(text) <= 300 else f"{text[:300]}..."
@@ -114,7 +117,7 @@ _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlist = _SHORT.maxdict = _SHORT.maxtuple = 12
 
 
-def run_command(work):
+def run_command(work: Callable[[], int | None]) -> int:
     """Do a command's work; returns its exit status, after one line on stderr where it failed.
 
     In a run of several processes, as ``torchrun`` starts them, the line names the rank.
@@ -124,6 +127,7 @@ def run_command(work):
             neither of this module, nor of the system, torch or a lack of memory is a mistake of the
             program: it is raised on.
     """
+    status: int | None
     try:
         return work() or 0
     except KeyboardInterrupt:
@@ -144,14 +148,14 @@ def run_command(work):
     return status
 
 
-def say_error(text):
+def say_error(text: str) -> None:
     """One line on stderr: ``error: ...``, after the rank where there are several."""
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else None
     where = "" if rank is None else f"rank {rank}: "
     print(f"{where}error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def _ending(error):
+def _ending(error: Exception) -> tuple[int | None, str]:
     """``(exit status, message)`` of an error; ``(None, "")`` for one that is none of these."""
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, str(error)
@@ -172,7 +176,7 @@ def _ending(error):
     return None, ""
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What another library's exception says, on one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split()) or type(error).__name__

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from evonorm_plugins.errors import NO_SPACE, ConfigError, InputError, NoSpaceError, RunError
@@ -15,7 +16,7 @@ _PROBE = 2**20  # bytes that do not fit on a disk that is called full
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary name beside ``path``; its file becomes ``path`` once all is written.
 
     The name is of this call alone, so several processes may write the same file: each of them
@@ -49,7 +50,7 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def new_folder(path):
+def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary folder beside ``path``, which becomes ``path`` once all is in it.
 
     Args:
@@ -76,7 +77,14 @@ def new_folder(path):
     _flush_folder(path.parent)
 
 
-def check_output(path, *, name="--out", inputs=(), force=False, ours=None):
+def check_output(
+    path: str | os.PathLike,
+    *,
+    name: str = "--out",
+    inputs: Iterable[str | os.PathLike | None] = (),
+    force: bool = False,
+    ours: Callable[[str | os.PathLike], bool] | None = None,
+) -> None:
     """Find out before the work whether its result can be written to the file ``path``, and may be.
 
     Args:
@@ -104,7 +112,7 @@ def check_output(path, *, name="--out", inputs=(), force=False, ours=None):
         )
 
 
-def check_folder(path, *, name="output_dir"):
+def check_folder(path: str | os.PathLike, *, name: str = "output_dir") -> None:
     """Find out before the work whether files can be written to the folder ``path``, there or not.
 
     Raises:
@@ -116,7 +124,7 @@ def check_folder(path, *, name="output_dir"):
         raise ConfigError(f"{name}{path} is a file, not a folder")
 
 
-def holds_record(path, *keys):
+def holds_record(path: str | os.PathLike, *keys: str) -> bool:
     """Whether a file is a JSON object with these keys: what one of the commands has written."""
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -125,7 +133,7 @@ def holds_record(path, *keys):
     return isinstance(record, dict) and all(key in record for key in keys)
 
 
-def _check_place(path, name):
+def _check_place(path: str | os.PathLike, name: str) -> None:
     if not os.fspath(path):
         raise ConfigError(f"{name.strip()}: the name is empty")
     try:
@@ -143,25 +151,25 @@ def _check_place(path, name):
         raise ConfigError(f"{name}{_reason(path, error)}") from None
 
 
-def _is_same(a, b):
+def _is_same(a: str | os.PathLike, b: str | os.PathLike) -> bool:
     try:
         return os.path.samefile(a, b)
     except (OSError, ValueError):
         return os.path.realpath(a) == os.path.realpath(b)
 
 
-def _temporary(path):
+def _temporary(path: Path) -> Path:
     # The name itself may be as long as a name can be.
     return path.with_name(f".{path.stem[:40]}.{os.getpid()}.{secrets.token_hex(4)}{path.suffix}")
 
 
-def _check_name(path):
+def _check_name(path: str | os.PathLike) -> None:
     """Raise OSError or ValueError for what can be no name of a file."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(path)
 
 
-def _temporary_file(path):
+def _temporary_file(path: Path) -> tuple[Path, Path]:
     """``(file to replace, temporary file)``, which is made."""
     try:
         _check_name(path)
@@ -178,7 +186,7 @@ def _temporary_file(path):
     return target, partial
 
 
-def _is_full(error, partial):
+def _is_full(error: Exception, partial: Path) -> bool:
     """Whether an error is due to a full disk: not all libraries say so."""
     if isinstance(error, InputError | RunError):
         return False
@@ -194,7 +202,7 @@ def _is_full(error, partial):
     return False
 
 
-def _no_space(path, folder):
+def _no_space(path: str | os.PathLike, folder: Path) -> NoSpaceError:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free / 2**20
@@ -203,11 +211,11 @@ def _no_space(path, folder):
     )
 
 
-def _reason(path, error):
+def _reason(path: str | os.PathLike, error: Exception) -> str:
     return f"{path} cannot be written: {getattr(error, 'strerror', None) or error}"
 
 
-def _flush_folder(folder):
+def _flush_folder(folder: Path) -> None:
     # Some systems and file systems cannot.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)

@@ -62,7 +62,7 @@ def local_moments(x: Tensor, *, centred: bool = True) -> tuple[Tensor, Tensor, T
 
 
 def gather_moments(
-    count: Tensor, mean: Tensor, m2: Tensor, group: ProcessGroup
+    count: Tensor, mean: Tensor, m2: Tensor, group: ProcessGroup | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The moments ``()``, ``(C,)``, ``(C,)`` of every rank: ``(R,)``, ``(R, C)``, ``(R, C)``."""
     local = torch.cat([count.view(1), mean, m2])

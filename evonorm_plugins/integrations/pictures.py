@@ -5,6 +5,7 @@ draw at the image's own size, where labels on an image of 128 pixels cannot be r
 """
 
 import colorsys
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def draw_pairs(
     images: list[np.ndarray],
     truths: list[list[Item]],
     found: list[list[Item]],
-    path: str | Path,
+    path: str | os.PathLike,
     *,
     columns: int = 2,
     score_threshold: float = 0.5,
@@ -64,7 +65,7 @@ def draw_pairs(
 
 
 def check_arguments(
-    images: list[np.ndarray], truths: list, found: list, path: str | Path, columns: int
+    images: list[np.ndarray], truths: list, found: list, path: str | os.PathLike, columns: int
 ) -> None:
     """Raises ValueError where the arguments of :func:`draw_pairs` do not fit together."""
     if Path(path).suffix.lower() != ".png":

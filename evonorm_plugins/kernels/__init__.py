@@ -10,6 +10,7 @@ import importlib.util
 import re
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -22,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FUSED = {"cpu": "cpu", "cuda": "triton"}
 
 
-def _missing_triton():
+def _missing_triton() -> str | None:
     spec = importlib.util.find_spec("triton")
     if spec is None or spec.origin is None:
         return "Triton is not installed"
@@ -36,11 +37,11 @@ def _missing_triton():
 
 # Why a backend can run on no tensor, or None. Looked up once: a compiler reads them as constants.
 _MISSING = {"cpu": cpu.missing(), "triton": _missing_triton()}
-_warned = set()
+_warned: set[str] = set()
 
 
 @functools.cache
-def backend(name):
+def backend(name: str) -> ModuleType:
     """The module of ``"cpu"`` or ``"triton"``.
 
     Raises:
@@ -54,7 +55,7 @@ def backend(name):
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def select(impl, x):
+def select(impl: str, x: torch.Tensor) -> str:
     """The implementation that computes ``x``: one of ``IMPLEMENTATIONS`` other than ``"auto"``.
 
     Raises:
@@ -78,7 +79,7 @@ def select(impl, x):
     return name
 
 
-def _reason(name, x):
+def _reason(name: str, x: torch.Tensor) -> str | None:
     """Why a backend cannot run on ``x``, or None."""
     if _MISSING[name]:
         return _MISSING[name]
@@ -91,13 +92,13 @@ def _reason(name, x):
     return None if _FUSED.get(x.device.type) == name else f"x is on {x.device}"
 
 
-def _is_exported():
+def _is_exported() -> bool:
     # What leaves this process must not need this package: graphs hold plain operations.
     is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return is_exporting() or torch.jit.is_tracing()
 
 
-def _warn(name):
+def _warn(name: str) -> None:
     if name not in _warned:
         _warned.add(name)
         warnings.warn(

@@ -9,10 +9,13 @@ import gc
 import importlib.util
 import io
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from evonorm_plugins.coco.score import CocoData
 from evonorm_plugins.errors import InputError, MissingDependencyError
 
 EVALUATORS = ("faster-coco-eval", "pycocotools")
@@ -38,7 +41,7 @@ class ApResult:
     recall: np.ndarray
     max_dets: tuple
 
-    def summary(self, category=None):
+    def summary(self, category: int | None = None) -> dict[str, float | None]:
         """``{"AP": ..., "AR100": ...}`` as fractions: pycocotools' 12 numbers, in its order.
 
         AP and the AR of sizes allow the largest number of detections. None where there is no
@@ -63,12 +66,12 @@ class ApResult:
         return numbers
 
 
-def _mean(values):
+def _mean(values: np.ndarray) -> float | None:
     values = values[values > -1]
     return float(np.mean(values)) if len(values) else None
 
 
-def pick_evaluator(name=None):
+def pick_evaluator(name: str | None = None) -> str:
     """The evaluator to use; faster-coco-eval, which gives the same numbers, where it is installed.
 
     Raises:
@@ -87,7 +90,13 @@ def pick_evaluator(name=None):
     return name
 
 
-def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator=None):
+def average_precision(
+    data: CocoData,
+    iou_type: str = "bbox",
+    *,
+    max_dets: Iterable[int] = (1, 10, 100),
+    evaluator: str | None = None,
+) -> ApResult:
     """Evaluate detections against ground truth.
 
     Args:
@@ -106,8 +115,8 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     if iou_type not in IOU_TYPES:
         raise InputError(f"IoU of {iou_type!r} is not one of {', '.join(IOU_TYPES)}")
     max_dets = check_limits(max_dets)
-    evaluate = {"faster-coco-eval": _faster_coco_eval, "pycocotools": _pycocotools}
-    evaluate = evaluate[pick_evaluator(evaluator)]
+    functions = {"faster-coco-eval": _faster_coco_eval, "pycocotools": _pycocotools}
+    evaluate = functions[pick_evaluator(evaluator)]
     shape = len(IOU_THRESHOLDS), len(data.categories), len(AREAS), len(max_dets)
     recall = -np.ones(shape)
     precision = -np.ones((shape[0], len(RECALL_THRESHOLDS), *shape[1:]))
@@ -123,7 +132,7 @@ def average_precision(data, iou_type="bbox", *, max_dets=(1, 10, 100), evaluator
     return ApResult(precision, recall, max_dets)
 
 
-def check_limits(max_dets):
+def check_limits(max_dets: Iterable[int]) -> tuple[int, ...]:
     """Limits of detections as a tuple; raises InputError unless they are positive and rise."""
     max_dets = tuple(max_dets)
     if not max_dets or min(max_dets) < 1 or sorted(set(max_dets)) != list(max_dets):
@@ -131,7 +140,7 @@ def check_limits(max_dets):
     return max_dets
 
 
-def _by_category(entries):
+def _by_category(entries: Iterable[dict]) -> dict[int, list[dict]]:
     groups = defaultdict(list)
     for entry in entries:
         groups[entry["category_id"]].append(dict(entry))  # evaluators write into them
@@ -139,7 +148,7 @@ def _by_category(entries):
 
 
 @contextlib.contextmanager
-def _without_garbage_collector():
+def _without_garbage_collector() -> Iterator[None]:
     """Millions of small objects are made and none is in a cycle; looking for some takes seconds."""
     enabled = gc.isenabled()
     gc.disable()
@@ -150,7 +159,7 @@ def _without_garbage_collector():
             gc.enable()
 
 
-def _dataset(data, category, entries, images):
+def _dataset(data: CocoData, category: int, entries: list[dict], images: set) -> dict[str, list]:
     return {
         "images": [image for image in data.images if image["id"] in images],
         "categories": [{"id": category, "name": data.categories[category - 1]}],
@@ -158,7 +167,14 @@ def _dataset(data, category, entries, images):
     }
 
 
-def _faster_coco_eval(data, category, objects, found, iou_type, max_dets):
+def _faster_coco_eval(
+    data: CocoData,
+    category: int,
+    objects: list[dict],
+    found: list[dict],
+    iou_type: str,
+    max_dets: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
     import warnings
 
     from faster_coco_eval.core.coco import COCO
@@ -175,7 +191,14 @@ def _faster_coco_eval(data, category, objects, found, iou_type, max_dets):
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
 
 
-def _pycocotools(data, category, objects, found, iou_type, max_dets):
+def _pycocotools(
+    data: CocoData,
+    category: int,
+    objects: list[dict],
+    found: list[dict],
+    iou_type: str,
+    max_dets: tuple[int, ...],
+) -> tuple[np.ndarray, np.ndarray]:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -194,7 +217,7 @@ def _pycocotools(data, category, objects, found, iou_type, max_dets):
     return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
 
 
-def _set(params, max_dets):
+def _set(params: Any, max_dets: tuple[int, ...]) -> None:
     params.maxDets = list(max_dets)
     params.iouThrs, params.recThrs = IOU_THRESHOLDS, RECALL_THRESHOLDS
     params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)

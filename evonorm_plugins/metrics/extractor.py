@@ -1,13 +1,29 @@
 """A feature extractor of the user's: TorchScript or ``torch.export``, uint8 images to features."""
 
+import os
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.metrics.data import Images
 from evonorm_plugins.metrics.weights import file_sha256
+
+Extracted = tuple[torch.Tensor, torch.Tensor | None]  # features (B, D), logits (B, C) if any
+
+
+class Extractor(Protocol):
+    """What makes features of images, and says which it is."""
+
+    @property
+    def label(self) -> str: ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def __call__(self, images: Images, /) -> Extracted: ...
 
 
 class CustomExtractor:
@@ -27,20 +43,20 @@ class CustomExtractor:
     precision = "float32"
     is_reference = False
 
-    def __init__(self, path, device="cpu"):
+    def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"--feature-extractor: there is no file {path}")
         self.sha256 = file_sha256(path)
         self.device = torch.device(device)
         self.module = _load(self.path, self.device)
-        self.has_logits = None  # known after the first batch
+        self.has_logits: bool | None = None  # known after the first batch
 
     @property
-    def label(self):
+    def label(self) -> str:
         return f"{self.path.name}@{self.sha256[:8]}"
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         return {
             "extractor": self.path.name,
             "extractor_sha256": self.sha256,
@@ -52,7 +68,7 @@ class CustomExtractor:
         }
 
     @torch.no_grad()
-    def __call__(self, images):
+    def __call__(self, images: Images) -> Extracted:
         if isinstance(images, torch.Tensor):
             return self._run(images)
         order, outputs = [], []
@@ -61,11 +77,11 @@ class CustomExtractor:
             order += places
             outputs.append(self._run(torch.stack([images[k] for k in places])))
         back = torch.tensor(order).argsort().to(self.device)
-        features, logits = zip(*outputs, strict=True)
-        features = torch.cat(features)[back]
+        features = torch.cat([of for of, _ in outputs])[back]
+        logits = [of for _, of in outputs if of is not None]
         return features, torch.cat(logits)[back] if self.has_logits else None
 
-    def _run(self, images):
+    def _run(self, images: torch.Tensor) -> Extracted:
         try:
             output = self.module(images.to(self.device))
         except Exception as error:  # whatever a stranger's module raises
@@ -94,7 +110,7 @@ class CustomExtractor:
         return outputs[0].float(), outputs[1].float() if len(outputs) == 2 else None
 
 
-def _load(path, device):
+def _load(path: Path, device: torch.device) -> torch.nn.Module:
     try:
         with zipfile.ZipFile(path) as archive:
             names = {name.partition("/")[2] for name in archive.namelist()}

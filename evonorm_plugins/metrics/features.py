@@ -4,18 +4,23 @@ import contextlib
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from evonorm_plugins.errors import InputError
+from evonorm_plugins.metrics.data import ImageSource
+from evonorm_plugins.metrics.extractor import Extractor
 from evonorm_plugins.metrics.inception import full_float32
 from evonorm_plugins.metrics.inception_score import InceptionScore
 from evonorm_plugins.metrics.moments import Moments
 from evonorm_plugins.training.ranks import Ranks
 
+_Item = TypeVar("_Item")
 _ROWS = 4096  # features that travel between processes at a time
 
 
@@ -34,7 +39,7 @@ class Wanted:
     moments: bool = True
     splits: np.ndarray | None = None
     features: bool = False
-    pictures: list = field(default_factory=list)
+    pictures: list[int] = field(default_factory=list)
     size: int | None = None
 
 
@@ -46,21 +51,21 @@ class Pass:
     moments: Moments | None = None
     score: InceptionScore | None = None
     features: np.ndarray | None = None
-    pictures: dict = field(default_factory=dict)
+    pictures: dict[int, torch.Tensor] = field(default_factory=dict)
     seconds: float = 0.0
 
 
-def progress_bar(quiet):
+def progress_bar(quiet: bool) -> Callable[..., tqdm]:
     """tqdm on stderr, in the main process and unless ``quiet``: ``bar(label, total, unit)``."""
 
-    def bar(label, total, unit=" images"):
+    def bar(label: str, total: int, unit: str = " images") -> tqdm:
         hidden = quiet or not Ranks.current().is_main
         return tqdm(desc=label, total=total, disable=hidden, unit=unit, mininterval=0.5)
 
     return bar
 
 
-def stepped(iterator, bar):
+def stepped(iterator: Iterable[_Item], bar: tqdm) -> Iterator[_Item]:
     """Advance a bar by one for each item."""
     with bar:
         for item in iterator:
@@ -68,7 +73,16 @@ def stepped(iterator, bar):
             bar.update()
 
 
-def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu", bar=None):
+def run_pass(
+    source: ImageSource,
+    extractor: Extractor,
+    wanted: Wanted,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    bar: tqdm | None = None,
+) -> Pass:
     """Extract features of every image once.
 
     Args:
@@ -108,7 +122,7 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
                     result.moments = Moments(features.shape[1], device)
                 result.moments.update(features)
             if wanted.splits is not None:
-                _check_logits(logits)
+                logits = _checked_logits(logits)
                 if result.score is None:
                     result.score = InceptionScore(wanted.splits, logits.shape[1], device)
                 result.score.update(torch.tensor(indices), logits)
@@ -119,22 +133,23 @@ def run_pass(source, extractor, wanted, *, batch_size=64, workers=0, device="cpu
             if bar:
                 # The others' are as far: batches are dealt out in turn.
                 bar.update(min(len(indices) * ranks.size, len(source) - bar.n))
-    _join(result, wanted, extractor, source, device)
+    _join(result, wanted, device)
     if spool:
         result.features = spool.collect()
     result.seconds = time.perf_counter() - start
     return result
 
 
-def _check_logits(logits):
+def _checked_logits(logits: torch.Tensor | None) -> torch.Tensor:
     if logits is None:
         raise InputError(
             "an Inception score needs logits, and the feature extractor returns features alone; "
             "return (features, logits), or ask for --fid, --kid or --prc"
         )
+    return logits
 
 
-def _join(result, wanted, extractor, source, device):
+def _join(result: Pass, wanted: Wanted, device: str | torch.device) -> None:
     """Merge what the processes have counted; one that had no batch has nothing but zeros."""
     ranks = Ranks.current()
     if ranks.size == 1:
@@ -156,7 +171,7 @@ def _join(result, wanted, extractor, source, device):
         result.pictures.update(pictures)
 
 
-def _joined_moments(own):
+def _joined_moments(own: Moments) -> Moments:
     """Every process's deviations from the mean of all (Chan et al.), added up."""
     joined, ranks = Moments(len(own.mean), own.mean.device), Ranks.current()
     n = ranks.sum(torch.tensor(own.n, dtype=torch.float64, device=own.mean.device))
@@ -170,25 +185,24 @@ def _joined_moments(own):
 class _Spool:
     """Features on disk, so that memory does not grow with the number of images."""
 
-    def __init__(self, n):
+    def __init__(self, n: int) -> None:
         self.n = n
         self.file = tempfile.TemporaryFile()  # noqa: SIM115, lives as long as the features
-        self.size = None
-        self.own = []
+        self.size = 0  # until the first batch
+        self.own: list[int] = []
 
-    def add(self, indices, features):
-        features = features.float().cpu().numpy()
-        self.size = features.shape[1]
+    def add(self, indices: list[int], features: torch.Tensor) -> None:
+        rows = features.float().cpu().numpy()
+        self.size = rows.shape[1]
         self.own += indices
-        row = self.size * 4
         # Batches are consecutive images.
-        self.file.seek(indices[0] * row)
-        self.file.write(features.tobytes())
+        self.file.seek(indices[0] * self.size * 4)
+        self.file.write(rows.tobytes())
 
-    def collect(self):
+    def collect(self) -> np.memmap | None:
         """(N, D) float32 memory map in the main process, None in others."""
         ranks = Ranks.current()
-        self.size = max(s or 0 for s in ranks.gather_objects(self.size))
+        self.size = max(ranks.gather_objects(self.size))
         self.file.flush()
         if ranks.size > 1:
             self._receive(ranks)
@@ -197,7 +211,7 @@ class _Spool:
         os.ftruncate(self.file.fileno(), self.n * self.size * 4)
         return np.memmap(self.file, np.float32, "r", shape=(self.n, self.size))
 
-    def _receive(self, ranks):
+    def _receive(self, ranks: Ranks) -> None:
         own = ranks.gather_objects(self.own)
         device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
         for sender in range(1, ranks.size):
@@ -210,14 +224,14 @@ class _Spool:
                 if ranks.is_main:
                     self._write(places, rows.cpu().numpy())
 
-    def _read(self, places):
+    def _read(self, places: list[int]) -> np.ndarray:
         rows = np.empty((len(places), self.size), np.float32)
         for k, place in enumerate(places):
             self.file.seek(place * self.size * 4)
             rows[k] = np.frombuffer(self.file.read(self.size * 4), np.float32)
         return rows
 
-    def _write(self, places, rows):
+    def _write(self, places: list[int], rows: np.ndarray) -> None:
         for place, row in zip(places, rows, strict=True):
             self.file.seek(place * self.size * 4)
             self.file.write(row.tobytes())

@@ -3,7 +3,14 @@
 import numpy as np
 
 
-def frechet_distance(mean1, covariance1, mean2, covariance2, *, singular=False):
+def frechet_distance(
+    mean1: np.ndarray,
+    covariance1: np.ndarray,
+    mean2: np.ndarray,
+    covariance2: np.ndarray,
+    *,
+    singular: bool = False,
+) -> float:
     """``|m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))``.
 
     The last trace is the sum of the singular values of ``A1^T A2`` where ``C = A A^T``; the factors
@@ -35,7 +42,7 @@ def frechet_distance(mean1, covariance1, mean2, covariance2, *, singular=False):
     return float(difference @ difference + traces - 2 * cross)
 
 
-def _check(means, covariances):
+def _check(means: list[np.ndarray], covariances: list[np.ndarray]) -> None:
     size = means[0].shape
     if means[1].shape != size or any(c.shape != size * 2 for c in covariances) or len(size) != 1:
         shapes = ", ".join(str(a.shape) for a in (*means, *covariances))
@@ -47,17 +54,17 @@ def _check(means, covariances):
             raise ValueError("a covariance must be symmetric")
 
 
-def _trace_of_factors(covariance1, covariance2):
+def _trace_of_factors(covariance1: np.ndarray, covariance2: np.ndarray) -> float:
     factors = [_factor(c) for c in (covariance1, covariance2)]
     return np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
 
 
-def _trace_of_product(covariance1, covariance2):
+def _trace_of_product(covariance1: np.ndarray, covariance2: np.ndarray) -> float:
     values = np.linalg.eigvals(covariance1 @ covariance2)
     return np.sqrt(values.astype(np.complex128)).real.sum()
 
 
-def _factor(covariance):
+def _factor(covariance: np.ndarray) -> np.ndarray:
     """A, (D, rank), with ``A A^T`` the covariance."""
     values, vectors = np.linalg.eigh(covariance)
     largest = np.abs(values).max()

@@ -1,14 +1,18 @@
 """Score generated images against real ones."""
 
 import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
 from evonorm_plugins.errors import InputError
-from evonorm_plugins.metrics.features import Wanted, progress_bar, run_pass, stepped
+from evonorm_plugins.metrics.data import ImageSource
+from evonorm_plugins.metrics.extractor import Extractor
+from evonorm_plugins.metrics.features import Pass, Wanted, progress_bar, run_pass, stepped
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import split_of_each
 from evonorm_plugins.metrics.kid import kernel_distance
@@ -40,15 +44,15 @@ class Options:
     neighbours: int = 3
 
     @property
-    def features(self):
+    def features(self) -> bool:
         """Whether single features are needed, not their moments alone."""
         return bool({"kid", "prc"} & set(self.metrics))
 
     @property
-    def needs_real(self):
+    def needs_real(self) -> bool:
         return set(self.metrics) != {"is"}
 
-    def check(self, n_fake, n_real):
+    def check(self, n_fake: int, n_real: int | None) -> None:
         """Raise InputError where there are too few images for what was asked."""
         if "is" in self.metrics and not 1 <= self.splits <= n_fake:
             raise InputError(
@@ -69,7 +73,7 @@ class Options:
                 f"has {min(counts)}"
             )
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         """What belongs to the protocol; None where a metric was not computed."""
         has = {metric: metric in self.metrics for metric in METRICS}
         seeded = (has["is"] and self.shuffle) or has["kid"]
@@ -84,7 +88,15 @@ class Options:
         }
 
 
-def real_statistics(source, extractor, *, features, pictures=(), quiet=False, **how):
+def real_statistics(
+    source: ImageSource,
+    extractor: Extractor,
+    *,
+    features: bool,
+    pictures: Iterable[int] = (),
+    quiet: bool = False,
+    **how: Any,
+) -> tuple[Statistics, dict[int, torch.Tensor]]:
     """Statistics of real images, and the pictures asked for: ``(Statistics, dict)``.
 
     In processes other than the main one ``features`` of the result are None.
@@ -98,6 +110,7 @@ def real_statistics(source, extractor, *, features, pictures=(), quiet=False, **
     wanted = Wanted(features=features, pictures=list(pictures))
     bar = progress_bar(quiet)("real", len(source))
     done = run_pass(source, extractor, wanted, bar=bar, **how)
+    assert done.moments is not None  # as wanted
     return Statistics(
         done.moments.mean.cpu().numpy(),
         done.moments.covariance().cpu().numpy(),
@@ -107,7 +120,16 @@ def real_statistics(source, extractor, *, features, pictures=(), quiet=False, **
     ), done.pictures
 
 
-def score(fake, real, extractor, options, *, pictures=(), quiet=False, **how):
+def score(
+    fake: ImageSource,
+    real: Statistics | None,
+    extractor: Extractor,
+    options: Options,
+    *,
+    pictures: Iterable[int] = (),
+    quiet: bool = False,
+    **how: Any,
+) -> tuple[dict[str, float] | None, dict[int, torch.Tensor], float]:
     """Scores of one set of generated images.
 
     Args:
@@ -137,26 +159,39 @@ def score(fake, real, extractor, options, *, pictures=(), quiet=False, **how):
     return scores, done.pictures, done.seconds
 
 
-def is_singular(n_fake, real):
+def is_singular(n_fake: int, real: Statistics) -> bool:
     """Whether a covariance has no full rank because there are too few images."""
     return min(n_fake, real.n or n_fake) <= len(real.mean)
 
 
-def _splits(n, options):
+def _splits(n: int, options: Options) -> np.ndarray | None:
     if "is" not in options.metrics:
         return None
     return split_of_each(n, options.splits, shuffle=options.shuffle, seed=options.shuffle_seed)
 
 
-def compute(fake, real, options, progress=iter):
-    """Scores from what a pass over the fake images gave and the statistics of the real ones."""
+def compute(
+    fake: Pass,
+    real: Statistics | None,
+    options: Options,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> dict[str, float]:
+    """Scores from what a pass over the fake images gave and the statistics of the real ones.
+
+    Args:
+        fake: with what the metrics need: ``score``, ``moments``, ``features``.
+        real: with ``features`` where the metrics need them; None for the Inception score alone.
+    """
     scores = {}
     if "is" in options.metrics:
+        assert fake.score is not None
         values = fake.score.scores()
         scores["inception_score_mean"] = float(np.mean(values))
         scores["inception_score_std"] = float(np.std(values))
     if "fid" in options.metrics:
         moments = fake.moments
+        assert moments is not None
+        assert real is not None
         scores["fid"] = frechet_distance(
             moments.mean.cpu().numpy(),
             moments.covariance().cpu().numpy(),
@@ -166,27 +201,33 @@ def compute(fake, real, options, progress=iter):
         )
     if "kid" in options.metrics:
         scores["kid_mean"], scores["kid_std"] = kernel_distance(
-            fake.features,
-            real.features,
+            *_features_of_both(fake, real),
             subsets=options.kid_subsets,
             subset_size=options.kid_subset_size,
             seed=options.shuffle_seed,
             progress=progress,
         )
     if "prc" in options.metrics:
-        scores |= precision_recall(fake.features, real.features, neighbours=options.neighbours)
+        scores |= precision_recall(*_features_of_both(fake, real), neighbours=options.neighbours)
     return scores
 
 
+def _features_of_both(fake: Pass, real: Statistics | None) -> tuple[np.ndarray, np.ndarray]:
+    assert fake.features is not None
+    assert real is not None
+    assert real.features is not None
+    return fake.features, real.features
+
+
 @contextlib.contextmanager
-def _naming_values():
+def _naming_values() -> Iterator[None]:
     try:
         yield
     except (ValueError, np.linalg.LinAlgError, torch.linalg.LinAlgError) as error:
         raise InputError(f"scores cannot be computed: {error}") from error
 
 
-def summary(scores):
+def summary(scores: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
     """``(median, best)`` of each score over several runs; best is the largest, or smallest.
 
     Smaller is better for distances; the deviations that belong to a mean have no best.

@@ -1,28 +1,34 @@
 """A picture of what was scored: some generated images beside some real ones."""
 
 import math
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.files import replacing
 from evonorm_plugins.plots import SOFTWARE
 
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
 _SIDE = 96  # pixels of a cell
 _GAP, _MARGIN, _TITLE = 2, 12, 30
 
 
-def evenly_spaced(n, count=64):
+def evenly_spaced(n: int, count: int = 64) -> list[int]:
     """Indices of ``count`` of ``n`` images, spread over all of them."""
     count = min(n, count)
     return [k * n // count for k in range(count)]
 
 
-def check_grid_path(path):
+def check_grid_path(path: str | os.PathLike) -> None:
     if Path(path).suffix.lower() != ".png":
         raise InputError(f"--grid {path} must end in .png")
 
 
-def write_grid(path, panels):
+def write_grid(path: str | os.PathLike, panels: "dict[str, list[torch.Tensor]]") -> None:
     """Write titled panels side by side as PNG, to a temporary name first.
 
     Args:
@@ -53,7 +59,7 @@ def write_grid(path, panels):
         picture.save(partial, "PNG", pnginfo=made_with)
 
 
-def _sheet(images):
+def _sheet(images: "list[torch.Tensor]") -> "Image.Image":
     from PIL import Image
 
     columns = math.ceil(math.sqrt(len(images)))

@@ -4,7 +4,9 @@ import numpy as np
 import torch
 
 
-def split_of_each(n, splits=10, *, shuffle=True, seed=2020):
+def split_of_each(
+    n: int, splits: int = 10, *, shuffle: bool = True, seed: int = 2020
+) -> np.ndarray:
     """Which split each of ``n`` images belongs to, (n,) integers.
 
     Splits are consecutive pieces of a permutation drawn as torch-fidelity draws it. Without the
@@ -33,15 +35,14 @@ class InceptionScore:
         classes: C, number of logits.
     """
 
-    def __init__(self, which, classes, device="cpu"):
+    def __init__(self, which: np.ndarray, classes: int, device: str | torch.device = "cpu") -> None:
         self.which = torch.as_tensor(which)
         splits = int(self.which.max()) + 1
-        options = {"dtype": torch.float64, "device": device}
-        self.counts = torch.zeros(splits, **options)
-        self.probabilities = torch.zeros(splits, classes, **options)
-        self.entropies = torch.zeros(splits, **options)  # sums of p log p
+        self.counts = torch.zeros(splits, dtype=torch.float64, device=device)
+        self.probabilities = torch.zeros(splits, classes, dtype=torch.float64, device=device)
+        self.entropies = torch.zeros(splits, dtype=torch.float64, device=device)  # sums of p log p
 
-    def update(self, places, logits):
+    def update(self, places: torch.Tensor, logits: torch.Tensor) -> None:
         """Add logits (B, C) of the images at ``places`` (B) of the order that was split."""
         logits = logits.to(self.probabilities)
         log_p = logits.log_softmax(1)
@@ -52,18 +53,20 @@ class InceptionScore:
         # A probability that is 0 in float64 has a logarithm that is not used.
         self.entropies.index_add_(0, which, (p * log_p).nan_to_num().sum(1))
 
-    def sums(self):
+    def sums(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tensors to add up over processes."""
         return self.counts, self.probabilities, self.entropies
 
-    def scores(self):
+    def scores(self) -> np.ndarray:
         """Score of each split, (splits,): exp of the mean divergence from the mean."""
         mean = self.probabilities / self.counts[:, None]
         divergence = self.entropies / self.counts - torch.special.xlogy(mean, mean).sum(1)
         return divergence.exp().cpu().numpy()
 
 
-def inception_score(logits, splits=10, *, shuffle=True, seed=2020):
+def inception_score(
+    logits: torch.Tensor, splits: int = 10, *, shuffle: bool = True, seed: int = 2020
+) -> tuple[float, float]:
     """Mean and standard deviation over splits of logits (N, C).
 
     Between 1 (every image alike) and C (sure of each image, classes equally often).

@@ -1,9 +1,19 @@
 """Kernel Inception distance (Binkowski et al., arXiv 1801.01401)."""
 
+from collections.abc import Callable, Iterable
+
 import numpy as np
 
 
-def kernel_distance(fake, real, *, subsets=100, subset_size=1000, seed=2020, progress=iter):
+def kernel_distance(
+    fake: np.ndarray,
+    real: np.ndarray,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 2020,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> tuple[float, float]:
     """Mean and standard deviation over random subsets of the squared maximum mean discrepancy.
 
     Unbiased estimate with the kernel ``(x y / D + 1)^3``; subsets are those that torch-fidelity
@@ -33,11 +43,11 @@ def kernel_distance(fake, real, *, subsets=100, subset_size=1000, seed=2020, pro
     return float(np.mean(values)), float(np.std(values))
 
 
-def _squared_discrepancy(x, y):
+def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     n = len(x)
     within = sum(k.sum() - np.trace(k) for k in (_kernel(x, x), _kernel(y, y)))
     return within / (n * (n - 1)) - 2 * _kernel(x, y).mean()
 
 
-def _kernel(x, y):
+def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3

@@ -14,12 +14,12 @@ class Moments:
         device: where sums are kept.
     """
 
-    def __init__(self, size, device="cpu"):
+    def __init__(self, size: int, device: str | torch.device = "cpu") -> None:
         self.n = 0
         self.mean = torch.zeros(size, dtype=torch.float64, device=device)
         self.deviations = torch.zeros(size, size, dtype=torch.float64, device=device)
 
-    def update(self, features):
+    def update(self, features: torch.Tensor) -> None:
         """Add features (B, D)."""
         if len(features):
             features = features.to(self.mean)
@@ -28,13 +28,13 @@ class Moments:
             self.deviations.addmm_(centred.T, centred)
             self._shift(len(features), mean)
 
-    def merge(self, other):
+    def merge(self, other: "Moments") -> None:
         """Add what another one has counted."""
         if other.n:
             self.deviations += other.deviations.to(self.deviations)
             self._shift(other.n, other.mean.to(self.mean))
 
-    def _shift(self, n, mean):
+    def _shift(self, n: int, mean: torch.Tensor) -> None:
         """Move the mean to that of both, whose deviations are in the sum already."""
         total = self.n + n
         delta = mean - self.mean
@@ -42,7 +42,7 @@ class Moments:
         self.mean += delta * (n / total)
         self.n = total
 
-    def covariance(self):
+    def covariance(self) -> torch.Tensor:
         """(D, D), divided by N - 1.
 
         Raises:

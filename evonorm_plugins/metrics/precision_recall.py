@@ -1,10 +1,19 @@
 """Precision and recall of generated images (Kynkäänniemi et al., arXiv 1904.06991)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 
-def precision_recall(fake, real, *, neighbours=3, rows=2500, columns=10000):
+def precision_recall(
+    fake: np.ndarray,
+    real: np.ndarray,
+    *,
+    neighbours: int = 3,
+    rows: int = 2500,
+    columns: int = 10000,
+) -> dict[str, float]:
     """Shares of images that lie among the other set's.
 
     An image lies among a set if it is no farther from one of its images than that image from its
@@ -36,7 +45,9 @@ def precision_recall(fake, real, *, neighbours=3, rows=2500, columns=10000):
     }
 
 
-def _share_among(queries, others, neighbours, rows, columns):
+def _share_among(
+    queries: np.ndarray, others: np.ndarray, neighbours: int, rows: int, columns: int
+) -> float:
     radii = torch.cat([_radii(block, others, neighbours, columns) for block in _cut(others, rows)])
     inside = 0
     for block in _cut(queries, rows):
@@ -48,7 +59,7 @@ def _share_among(queries, others, neighbours, rows, columns):
     return inside / len(queries)
 
 
-def _radii(block, others, neighbours, columns):
+def _radii(block: torch.Tensor, others: np.ndarray, neighbours: int, columns: int) -> torch.Tensor:
     """Distance to the k-th nearest of ``others``, the image itself not counted."""
     nearest = torch.empty(len(block), 0)
     for other in _cut(others, columns):
@@ -57,6 +68,6 @@ def _radii(block, others, neighbours, columns):
     return nearest.max(1).values
 
 
-def _cut(features, rows):
+def _cut(features: np.ndarray, rows: int) -> Iterator[torch.Tensor]:
     for start in range(0, len(features), rows):
         yield torch.from_numpy(np.array(features[start : start + rows]))  # a map is read-only

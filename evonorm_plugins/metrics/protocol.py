@@ -3,7 +3,10 @@
 import importlib.metadata
 import json
 import math
+import os
 import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from evonorm_plugins.errors import InputError, ProtocolError
 from evonorm_plugins.files import replacing
@@ -18,11 +21,14 @@ PRECISIONS = ("float32", "bfloat16")  # of its arithmetic
 NO_STATISTICS = "no batch statistics"
 
 
-def versions(kind):
+def versions(kind: str) -> dict[str, str | None]:
     """``{package: version}`` of what took part, None for one that is not installed."""
     import evonorm_plugins
 
-    found = {"evonorm_plugins": evonorm_plugins.__version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {
+        "evonorm_plugins": evonorm_plugins.__version__,
+        "python": platform.python_version(),
+    }
     for package in (*_PACKAGES, *(_AP_PACKAGES if kind == "ap" else _GAN_PACKAGES)):
         try:
             found[package] = importlib.metadata.version(package)
@@ -31,12 +37,12 @@ def versions(kind):
     return found
 
 
-def labelled(key, label):
+def labelled(key: str, label: str) -> str:
     """The key of a score: ``fid``, or ``fid[label]`` where another extractor gave it."""
     return f"{key}[{label}]" if label else key
 
 
-def differences(a, b):
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys of two protocols whose values differ, ``{key: (value, value)}``.
 
     A generator without batch statistics goes with any mode of those that have them, and two
@@ -56,14 +62,14 @@ def differences(a, b):
     return wrong
 
 
-def _are_close(left, right):
+def _are_close(left: Any, right: Any) -> bool:
     try:
         return all(math.isclose(x, y, rel_tol=1e-4) for x, y in zip(left, right, strict=True))
     except (TypeError, ValueError):  # not two lists of as many numbers
         return False
 
 
-def check_same(records, paths):
+def check_same(records: Sequence[dict[str, Any]], paths: Sequence[str | os.PathLike]) -> None:
     """Raise ProtocolError, with what differs, unless all records are comparable."""
     for record, path in zip(records[1:], paths[1:], strict=True):
         if record["kind"] != records[0]["kind"]:
@@ -77,7 +83,7 @@ def check_same(records, paths):
             raise ProtocolError(f"{paths[0]} and {path} were measured in different ways: {listed}")
 
 
-def check_counts(counts, strict):
+def check_counts(counts: Mapping[str, int | None], strict: bool) -> list[str]:
     """Warnings about sets of images that are too small, ``{name: N or None}``.
 
     Raises:
@@ -97,18 +103,18 @@ def check_counts(counts, strict):
     return warnings
 
 
-def write_json(path, record):
+def write_json(path: str | os.PathLike, record: object) -> None:
     """Write to a temporary name, then rename."""
     with replacing(path) as partial:
         partial.write_text(as_json(record) + "\n", encoding="utf-8")
 
 
-def as_json(record):
+def as_json(record: object) -> str:
     """JSON text; numbers that are not finite are null, which JSON has no others for."""
     return json.dumps(_finite(record), indent=2, allow_nan=False)
 
 
-def _finite(value):
+def _finite(value: object) -> object:
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

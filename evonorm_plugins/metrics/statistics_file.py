@@ -5,8 +5,11 @@ protocol as JSON and, if asked for, the features (N, D) in float32 that KID and 
 """
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +33,12 @@ class Statistics:
     protocol: dict | None
     features: np.ndarray | None = None
 
-    def fingerprint(self):
+    def fingerprint(self) -> list[float]:
         """Two numbers that tell sets of images apart: mean feature and mean variance."""
         return [float(self.mean.mean()), float(np.trace(self.covariance) / len(self.mean))]
 
 
-def is_statistics(path):
+def is_statistics(path: str | os.PathLike) -> bool:
     """Whether a file holds statistics rather than images."""
     path = Path(path)
     if not path.is_file():
@@ -51,7 +54,7 @@ def is_statistics(path):
         return False
 
 
-def is_ours(path):
+def is_ours(path: str | os.PathLike) -> bool:
     """Whether :func:`save_statistics` wrote a file."""
     try:
         with np.load(path, allow_pickle=False) as content:
@@ -60,13 +63,14 @@ def is_ours(path):
         return False
 
 
-def save_statistics(path, statistics):
+def save_statistics(path: str | os.PathLike, statistics: Statistics) -> None:
     """Write a file that :func:`load_statistics` reads.
 
     Raises:
         InputError, NoSpaceError: see :func:`evonorm_plugins.files.replacing`.
     """
-    arrays = {"mu": statistics.mean, "sigma": statistics.covariance, "n": np.int64(statistics.n)}
+    arrays: dict[str, Any] = {"mu": statistics.mean, "sigma": statistics.covariance}
+    arrays["n"] = np.array(statistics.n, np.int64)
     arrays["protocol"] = np.array(json.dumps(statistics.protocol))
     if statistics.features is not None:
         arrays["features"] = statistics.features
@@ -74,7 +78,7 @@ def save_statistics(path, statistics):
         np.savez(file, **arrays)
 
 
-def load_statistics(path):
+def load_statistics(path: str | os.PathLike) -> Statistics:
     """Statistics from a file of ours, of pytorch-fid, or of torch-fidelity's cache.
 
     Raises:
@@ -100,7 +104,7 @@ def load_statistics(path):
     return statistics
 
 
-def _read_npz(path):
+def _read_npz(path: Path) -> Statistics:
     with np.load(path, allow_pickle=False) as content:
         return Statistics(
             np.asarray(content["mu"], np.float64),
@@ -111,10 +115,10 @@ def _read_npz(path):
         )
 
 
-def _read_cache(path):
+def _read_cache(path: Path) -> Statistics:
     """``NAME-...-stat-fid-2048.pt`` (arrays mu, sigma) or ``NAME-...-features-2048.pt``."""
     # What NumPy's arrays are rebuilt by; its module has moved between versions.
-    allowed = [np.ndarray, np.dtype, np.zeros(0).__reduce__()[0]]
+    allowed: list = [np.ndarray, np.dtype, np.zeros(0).__reduce__()[0]]
     allowed += [type(np.dtype(t)) for t in (np.float32, np.float64)]
     with torch.serialization.safe_globals(allowed):
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -135,7 +139,9 @@ def _read_cache(path):
     )
 
 
-def check_same_extractor(statistics, described, path):
+def check_same_extractor(
+    statistics: Statistics, described: Mapping[str, Any], path: str | os.PathLike
+) -> None:
     """Refuse statistics that were measured in another way.
 
     Args:

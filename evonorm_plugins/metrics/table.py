@@ -1,8 +1,11 @@
 """Rows of the paper's tables from the records of several runs."""
 
+import os
 import statistics
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evonorm_plugins.coco.read import read_json
 from evonorm_plugins.errors import InputError
@@ -19,7 +22,7 @@ _AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _TASKS = {"bbox": "box", "segm": "mask"}
 
 
-def read_records(paths):
+def read_records(paths: Sequence[str | os.PathLike]) -> list[dict[str, Any]]:
     """Records of ``evonorm-eval gan`` and ``ap``.
 
     Raises:
@@ -41,7 +44,7 @@ def read_records(paths):
     return records
 
 
-def _is_complete(record):
+def _is_complete(record: dict[str, Any]) -> bool:
     runs = record.get("runs")
     return (
         isinstance(record.get("name"), str)
@@ -52,7 +55,7 @@ def _is_complete(record):
     )
 
 
-def _are_scores(scores, nested=True):
+def _are_scores(scores: object, nested: bool = True) -> bool:
     return isinstance(scores, dict) and all(
         value is None
         or (isinstance(value, int | float) and not isinstance(value, bool))
@@ -61,28 +64,28 @@ def _are_scores(scores, nested=True):
     )
 
 
-def rows_of(records):
+def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """``[{"name", "runs", "columns": {column: {"median", "best"}}}]``, one row for each name.
 
     Every run of every record with the name counts. Values None (no ground truth) are left out.
     """
     columns = _columns(records)
-    groups = defaultdict(list)
+    groups: dict[str, list[dict[str, float | None]]] = defaultdict(list)
     for record in records:
         groups[record["name"]] += [_flat(run["scores"]) for run in record["runs"]]
     rows = []
     for name, runs in groups.items():
-        row = {"name": Path(name).name, "runs": len(runs), "columns": {}}
+        numbers: dict[str, dict[str, float] | None] = {}
         for key, (column, _, best) in columns.items():
-            values = [run[key] for run in runs if run.get(key) is not None]
-            row["columns"][column] = (
+            values = [value for run in runs if (value := run.get(key)) is not None]
+            numbers[column] = (
                 {"median": statistics.median(values), "best": best(values)} if values else None
             )
-        rows.append(row)
+        rows.append({"name": Path(name).name, "runs": len(runs), "columns": numbers})
     return rows
 
 
-def text_rows(records):
+def text_rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The same as cells of text: median/best, or one number where there is one run."""
     columns = {column: form for column, form, _ in _columns(records).values()}
     rows = rows_of(records)
@@ -103,7 +106,7 @@ def text_rows(records):
     return table
 
 
-def _columns(records):
+def _columns(records: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str, Callable]]:
     """``{key: (column, format, best of several)}`` of the scores that there are."""
     keys = dict.fromkeys(k for record in records for run in record["runs"] for k in
                          _flat(run["scores"]))  # fmt: skip
@@ -119,9 +122,9 @@ def _columns(records):
     return columns
 
 
-def _flat(scores):
+def _flat(scores: dict[str, Any]) -> dict[str, float | None]:
     """``{"bbox": {"AP": 1}}`` -> ``{"bbox.AP": 1}``; KID as it is printed, times 1000."""
-    flat = {}
+    flat: dict[str, float | None] = {}
     for key, value in scores.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{name}": number for name, number in value.items()}

@@ -8,7 +8,9 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.files import replacing
@@ -25,26 +27,31 @@ URLS = (
 _TIMEOUT_S = 30
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """The per-user folder that downloads go to."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root, "evonorm", "weights")
 
 
-def file_sha256(path):
+def file_sha256(path: str | os.PathLike) -> str:
     """SHA-256 of a file, as hexadecimal text."""
     with open(path, "rb") as file:
         return _digest(file)
 
 
-def _digest(file):
+def _digest(file: BinaryIO) -> str:
     state = hashlib.sha256()
     while block := file.read(1 << 20):
         state.update(block)
     return state.hexdigest()
 
 
-def find_inception_weights(path=None, *, download=True, notify=print):
+def find_inception_weights(
+    path: str | os.PathLike | None = None,
+    *,
+    download: bool = True,
+    notify: Callable[[str], object] = print,
+) -> tuple[Path, str]:
     """Path and SHA-256 of the weights file.
 
     Looked for in this order: ``path``; the variable EVONORM_INCEPTION_WEIGHTS; the per-user cache;
@@ -81,17 +88,17 @@ def find_inception_weights(path=None, *, download=True, notify=print):
     return target, SHA256
 
 
-def first_hub_folder():
+def first_hub_folder() -> Path:
     import torch
 
     return Path(torch.hub.get_dir(), "checkpoints")
 
 
-def _hub_files():
+def _hub_files() -> list[Path]:
     return [first_hub_folder() / Path(url).name for url in URLS]
 
 
-def _download(target, notify):
+def _download(target: Path, notify: Callable[[str], object]) -> None:
     reasons = []
     for url in URLS:
         notify(f"downloading {url} to {target} ({SIZE_BYTES / 1e6:.0f} MB)")
@@ -103,7 +110,7 @@ def _download(target, notify):
     raise InputError(_how_to_get("; ".join(reasons)))
 
 
-def _fetch(url, target):
+def _fetch(url: str, target: Path) -> None:
     """Download to a temporary name; the file gets its own only if its hash is right."""
     state = hashlib.sha256()
     with replacing(target) as partial:
@@ -118,7 +125,7 @@ def _fetch(url, target):
             raise ValueError(f"what came has sha256 {state.hexdigest()}, not {SHA256}")
 
 
-def _how_to_get(reason):
+def _how_to_get(reason: str) -> str:
     return (
         f"the Inception weights were not found and not downloaded ({reason}). On a machine with "
         f"internet, get\n  {URLS[0]}\nor\n  {URLS[1]}\n(the same {SIZE_BYTES} bytes, sha256 "

@@ -12,32 +12,38 @@ from detectron2.modeling.backbone.resnet import (
     BottleneckBlock,
     DeformBottleneckBlock,
 )
+from torch import nn
 
 
 class NormActBasicStem(BasicStem):
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
 class _Residual:
-    def forward(self, x):
+    shortcut: nn.Module | None
+
+    def _branch(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
 
 class NormActBasicBlock(_Residual, BasicBlock):
-    def _branch(self, x):
+    def _branch(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv2(self.conv1(x))
 
 
 class NormActBottleneckBlock(_Residual, BottleneckBlock):
-    def _branch(self, x):
+    def _branch(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv3(self.conv2(self.conv1(x)))
 
 
 class NormActDeformBottleneckBlock(_Residual, DeformBottleneckBlock):
-    def _branch(self, x):
+    def _branch(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv1(x)
         offset = self.conv2_offset(x)
         if self.deform_modulated:
@@ -50,7 +56,7 @@ class NormActDeformBottleneckBlock(_Residual, DeformBottleneckBlock):
 
 
 # Detectron2's class -> (the one above, the convolutions whose norm an activation follows)
-NORM_ACT_BLOCKS = {
+NORM_ACT_BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     BasicStem: (NormActBasicStem, ("conv1",)),
     BasicBlock: (NormActBasicBlock, ("conv1",)),
     BottleneckBlock: (NormActBottleneckBlock, ("conv1", "conv2")),

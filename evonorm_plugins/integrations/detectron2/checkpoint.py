@@ -7,6 +7,8 @@ import os
 import pickle
 import zipfile
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import Checkpointer
@@ -36,7 +38,7 @@ def check_norms(model: nn.Module, checkpoint: dict) -> None:
         CheckpointError: a norm of the model was another one in the checkpoint; names both.
     """
     saved = checkpoint.get("norms", {})
-    keys = defaultdict(set)
+    keys: dict[str, set[str]] = defaultdict(set)
     for key in checkpoint["model"]:
         prefix, _, leaf = key.removeprefix("module.").rpartition(".")
         keys[prefix].add(leaf)
@@ -70,7 +72,7 @@ def check_norms(model: nn.Module, checkpoint: dict) -> None:
         )
 
 
-def _kind_by_keys(inside, module, kind):
+def _kind_by_keys(inside: dict[str, set[str]], module: nn.Module, kind: str) -> str:
     """Name what the keys in a checkpoint belong to: ``kind`` if they are those of ``module``.
 
     ``inside``: ``{path below the module: keys}``.
@@ -86,18 +88,18 @@ def _kind_by_keys(inside, module, kind):
     return _KINDS.get(frozenset(found), f"a layer with {', '.join(sorted(found))}")
 
 
-def register():
+def register() -> None:
     @wrap_method(Checkpointer, "_load_model")
-    def load_model(original, self, checkpoint):
+    def load_model(original: Callable, self: Any, checkpoint: dict) -> Any:
         check_norms(self.model, checkpoint)
         return original(self, checkpoint)
 
     @wrap_method(Checkpointer, "save")
-    def save(original, self, name, **extra):
+    def save(original: Callable, self: Any, name: str, **extra: Any) -> None:
         return original(self, name, **{"norms": norms_of(self.model), **extra})
 
     @wrap_method(DetectionCheckpointer, "_load_file")
-    def load_file(original, self, filename):
+    def load_file(original: Callable, self: Any, filename: str) -> dict[str, Any]:
         try:
             return original(self, filename)
         except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from tqdm import tqdm
 
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.files import replacing
@@ -52,7 +54,7 @@ def detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dic
             MetadataCatalog.remove(name)
 
 
-def _detect(args, ground_truth):
+def _detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dict[str, Any]]:
     if len(args.opts) % 2:
         raise ConfigError(f"--opts come in pairs, KEY VALUE; got {' '.join(args.opts)}")
     opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
@@ -81,16 +83,17 @@ def _detect(args, ground_truth):
 class _Collector(DatasetEvaluator):
     """Detections of all images, with the ids of the set's categories."""
 
-    def __init__(self, dataset, bar):
+    def __init__(self, dataset: str, bar: tqdm) -> None:
         self.category_ids = {
             index: category
             for category, index in MetadataCatalog.get(
                 dataset
             ).thing_dataset_id_to_contiguous_id.items()
         }
-        self.bar, self.found = bar, []
+        self.bar = bar
+        self.found: list[dict] = []
 
-    def process(self, inputs, outputs):
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         for image, output in zip(inputs, outputs, strict=True):
             entries = instances_to_coco_json(output["instances"].to("cpu"), image["image_id"])
             for entry in entries:
@@ -104,11 +107,11 @@ class _Collector(DatasetEvaluator):
             self.found += entries
         self.bar.update(len(inputs))
 
-    def evaluate(self):
+    def evaluate(self) -> list[dict]:
         return self.found
 
 
-def _description(cfg, args):
+def _description(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "config_file": args.config_file,
         "weights": args.weights,

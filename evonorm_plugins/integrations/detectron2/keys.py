@@ -3,7 +3,7 @@
 from detectron2.config import defaults
 
 
-def register():
+def register() -> None:
     """Add the keys to the defaults, so that ``get_cfg()`` and saved configs have them."""
     # Norm of PaperRPNHead; Detectron2's own RPN head has none.
     defaults._C.MODEL.RPN.NORM = ""

@@ -8,7 +8,7 @@ put in their place. Modules without one are left exactly as they were.
 
 import contextvars
 import functools
-import itertools
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from detectron2 import layers as d2_layers
@@ -31,25 +31,27 @@ _ACTIVATIONS = (
 )  # fmt: skip
 
 # (module, its norm-activation layers so far) of the constructor that is running.
+_construction: contextvars.ContextVar[tuple[nn.Module, list[NormAct]] | None]
 _construction = contextvars.ContextVar("construction", default=None)
 _stock_get_norm = d2_layers.get_norm
 
 
 @functools.wraps(_stock_get_norm)
-def get_norm(norm, out_channels):
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
     if isinstance(norm, str) and norm and norm not in STOCK_NORMS:
         layer = get_norm_act(checked_norm(norm), out_channels)
     else:
         layer = _stock_get_norm(norm, out_channels)
     if isinstance(layer, NormAct):
-        if _construction.get() is None:
+        construction = _construction.get()
+        if construction is None:
             raise ValueError(
                 f"NORM {norm!r} holds an activation, and the class that asks for it is not one "
                 "whose activations are known. Decorate that class with "
                 "evonorm_plugins.integrations.detectron2.adapt, or write it with "
                 "evonorm_plugins.get_norm_act and without the activation."
             )
-        _construction.get()[1].append(layer)
+        construction[1].append(layer)
     return layer
 
 
@@ -76,12 +78,12 @@ def adapt(cls: _Class) -> _Class:
     """
 
     @wrap_method(cls, "__init__")
-    def build(original, self, *args, **kwargs):
+    def build(original: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> None:
         outer = _construction.get()
         if outer is not None and outer[0] is self:
             # The constructor of a parent class: the one that called it places everything.
             return original(self, *args, **kwargs)
-        norms = []
+        norms: list[NormAct] = []
         token = _construction.set((self, norms))
         try:
             original(self, *args, **kwargs)
@@ -93,7 +95,7 @@ def adapt(cls: _Class) -> _Class:
     return cls
 
 
-def _place(module, norms):
+def _place(module: nn.Module, norms: set[int]) -> None:
     block = next((b for b in NORM_ACT_BLOCKS if isinstance(module, b)), None)
     if block is None:
         _place_in_order(module, norms)
@@ -107,20 +109,23 @@ def _place(module, norms):
             f"norm-activation layer makes superfluous; extend {variant.__name__} instead"
         )
     for name, child in module.named_children():
-        if name not in followed and id(getattr(child, "norm", None)) in norms:
-            child.norm = child.norm.without_activation()
+        norm = getattr(child, "norm", None)
+        if name not in followed and isinstance(norm, NormAct) and id(norm) in norms:
+            child.norm = norm.without_activation()
 
 
-def _place_in_order(module, norms):
+def _place_in_order(module: nn.Module, norms: set[int]) -> None:
     """Apply the rule to a module whose children run in order, and to theirs."""
-    if id(getattr(module, "norm", None)) in norms and hasattr(module, "activation"):
+    norm = getattr(module, "norm", None)
+    if isinstance(norm, NormAct) and id(norm) in norms and hasattr(module, "activation"):
         if module.activation is None:
-            module.norm = module.norm.without_activation()
-        module.activation = None
+            module.norm = norm.without_activation()
+        module.activation = None  # type: ignore[assignment]
         return
-    children = [*module.named_children(), ("", None)]
-    for (name, child), (next_name, following) in itertools.pairwise(children):
-        if id(child) not in norms:
+    children = list(module.named_children())
+    followers = [*children[1:], ("", None)]
+    for (name, child), (next_name, following) in zip(children, followers, strict=True):
+        if not (isinstance(child, NormAct) and id(child) in norms):
             _place_in_order(child, norms)
         elif isinstance(following, _ACTIVATIONS):
             setattr(module, next_name, nn.Identity())
@@ -128,7 +133,7 @@ def _place_in_order(module, norms):
             setattr(module, name, child.without_activation())
 
 
-def _freeze(original, self):
+def _freeze(original: Callable, self: nn.Module) -> nn.Module:
     original(self)
     for module in self.modules():
         if isinstance(module, BatchDependent):
@@ -136,7 +141,7 @@ def _freeze(original, self):
     return self
 
 
-def _warn_shared_statistics(original, self, *args, **kwargs):
+def _warn_shared_statistics(original: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> None:
     original(self, *args, **kwargs)
     layers = (m for m in self.modules() if isinstance(m, BatchDependent) and m.uses_batch())
     shared = {type(m).__name__ for m in layers}
@@ -147,7 +152,7 @@ def _warn_shared_statistics(original, self, *args, **kwargs):
         )
 
 
-def register():
+def register() -> None:
     """Make every registered name a ``NORM`` of Detectron2's modules."""
     rebind(_stock_get_norm, get_norm)
     wrap_method(d2_layers.CNNBlockBase, "freeze")(_freeze)

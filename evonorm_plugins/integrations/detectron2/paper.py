@@ -11,9 +11,13 @@ Every ``NORM`` is a stock name (then followed by ReLU) or a registered one. ``MO
 key that importing this package adds to Detectron2's defaults.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import fvcore.nn.weight_init as weight_init
+import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
+from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
@@ -32,7 +36,9 @@ from evonorm_plugins.integrations.detectron2.norms import checked_norm
 from evonorm_plugins.registry import get_norm_act, is_norm_act
 
 
-def norm_act(norm, channels, apply_act=True):
+def norm_act(
+    norm: str | Callable[[int], nn.Module], channels: int, apply_act: bool = True
+) -> nn.Module:
     """A norm and its activation for ``(N, C, H, W)``, by a stock or a registered name."""
     if isinstance(norm, str) and is_norm_act(checked_norm(norm)):
         return get_norm_act(norm, channels, apply_act=apply_act)
@@ -50,7 +56,13 @@ class PaperFPN(Backbone):
         norm: of the five outputs, without activation.
     """
 
-    def __init__(self, bottom_up, in_features, out_channels, norm):
+    def __init__(
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        norm: str | Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         shapes = bottom_up.output_shape()
         self.bottom_up = bottom_up
@@ -75,11 +87,11 @@ class PaperFPN(Backbone):
         self._out_feature_channels = dict.fromkeys(names, out_channels)
 
     @property
-    def size_divisibility(self):
+    def size_divisibility(self) -> int:
         # That of the coarsest input: the top-down path doubles sizes exactly.
         return self._out_feature_strides[self._out_features[-2]]
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Image ``(N, 3, H, W)`` to ``{"p2": (N, C, H/4, W/4), ...}``."""
         features = self.bottom_up(x)
         lateral = [
@@ -96,7 +108,7 @@ class PaperFPN(Backbone):
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnet_paper_fpn_backbone(cfg, input_shape):
+def build_resnet_paper_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PaperFPN:
     """ResNet v1 with :class:`PaperFPN`, from ``MODEL.RESNETS`` and ``MODEL.FPN``."""
     return PaperFPN(
         build_resnet_backbone(cfg, input_shape),
@@ -111,7 +123,15 @@ class PaperRPNHead(nn.Module):
     """RPN head whose convolutions are shared by the levels and whose norms are not."""
 
     @configurable
-    def __init__(self, *, in_channels, num_anchors, box_dim, num_levels, norm):
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_anchors: int,
+        box_dim: int,
+        num_levels: int,
+        norm: str | Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.norm_acts = nn.ModuleList(norm_act(norm, in_channels) for _ in range(num_levels))
@@ -119,21 +139,26 @@ class PaperRPNHead(nn.Module):
         self.anchor_deltas = nn.Conv2d(in_channels, num_anchors * box_dim, 1)
         for conv in (self.conv, self.objectness_logits, self.anchor_deltas):
             nn.init.normal_(conv.weight, std=0.01)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         options = StandardRPNHead.from_config(cfg, input_shape)
         del options["conv_dims"]
         return {**options, "num_levels": len(input_shape), "norm": cfg.MODEL.RPN.NORM}
 
-    def forward(self, features):
+    def forward(
+        self, features: list[torch.Tensor]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """List of L ``(N, C, H, W)`` to two lists of L: logits ``(N, A, H, W)``, deltas."""
         hidden = [norm(self.conv(x)) for norm, x in zip(self.norm_acts, features, strict=True)]
         return [self.objectness_logits(x) for x in hidden], [self.anchor_deltas(x) for x in hidden]
 
 
-def _conv_norm_acts(channels, conv_dims, norm):
+def _conv_norm_acts(
+    channels: int, conv_dims: Sequence[int], norm: str | Callable[[int], nn.Module]
+) -> tuple[list[nn.Module], int]:
     layers = []
     for dim in conv_dims:
         conv = nn.Conv2d(channels, dim, 3, padding=1)
@@ -148,7 +173,14 @@ class PaperBoxHead(nn.Module):
     """Convolutions, then fully connected layers, a norm-activation behind each."""
 
     @configurable
-    def __init__(self, input_shape, *, conv_dims, fc_dims, norm):
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        conv_dims: Sequence[int],
+        fc_dims: Sequence[int],
+        norm: str | Callable[[int], nn.Module],
+    ) -> None:
         super().__init__()
         convs, channels = _conv_norm_acts(input_shape.channels, conv_dims, norm)
         self.convs = nn.Sequential(*convs)
@@ -162,7 +194,7 @@ class PaperBoxHead(nn.Module):
         self.output_shape = ShapeSpec(channels=features)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         head = cfg.MODEL.ROI_BOX_HEAD
         return {
             "input_shape": input_shape,
@@ -171,7 +203,7 @@ class PaperBoxHead(nn.Module):
             "norm": head.NORM,
         }
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(R, C, H, W)`` to ``(R, D)``."""
         x = self.convs(x).flatten(1)
         for fc, norm in zip(self.fcs, self.fc_norm_acts, strict=True):
@@ -184,7 +216,15 @@ class PaperMaskHead(BaseMaskRCNNHead):
     """Convolutions and a deconvolution, a norm-activation behind each; K + 1 masks."""
 
     @configurable
-    def __init__(self, input_shape, *, num_classes, conv_dims, norm, **options):
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_classes: int,
+        conv_dims: Sequence[int],
+        norm: str | Callable[[int], nn.Module],
+        **options: Any,
+    ) -> None:
         super().__init__(**options)
         convs, channels = _conv_norm_acts(input_shape.channels, conv_dims[:-1], norm)
         deconv = nn.ConvTranspose2d(channels, conv_dims[-1], 2, stride=2)
@@ -193,12 +233,12 @@ class PaperMaskHead(BaseMaskRCNNHead):
             weight_init.c2_msra_fill(layer)
         self.net = nn.Sequential(*convs, deconv, norm_act(norm, conv_dims[-1]), predictor)
 
-    def layers(self, x):
+    def layers(self, x: torch.Tensor) -> torch.Tensor:
         """``(R, C, H, W)`` to logits ``(R, K + 1, 2 H, 2 W)``."""
         return self.net(x)
 
     @classmethod
-    def from_config(cls, cfg, input_shape):
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         head = cfg.MODEL.ROI_MASK_HEAD
         return {
             **super().from_config(cfg, input_shape),
@@ -212,8 +252,10 @@ class PaperMaskHead(BaseMaskRCNNHead):
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Box predictor with four more outputs, the deltas of the background, which nothing uses."""
 
+    bbox_pred: nn.Linear
+
     @configurable
-    def __init__(self, input_shape, **options):
+    def __init__(self, input_shape: ShapeSpec, **options: Any) -> None:
         super().__init__(input_shape, **options)
         self.box_outputs = self.bbox_pred.out_features
         box_dim = len(self.box2box_transform.weights)
@@ -221,7 +263,7 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.bbox_pred.bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``(R, D)`` to scores ``(R, K + 1)`` and deltas ``(R, 4 K)``."""
         scores, deltas = super().forward(x)
         return scores, deltas[:, : self.box_outputs]
@@ -232,7 +274,7 @@ class PaperROIHeads(StandardROIHeads):
     """``StandardROIHeads`` with :class:`PaperFastRCNNOutputLayers`."""
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
+    def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         options = super()._init_box_head(cfg, input_shape)
         shape = options["box_head"].output_shape
         return {**options, "box_predictor": PaperFastRCNNOutputLayers(cfg, shape)}

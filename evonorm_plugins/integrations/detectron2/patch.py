@@ -2,9 +2,13 @@
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_Function = TypeVar("_Function", bound=Callable)
 
 
-def rebind(original, replacement):
+def rebind(original: Callable, replacement: Callable) -> None:
     """Make every loaded module that holds ``original`` under its own name hold ``replacement``.
 
     Detectron2 imports its helpers by name (``from .batch_norm import get_norm``), so replacing the
@@ -17,14 +21,14 @@ def rebind(original, replacement):
             setattr(module, name, replacement)
 
 
-def wrap_method(cls, name):
+def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
     """Decorator: replace ``cls.name`` by the decorated ``f(original, self, ...)``."""
 
-    def decorate(function):
+    def decorate(function: _Function) -> _Function:
         original = cls.__dict__[name]
 
         @functools.wraps(original)
-        def method(self, *args, **kwargs):
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return function(original, self, *args, **kwargs)
 
         setattr(cls, name, method)

@@ -10,6 +10,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.structures import BoxMode, Instances
 
 from evonorm_plugins.integrations.pictures import (
+    Item,
     check_arguments,
     draw_pairs,
     found_item,
@@ -58,7 +59,7 @@ def draw_predictions(
     draw_pairs(images, truths, found, path, columns=columns, score_threshold=score_threshold)
 
 
-def _true_item(annotation, shape, class_names):
+def _true_item(annotation: dict, shape: tuple[int, int], class_names: list[str]) -> Item:
     mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
     return true_item(
         annotation["category_id"],
@@ -70,7 +71,9 @@ def _true_item(annotation, shape, class_names):
     )
 
 
-def _found_items(predicted, class_names, score_threshold):
+def _found_items(
+    predicted: Instances, class_names: list[str], score_threshold: float
+) -> list[Item]:
     """Items for the predictions that reach the threshold, the surest last: drawn on top."""
     predicted = predicted.to("cpu")
     predicted = predicted[predicted.scores >= score_threshold]

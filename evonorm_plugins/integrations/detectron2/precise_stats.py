@@ -9,39 +9,44 @@ moving statistic of a layer graph, with that of what its node saw.
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
 from detectron2.engine import defaults, hooks
 from detectron2.utils import comm
 from fvcore.nn import precise_bn
+from torch import nn
 
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import BatchDependent
 from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 
+_Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # count, mean and M2
 _stock_get_bn_modules = precise_bn.get_bn_modules
 _stock_update_bn_stats = precise_bn.update_bn_stats
 
 
-def get_batch_statistics_layers(model):
+def get_batch_statistics_layers(model: nn.Module) -> list[BatchDependent]:
     """Norm-activation layers of ``model`` that use batch statistics in the mode they are in."""
     return [m for m in model.modules() if isinstance(m, BatchDependent) and m.uses_batch()]
 
 
 @functools.wraps(_stock_get_bn_modules)
-def get_bn_modules(model):
+def get_bn_modules(model: nn.Module) -> list[nn.Module]:
     return _stock_get_bn_modules(model) + get_batch_statistics_layers(model)
 
 
 @functools.wraps(_stock_update_bn_stats)
 @torch.no_grad()
-def update_bn_stats(model, data_loader, num_iters=200, progress=None):
+def update_bn_stats(
+    model: nn.Module, data_loader: Iterable, num_iters: int = 200, progress: str | None = None
+) -> None:
     layers = get_batch_statistics_layers(model)
-    seen = {}
+    seen: dict[tuple[BatchDependent, str], _Moments] = {}
 
-    def collector(layer):
-        def collect(name, x):
+    def collector(layer: BatchDependent) -> Callable[[str, torch.Tensor], None]:
+        def collect(name: str, x: torch.Tensor) -> None:
             centred = layer.moving_statistics()[name] != "rms"
             parts = local_moments(x.double(), centred=centred)
             before = seen.get((layer, name))
@@ -64,7 +69,7 @@ def update_bn_stats(model, data_loader, num_iters=200, progress=None):
             _set_moving_statistic(getattr(layer, name), kind, seen.get((layer, name)))
 
 
-def _set_moving_statistic(buffer, kind, moments):
+def _set_moving_statistic(buffer: torch.Tensor, kind: str, moments: _Moments | None) -> None:
     if moments is None:  # the layer did not run on this rank; it may have on others
         zeros = torch.zeros_like(buffer, dtype=torch.float64)
         moments = zeros.new_zeros(()), zeros, zeros
@@ -76,7 +81,7 @@ def _set_moving_statistic(buffer, kind, moments):
     buffer.copy_(torch.where(torch.isfinite(precise), precise, buffer))
 
 
-def register():
+def register() -> None:
     rebind(_stock_get_bn_modules, get_bn_modules)
     # Except where fvcore's own update looks its layers up: those must have a running mean.
     precise_bn.get_bn_modules = _stock_get_bn_modules

@@ -2,12 +2,22 @@
 
 from pathlib import Path
 
+from detectron2.config import CfgNode
+from torch import nn
+
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.pictures import picture_predictions
-from evonorm_plugins.integrations.results import report_lines, write_results
+from evonorm_plugins.integrations.results import Results, report_lines, write_results
 
 
-def write_report(cfg, model, results, cost, command, images=6):
+def write_report(
+    cfg: CfgNode,
+    model: nn.Module,
+    results: Results,
+    cost: dict | None,
+    command: list[str],
+    images: int = 6,
+) -> None:
     """Log the AP table and write ``results.json`` and ``predictions.png`` to ``cfg.OUTPUT_DIR``.
 
     Args:
@@ -16,7 +26,8 @@ def write_report(cfg, model, results, cost, command, images=6):
         cost: ``StepRecord.summary()``, or None.
         images: how many images of the first test set the picture shows.
     """
-    model = model.module if hasattr(model, "module") else model
+    if isinstance(inside := getattr(model, "module", None), nn.Module):
+        model = inside
     path = write_results(
         Path(cfg.OUTPUT_DIR),
         model,

@@ -73,7 +73,7 @@ def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
             check_registered(cfg, split)
 
 
-def _check_processes(args):
+def _check_processes(args: argparse.Namespace) -> None:
     gpus, machines, seen = args.num_gpus, args.num_machines, torch.cuda.device_count()
     if gpus < 0 or machines < 1 or not 0 <= args.machine_rank < machines:
         raise ConfigError(
@@ -84,7 +84,7 @@ def _check_processes(args):
         raise ConfigError(f"--num-gpus {gpus}: torch sees {seen} CUDA devices on this machine")
 
 
-def _check_folder(cfg, args):
+def _check_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
     check_folder(cfg.OUTPUT_DIR, name="OUTPUT_DIR")
     if not args.resume and not args.eval_only and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
         raise ConfigError(
@@ -93,7 +93,7 @@ def _check_folder(cfg, args):
         )
 
 
-def _notes_on_fresh_weights(cfg):
+def _notes_on_fresh_weights(cfg: CfgNode) -> list[str]:
     notes = []
     if "FrozenBN" in cfg.MODEL.RESNETS.NORM:
         notes.append(

@@ -2,8 +2,10 @@
 
 import functools
 import inspect
+from typing import Any
 
 from detectron2.solver import build
+from torch import nn
 
 from evonorm_plugins.integrations.detectron2.patch import rebind
 from evonorm_plugins.layers import NormAct
@@ -13,7 +15,9 @@ _signature = inspect.signature(_stock)
 
 
 @functools.wraps(_stock)
-def get_default_optimizer_params(model, *args, **kwargs):
+def get_default_optimizer_params(
+    model: nn.Module, *args: Any, **kwargs: Any
+) -> list[dict[str, Any]]:
     groups = _stock(model, *args, **kwargs)
     options = _signature.bind(model, *args, **kwargs).arguments
     weight_decay = options.get("weight_decay_norm")
@@ -41,5 +45,5 @@ def get_default_optimizer_params(model, *args, **kwargs):
     return build.reduce_param_groups(split)
 
 
-def register():
+def register() -> None:
     rebind(_stock, get_default_optimizer_params)

@@ -7,7 +7,9 @@ Detectron2's own command line, and:
   no code is run that a config or weights may hold, unless --trust-config, --trust-weights
 """
 
+import argparse
 import sys
+from collections.abc import Sequence
 
 from detectron2.engine import default_argument_parser
 
@@ -32,7 +34,7 @@ exit status: 0 done, 1 failed, 2 bad input
 """  # noqa: E501
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.description = __doc__
     data = parser.add_argument_group("a dataset in COCO's format")
@@ -67,7 +69,7 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
     return run_command(lambda: run(args))

@@ -2,12 +2,16 @@
 
 import os
 import weakref
+from collections.abc import Iterable
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
+from torch import nn
+from torch.utils.data import DataLoader
 
 from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.integrations import step_record
@@ -29,7 +33,7 @@ class Trainer(DefaultTrainer):
         trust_weights: read weights with Python's pickle.
     """
 
-    def __init__(self, cfg, *, trust_weights=False):
+    def __init__(self, cfg: CfgNode, *, trust_weights: bool = False) -> None:
         self._trust_weights = trust_weights
         super().__init__(cfg)
         self._detector = self.model.module if hasattr(self.model, "module") else self.model
@@ -37,20 +41,22 @@ class Trainer(DefaultTrainer):
         self._loss_check = self._detector.register_forward_hook(self._check_losses)
 
     @classmethod
-    def build_train_loader(cls, cfg):
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         return build_detection_train_loader(cfg, mapper=NamingMapper(cfg, True))
 
     @classmethod
-    def build_test_loader(cls, cfg, dataset_name):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
         return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(cfg, False))
 
     @classmethod
-    def build_evaluator(cls, cfg, dataset_name, output_folder=None):
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> COCOEvaluator:
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         return COCOEvaluator(dataset_name, output_dir=folder)
 
     @classmethod
-    def build_optimizer(cls, cfg, model):
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         clip = cfg.SOLVER.CLIP_GRADIENTS
         if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
             return super().build_optimizer(cfg, model)
@@ -60,13 +66,13 @@ class Trainer(DefaultTrainer):
         optimizer = super().build_optimizer(cfg, model)
         params = [p for group in optimizer.param_groups for p in group["params"]]
 
-        def clip_gradients(*_):
+        def clip_gradients(*_: object) -> None:
             torch.nn.utils.clip_grad_norm_(params, clip.CLIP_VALUE, clip.NORM_TYPE)
 
         optimizer.register_step_pre_hook(clip_gradients)
         return optimizer
 
-    def resume_or_load(self, resume=True):
+    def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
         if resume and self.checkpointer.has_checkpoint():
             path = self.checkpointer.get_checkpoint_file()
@@ -76,7 +82,7 @@ class Trainer(DefaultTrainer):
         else:
             logger.info("Starting at iteration 0 with fresh weights.")
 
-    def build_hooks(self):
+    def build_hooks(self) -> list[HookBase]:
         # Before the hooks, one of which keeps the checkpointer.
         self.checkpointer = SafeCheckpointer(
             self.model,
@@ -89,7 +95,7 @@ class Trainer(DefaultTrainer):
         # First, so that evaluation and checkpoints between two steps do not count.
         return [self.steps, *super().build_hooks()]
 
-    def run_step(self):
+    def run_step(self) -> None:
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -97,15 +103,17 @@ class Trainer(DefaultTrainer):
             self._loss_check.remove()
             raise NonFiniteError(self._diagnosis(error)) from error
 
-    def _remember_batch(self, model, inputs):
+    def _remember_batch(self, model: nn.Module, inputs: tuple[list[dict]]) -> None:
         self._batch = inputs[0]
 
-    def _check_losses(self, model, inputs, losses):
+    def _check_losses(
+        self, model: nn.Module, inputs: tuple, losses: dict[str, torch.Tensor]
+    ) -> None:
         if model.training and not all(torch.isfinite(v).all() for v in losses.values()):
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
             raise FloatingPointError(values)
 
-    def _diagnosis(self, error):
+    def _diagnosis(self, error: Exception) -> str:
         rank = f" on rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
         rates = sorted({group["lr"] for group in self.optimizer.param_groups})
         images = [x.get("image_id", x.get("file_name", "?")) for x in self._batch]
@@ -123,16 +131,16 @@ class StepRecord(step_record.StepRecord, HookBase):
     Detectron2's own ``metrics.json`` has a line for 20 steps, and medians.
     """
 
-    def before_train(self):
+    def before_train(self) -> None:
         self.open()
 
-    def before_step(self):
+    def before_step(self) -> None:
         self.start()
 
-    def after_step(self):
+    def after_step(self) -> None:
         # Ranks other than the first keep no history of losses.
         loss = self.trainer.storage.history("total_loss").latest() if comm.is_main_process() else 0
         self.stop(self.trainer.iter, loss)
 
-    def after_train(self):
+    def after_train(self) -> None:
         self.close()

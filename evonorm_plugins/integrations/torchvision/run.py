@@ -61,7 +61,7 @@ class Run:
         device = pick_device(options.device)
         self._open_sets()
         self._build()
-        if state:
+        if state and path:
             checkpoint.load_into(self.model, state, path, self.categories)
         self.trainer = Trainer(self.model.to(device), options)
         if state and path == self.checkpoint:
@@ -74,7 +74,8 @@ class Run:
         self.val_set = self._open("val") if wanted else None
         if self.val_set:
             pick_evaluator()  # where there is none, that is to be known before training
-        self.categories = (self.train_set or self.val_set).categories
+        opened = [images for images in (self.train_set, self.val_set) if images]
+        self.categories = opened[0].categories
         if self.val_set and self.val_set.categories != self.categories:
             raise ConfigError(
                 f"{options.val_json} has the categories {', '.join(self.val_set.categories)}, "
@@ -126,7 +127,8 @@ class Run:
         """
         options, trainer = self.options, self.trainer
         with self._log_file():
-            self._describe()
+            assert self.train_set  # there unless the run was made with evaluate_only
+            self._describe(self.train_set)
             images = TrainingImages(self.train_set, options.seed, options.flip)
             positions = range(trainer.iteration * options.batch, options.iterations * options.batch)
             self.steps = StepRecord(self.folder / "steps.csv")
@@ -164,7 +166,7 @@ class Run:
             logger.removeHandler(handler)
             handler.close()
 
-    def _describe(self) -> None:
+    def _describe(self, train_set: CocoSet) -> None:
         options = self.options
         logger.info("Norms of the model by part:\n%s", census(self.model) or "none")
         if self.conversion:
@@ -178,7 +180,7 @@ class Run:
         logger.info(
             "%d images of %d categories, %d an iteration at rate %g, on %s; starting at "
             "iteration %d",
-            len(self.train_set.images), len(self.categories), options.batch, options.base_rate(),
+            len(train_set.images), len(self.categories), options.batch, options.base_rate(),
             self.trainer.device, self.trainer.iteration,
         )  # fmt: skip
 
@@ -195,22 +197,22 @@ class Run:
         if last or (options.checkpoint_every and k % options.checkpoint_every == 0):
             self._save()
         if self.val_set and options.eval_every and k % options.eval_every == 0 and not last:
-            results = evaluate(self.val_set, self._detect())
+            results = evaluate(self.val_set, self._detect(self.val_set))
             logger.info(report_lines(results, None, options.val_json)[0])
 
     def _save(self) -> None:
         state = self.trainer.state_dict()
         checkpoint.save(self.checkpoint, self.model, self.options, self.categories, **state)
 
-    def _detect(self) -> list[dict]:
+    def _detect(self, images: CocoSet) -> list[dict]:
         options = self.options
-        return detect(self.model, self.val_set, batch=options.batch, workers=options.workers)
+        return detect(self.model, images, batch=options.batch, workers=options.workers)
 
     def _finish(self, cost: dict | None) -> Results:
         results: Results = {}
         written: list[Path] = []
         if self.val_set:
-            detections = self._detect()
+            detections = self._detect(self.val_set)
             written = [self.folder / "detections.json", self.folder / "predictions.png"]
             save_detections(detections, written[0])
             results = evaluate(self.val_set, detections)
