@@ -4,6 +4,8 @@ Detectron2 writes those ReLUs into ``forward``. Each class here is its parent bu
 The ReLU after the residual addition stays: no norm precedes it.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.backbone.resnet import (
@@ -21,10 +23,10 @@ class NormActBasicStem(BasicStem):
 
 
 class _Residual:
-    shortcut: nn.Module | None
+    if TYPE_CHECKING:  # TorchScript would take these for attributes and methods to compile
+        shortcut: nn.Module | None
 
-    def _branch(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        def _branch(self, x: torch.Tensor) -> torch.Tensor: ...
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = self._branch(x)

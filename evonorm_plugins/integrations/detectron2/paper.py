@@ -252,14 +252,14 @@ class PaperMaskHead(BaseMaskRCNNHead):
 class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
     """Box predictor with four more outputs, the deltas of the background, which nothing uses."""
 
-    bbox_pred: nn.Linear
-
     @configurable
     def __init__(self, input_shape: ShapeSpec, **options: Any) -> None:
         super().__init__(input_shape, **options)
         self.box_outputs = self.bbox_pred.out_features
         box_dim = len(self.box2box_transform.weights)
-        self.bbox_pred = nn.Linear(self.bbox_pred.in_features, self.box_outputs + box_dim)
+        self.bbox_pred: nn.Linear = nn.Linear(
+            self.bbox_pred.in_features, self.box_outputs + box_dim
+        )
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.bbox_pred.bias)
 
