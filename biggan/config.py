@@ -13,8 +13,6 @@ from evonorm_plugins.registry import get_norm_act, parse_name
 from evonorm_plugins.training.config import (
     build,
     check_below_one,
-    check_choices,
-    check_minimum,
     read_values,
 )
 from evonorm_plugins.training.precision import check_precision
@@ -120,7 +118,7 @@ def load_config(path, overrides=()):
 
 def from_dict(values):
     """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
-    config = build(Config, values)
+    config = build(Config, values, CHOICES, MINIMUM)
     _check(config)
     return config
 
@@ -139,8 +137,6 @@ def batch_per_rank(config, ranks):
 
 
 def _check(config):
-    check_choices(config, CHOICES)
-    check_minimum(config, MINIMUM)
     if config.num_classes is not None and config.num_classes < 1:
         raise ConfigError(f"num_classes={config.num_classes} must be at least 1")
     check_below_one(config, ("beta1", "beta2", "ema_decay"))

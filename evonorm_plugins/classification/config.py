@@ -7,8 +7,6 @@ from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.training.config import (
     build,
     check_below_one,
-    check_choices,
-    check_minimum,
     check_shares,
     read_overrides,
     read_values,
@@ -136,9 +134,7 @@ def held_out(overrides):
 
 def from_dict(values):
     """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
-    config = build(Config, values)
-    check_choices(config, CHOICES)
-    check_minimum(config, MINIMUM)
+    config = build(Config, values, CHOICES, MINIMUM)
     check_below_one(config, ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay"))
     check_shares(config, ("crop_scale",))
     if config.randaugment_magnitude > 30:

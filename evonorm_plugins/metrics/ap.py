@@ -182,13 +182,9 @@ def _faster_coco_eval(
 
     images = {entry["image_id"] for entry in (*objects, *found)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of id 0: coco_files has said it
+        warnings.simplefilter("ignore", UserWarning)  # of id 0: coco_data has said it
         sets = [COCO(_dataset(data, category, e, images)) for e in (objects, found)]
-        evaluation = COCOeval_faster(*sets, iou_type)
-        _set(evaluation.params, max_dets)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+        return _evaluated(COCOeval_faster(*sets, iou_type), max_dets)
 
 
 def _pycocotools(
@@ -210,14 +206,15 @@ def _pycocotools(
             coco.dataset = _dataset(data, category, entries, images)
             coco.createIndex()
             sets.append(coco)
-        evaluation = COCOeval(*sets, iou_type)
-        _set(evaluation.params, max_dets)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+        return _evaluated(COCOeval(*sets, iou_type), max_dets)
 
 
-def _set(params: Any, max_dets: tuple[int, ...]) -> None:
+def _evaluated(evaluation: Any, max_dets: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Precision (T, R, A, M) and recall (T, A, M) of one category, by pycocotools' interface."""
+    params = evaluation.params
     params.maxDets = list(max_dets)
     params.iouThrs, params.recThrs = IOU_THRESHOLDS, RECALL_THRESHOLDS
     params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]

@@ -153,9 +153,7 @@ def task_from_dict(values, cls=Task):
     Raises:
         ConfigError: names the key or value at fault and what would be right.
     """
-    task = build(cls, values)
-    check_choices(task, TASK_CHOICES)
-    check_minimum(task, TASK_MINIMUM)
+    task = build(cls, values, TASK_CHOICES, TASK_MINIMUM)
     check_shares(task, ("quality_accuracy",))
     if not task.data:
         raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")

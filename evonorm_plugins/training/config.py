@@ -5,9 +5,7 @@ A training declares a dataclass whose fields are of the types ``bool``, ``int``,
 and two dictionaries beside it: ``CHOICES``, the allowed values of a key, and ``MINIMUM``, the
 lowest number. Then ::
 
-    config = build(Config, read_values(path, overrides, "gan"))
-    check_choices(config, CHOICES)
-    check_minimum(config, MINIMUM)
+    config = build(Config, read_values(path, overrides, "gan"), CHOICES, MINIMUM)
 
 is what a file and ``key=value`` strings of a command line say, checked. Everything that is wrong is
 a :class:`~evonorm_plugins.errors.ConfigError` of one line. A file is plain YAML; its key ``_BASE_``
@@ -49,8 +47,11 @@ def read_overrides(overrides):
     return values
 
 
-def build(cls, values):
+def build(cls, values, choices=None, minimum=None):
     """The dataclass ``cls`` of a plain dictionary, every value of its field's type.
+
+    Args:
+        choices, minimum: as :func:`check_choices` and :func:`check_minimum` take them.
 
     Raises:
         ConfigError: names the key or value at fault and what would be right.
@@ -63,7 +64,10 @@ def build(cls, values):
             close = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(fields)}"
             raise ConfigError(f"there is no option {shown(key)}{hint}")
-    return cls(**{key: _typed(fields[key], value) for key, value in values.items()})
+    config = cls(**{key: _typed(fields[key], value) for key, value in values.items()})
+    check_choices(config, choices or {})
+    check_minimum(config, minimum or {})
+    return config
 
 
 def to_dict(config):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from biggan.config import from_dict, to_dict
+from biggan.config import from_dict
 from biggan.generator import Generator
 from biggan.run import Run
 from biggan.sampling import sample_uint8
@@ -13,6 +13,7 @@ from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
+from evonorm_plugins.training.config import to_dict
 from evonorm_plugins.training.ranks import Ranks
 from tests import ranks
 from tests.biggan.test_runs import state

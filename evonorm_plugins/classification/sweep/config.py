@@ -22,7 +22,6 @@ from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.training.config import (
     build,
-    check_minimum,
     read_overrides,
     read_values,
     shown,
@@ -129,8 +128,7 @@ def from_values(values):
     """A checked :class:`Sweep` of plain values. Raises :class:`ConfigError`."""
     if "together" in values:
         raise ConfigError("settings that change together are given as search.NAME: {value: {...}}")
-    sweep = build(Sweep, values)
-    check_minimum(sweep, MINIMUM)
+    sweep = build(Sweep, values, minimum=MINIMUM)
     if not sweep.search:
         raise ConfigError("search={} must hold keys with lists of values to try")
     sweep.together = {key: value for key, value in sweep.search.items() if isinstance(value, dict)}
