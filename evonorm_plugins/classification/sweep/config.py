@@ -19,12 +19,11 @@ import random
 
 from evonorm_plugins.classification.config import from_dict
 from evonorm_plugins.configs import find_config
-from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.errors import ConfigError, shown
 from evonorm_plugins.training.config import (
     build,
     read_overrides,
     read_values,
-    shown,
     to_dict,
 )
 

@@ -123,7 +123,7 @@ def _place_in_order(module: nn.Module, norms: set[int]) -> None:
         module.activation = None  # type: ignore[assignment]
         return
     children = list(module.named_children())
-    followers = [*children[1:], ("", None)]
+    followers = [*children, ("", None)][1:]
     for (name, child), (next_name, following) in zip(children, followers, strict=True):
         if not (isinstance(child, NormAct) and id(child) in norms):
             _place_in_order(child, norms)
