@@ -84,6 +84,22 @@ def run_ranks(tmp_path_factory):
     return run_ranks
 
 
+@pytest.fixture(scope="session")
+def fork(tmp_path_factory):
+    """``fork(main, arguments, ranks=1)``: a :class:`tests.forked.Command`."""
+    from tests.forked import Command
+
+    started = []
+
+    def fork(main, arguments, **how):
+        started.append(Command(main, arguments, tmp_path_factory.mktemp("printed"), **how))
+        return started[-1]
+
+    yield fork
+    for command in started:
+        command.kill()
+
+
 class BlockMeans(torch.nn.Module):
     """A feature extractor that is quick: means over a grid of blocks, and 10 logits."""
 

@@ -2,7 +2,6 @@
 
 import datetime
 import faulthandler
-import multiprocessing
 import os
 import sys
 import time
@@ -11,8 +10,7 @@ import traceback
 import torch
 import torch.distributed as dist
 
-# A process of its own imports these once; the ranks are forked from it.
-_PRELOADED = ["torch", "torch._dynamo", "torch.distributed", "evonorm_plugins.layers", __name__]
+from tests import forked
 
 
 def run(function, cases, ranks, folder, timeout=120):
@@ -26,10 +24,8 @@ def run(function, cases, ranks, folder, timeout=120):
         RuntimeError: a process failed or did not end; holds what all of them printed.
     """
     torch.save(cases, folder / "cases.pt")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     processes = [
-        context.Process(target=_run_rank, args=(function, folder, rank, ranks))
+        forked.context().Process(target=_run_rank, args=(function, folder, rank, ranks))
         for rank in range(ranks)
     ]
     for p in processes:

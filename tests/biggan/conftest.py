@@ -1,21 +1,17 @@
-"""What the BigGAN tests share: tiny configs, made images, processes of torchrun."""
+"""What the BigGAN tests share: tiny configs, made images, runs."""
 
-import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
 
 from biggan import checkpoint
+from biggan import train as train_command
 from biggan.config import from_dict
 from biggan.generator import Generator
 from evonorm_plugins.training.config import to_dict
 from tests.biggan.pictures import picture
 
-ROOT = Path(__file__).resolve().parents[2]
 # A generator and a discriminator of a few thousand parameters, with attention.
 TINY = {
     "resolution": 32,
@@ -95,30 +91,13 @@ def saved(tiny, tmp_path):
     return saved
 
 
-def environment():
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="session")
-def start_train(any_config):
-    """``start_train(options, ranks=2)``: a process of biggan.train, with torchrun for 2 or more."""
+def start_train(fork, any_config):
+    """``start_train(options, ranks=2)``: a process of biggan.train, or several."""
 
-    def start_train(options, *, ranks=1, resume=False, file_kib=None):
-        launcher = [sys.executable, "-m"]
-        if ranks > 1:
-            launcher += ["torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone", "-m"]
-        command = [*launcher, "biggan.train", "--config", str(any_config)]
-        if file_kib:  # the largest file that it can write
-            command = ["bash", "-c", f'ulimit -f {file_kib}; exec "$0" "$@"', *command]
-        return subprocess.Popen(
-            [*command, *(["--resume"] if resume else []), *map(str, options)],
-            env=environment(),
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+    def start_train(options, *, resume=False, **how):
+        arguments = ["--config", any_config, *(["--resume"] if resume else []), *options]
+        return fork(train_command.main, arguments, **how)
 
     return start_train
 
@@ -127,14 +106,9 @@ def start_train(any_config):
 def train(start_train):
     """``train(options, ranks=2)``: exit status and output of a run that ends by itself."""
 
-    def train(options, *, timeout=150, **how):
+    def train(options, **how):
         process = start_train(options, **how)
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            output, _ = process.communicate()
-            pytest.fail(f"still running after {timeout} s\n{output}")
+        output = "".join(process.communicate(timeout=150))
         return process.returncode, output
 
     return train

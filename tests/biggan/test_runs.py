@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from biggan import checkpoint
 from biggan.sampling import load_generator
 from evonorm_plugins.training.records import read_records
 
+ROOT = Path(__file__).resolve().parents[2]
 NO_GLOO = not (torch.distributed.is_available() and torch.distributed.is_gloo_available())
 two_ranks = pytest.mark.skipif(NO_GLOO, reason="this torch has no gloo")
 
@@ -83,7 +86,7 @@ def test_a_signal_saves_and_exits(number, tmp_path, start_train, train, tiny_arg
         time.sleep(0.05)
     # To the whole group, workers included, as a terminal and a scheduler send it.
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    output = "".join(process.communicate(timeout=60))
     assert process.returncode == 1, output
     assert f"stopped by {signal.Signals(number).name}; --resume goes on" in output
     assert "Traceback" not in output
@@ -129,10 +132,17 @@ def test_two_ranks_equal_one(norm, tmp_path, train, tiny_arguments):
 
 
 @two_ranks
-def test_a_rank_that_dies_ends_the_others(tmp_path, start_train, tiny_arguments):
+def test_a_rank_that_dies_ends_the_others(tmp_path, any_config, tiny_arguments):
     folder = tmp_path / "run"
     options = tiny_arguments(folder, norm="EvoNormB0", steps=100_000, checkpoint_every=5)
-    process = start_train(options, ranks=2)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    process = subprocess.Popen(
+        [sys.executable, *launcher, "-m", "biggan.train", "--config", any_config, *options],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     while process.poll() is None and not (folder / "checkpoint.pt").exists():
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

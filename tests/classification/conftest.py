@@ -1,19 +1,15 @@
 """Images made on the spot, and runs that take a second."""
 
+import functools
 import io
-import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from evonorm_plugins.classification.config import from_dict
-
-ROOT = Path(__file__).parents[2]
+from evonorm_plugins.cli.classify import main
 
 
 def png(pixels):
@@ -79,22 +75,6 @@ def config(options):
 
 
 @pytest.fixture
-def command():
+def command(fork):
     """``command(arguments, ranks=1)``: the command line in processes of its own, not waited for."""
-
-    def start(arguments, ranks=1, file_kib=None):
-        # The largest file that it can write.
-        limit = ["bash", "-c", f'ulimit -f {file_kib}; exec "$0" "$@"'] if file_kib else []
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        return subprocess.Popen(
-            [
-                *(*limit, sys.executable, *(torchrun if ranks > 1 else [])),
-                *(str(ROOT / "tools/train_classifier.py"), *map(str, arguments)),
-            ],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    return start
+    return functools.partial(fork, main)

@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(command, options, config, tmp_pat
     whole, left = path.read_bytes(), {p.name for p in path.parent.iterdir()}
     arguments = ["--config", _file(tmp_path, options(steps=2)), "--resume"]
     process = command(arguments, file_kib=len(whole) // 2 // 1024)
-    output, _ = process.communicate(timeout=120)
+    output = "".join(process.communicate(timeout=120))
     assert process.returncode == 1, output
     assert f"error: no space left to write {path} (" in output
     assert "Traceback" not in output

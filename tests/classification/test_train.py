@@ -1,8 +1,12 @@
 """Whole runs on images made on the spot."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +19,8 @@ from evonorm_plugins.cli.classify import main
 from evonorm_plugins.errors import ConfigError, NonFiniteError
 from evonorm_plugins.training.ranks import Ranks
 from evonorm_plugins.training.records import read_records
+
+ROOT = Path(__file__).parents[2]
 
 
 def _weights(folder, key="model"):
@@ -229,7 +235,7 @@ def test_two_ranks(command, options, config, tmp_path, cross_replica):
     folder = tmp_path / "two"
     path = _file(tmp_path, options(**values, batch_size=8, output_dir=str(folder)))
     process = command(["--config", path], ranks=2)
-    output, _ = process.communicate(timeout=120)
+    output = "".join(process.communicate(timeout=120))
     assert process.returncode == 0, output
     train(config(**values, batch_size=16))
     two, one = _weights(folder), _weights(tmp_path / "run")
@@ -259,9 +265,16 @@ def test_command_line(options, tmp_path, capsys, overrides, status, message):
     assert message in capsys.readouterr().err
 
 
-def test_signals_save(command, options, tmp_path):
+def test_signals_save(options, tmp_path):
     path = _file(tmp_path, options(epochs=100_000))
-    process = command(["--config", path, "eval_every=0", "checkpoint_every=1000"])
+    script = [sys.executable, ROOT / "tools/train_classifier.py"]
+    process = subprocess.Popen(
+        [*script, "--config", path, "eval_every=0", "checkpoint_every=1000"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     lines = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 60
     while not (lines.exists() and lines.read_text()) and time.monotonic() < deadline:
