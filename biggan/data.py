@@ -118,6 +118,7 @@ class TrainingData(Loader):
     """
 
     def __init__(self, source, config, *, position, batch, rank=0, ranks=1, pin_memory=False):
+        self.images = len(source)
         self.ahead = config.workers * config.prefetch * batch
         shape = (self.ahead + batch, config.image_channels, *[config.resolution] * 2)
         check_fits("the batches of a rank and those read ahead", shape, "a lower batch_size")
@@ -132,7 +133,9 @@ class TrainingData(Loader):
         super().__init__(samples(source, config), batches, config, pin_memory)
 
     def rate(self, seconds=2.0):
-        """Images a second that the loader alone gives, measured for about ``seconds``."""
+        """Images a second that the loader alone gives, measured for about ``seconds``, or over as
+        many images as there are where that is sooner.
+        """
         count, start = 0, None
         for images, _ in self:
             now = time.perf_counter()
@@ -141,7 +144,8 @@ class TrainingData(Loader):
             else:
                 count += len(images)
             # What the workers had read ahead while the first batch was waited for is no rate.
-            if count > self.ahead and now - start > seconds:
+            enough = now - start > seconds or count >= self.images
+            if count > self.ahead and enough:
                 return count / (now - start)
         raise AssertionError("the sequence is endless")
 

@@ -93,3 +93,12 @@ def test_batches_larger_than_memory(image_zip):
     source, config = open_source(str(image_zip)), from_dict({"resolution": 32, "workers": 0})
     with pytest.raises(DataError, match=r"the batches of a rank .* take .* GiB .*of memory are fr"):
         TrainingData(source, config, position=0, batch=10**10)
+
+
+def test_the_rate_of_few_images_takes_each_of_them_once(image_zip):
+    """Besides the first batch, whose time holds the start of the workers."""
+    source, config = open_source(str(image_zip)), from_dict({"resolution": 32, "workers": 0})
+    data, read = TrainingData(source, config, position=0, batch=8), []
+    data.batches = (read.append(1) or batch for batch in data.batches)
+    assert data.rate(seconds=10) > 0
+    assert len(read) == 1 + 24 / 8
