@@ -20,6 +20,14 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).parent.parent
 NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
+# Those that take longest, in this order: a file is one process's, and one that starts last would
+# run while the other processes have nothing left to do.
+FIRST = [
+    *("search/test_workers.py", "biggan/test_runs.py", "metrics/test_tools_agree.py"),
+    *("classification/test_sweep.py", "integrations/detectron2/test_train.py"),
+    *("classification/test_train.py", "search/test_run.py", "metrics/test_processes.py"),
+    *("integrations/detectron2/test_export.py", "biggan/test_refused.py", "tools/test_dist.py"),
+]
 
 
 @functools.cache
@@ -63,6 +71,11 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 
 def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / name: k for k, name in enumerate(FIRST)}
+    gone = [str(path) for path in place if not path.is_file()]
+    if gone:
+        raise pytest.UsageError(f"FIRST of {__file__} names what is no file: {', '.join(gone)}")
+    items.sort(key=lambda item: place.get(item.path, len(place)))
     for item in items:
         if item.get_closest_marker("detectron2") and missing_detectron2():
             item.add_marker(pytest.mark.skip(reason=missing_detectron2()))

@@ -135,7 +135,7 @@ def test_a_search_from_its_beginning_to_its_end(started_ray, config_file, images
         assert len(before) == 12
         assert {c.status for c in before} == {"passed", "rejected"}
         assert all(set(c.scores) == {"mobilenetv2_cifar"} for c in before if c.status == "passed")
-    status, out, _ = search(*command, "--resume", "candidates=14", "--json")
+    status, out, _ = search(*command, "--resume", "candidates=14", "workers=1", "--json")
     assert status == 0
     numbers = json.loads(out)
     assert numbers["results"] == 14

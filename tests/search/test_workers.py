@@ -12,7 +12,12 @@ import pytest
 
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.evaluate import Evaluation
+from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.run import drive
+from evonorm_plugins.search.simulated import Simulated
 from evonorm_plugins.search.store import Store
+from evonorm_plugins.search.workers import Workers
+from evonorm_plugins.training.cluster import connect
 
 ROOT = Path(__file__).parents[2]
 GRAPHS = [Graph([("exp", 0)] + [("exp", 4 + i) for i in range(k)]) for k in range(8)]
@@ -48,8 +53,6 @@ class Evaluator:
 
 
 def test_dead_processes_and_errors(ray, tmp_path):
-    from evonorm_plugins.search.workers import Workers
-
     workers = Workers(ray, Evaluator(tmp_path), actors=2, slots=2, cpus=0.5)
     workers.check()
     todo, results = list(enumerate(GRAPHS)), {}
@@ -74,8 +77,6 @@ def test_dead_processes_and_errors(ray, tmp_path):
 
 
 def test_workers_that_cannot_start(ray, tmp_path):
-    from evonorm_plugins.search.workers import Workers
-
     (tmp_path / "cannot start").touch()
     workers = Workers(ray, Evaluator(tmp_path), actors=1)
     with pytest.raises(RuntimeError, match="FileNotFoundError: there is no data"):
@@ -83,31 +84,22 @@ def test_workers_that_cannot_start(ray, tmp_path):
     workers.close()
 
 
-SEARCH = """
-import sys
-from evonorm_plugins.search.evolution import Evolution
-from evonorm_plugins.search.run import drive
-from evonorm_plugins.search.simulated import Simulated
-from evonorm_plugins.search.store import Store
-from evonorm_plugins.search.workers import Workers
-from evonorm_plugins.training.cluster import connect
-
-path, new, address = sys.argv[1:]
-ray = connect(address, unit="worker", cpus=1)
-with Store.create(path, {}) if new == "new" else Store(path, write=True) as store:
-    workers = Workers(ray, Simulated(1.0), actors=2, slots=2, cpus=0)
-    drive(store, workers, Evolution(), candidates=40)
-"""
+def drive_a_search(arguments):
+    """A search in a process of its own; ``arguments``: store, "new" or "old", address, number."""
+    path, new, address, candidates = arguments
+    ray = connect(address, unit="worker", cpus=1)
+    with Store.create(path, {}) if new == "new" else Store(path, write=True) as store:
+        workers = Workers(ray, Simulated(0.25), actors=2, slots=2, cpus=0)
+        drive(store, workers, Evolution(), candidates=int(candidates))
 
 
 @pytest.fixture
-def begin(ray):
-    """``begin(path, new)``: a process with a search, on the Ray of these tests as its cluster."""
+def begin(ray, fork):
+    """``begin(path, "new", 40)``: such a search, on the Ray of these tests as its cluster."""
 
-    def begin(path, new):
+    def begin(path, new, candidates):
         address = ray.get_runtime_context().gcs_address
-        command = [sys.executable, "-c", SEARCH, str(path), new, address]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        return fork(drive_a_search, [path, new, address, candidates])
 
     return begin
 
@@ -119,28 +111,30 @@ def results_of(path, at_least, process):
             with Store(path) as store:
                 if len(store) >= at_least:
                     return len(store)
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     raise AssertionError("no results for a minute")
 
 
 def test_a_search_whose_driver_is_killed_goes_on(begin, tmp_path):
     path = tmp_path / "search.sqlite"
-    process = begin(path, "new")
+    process = begin(path, "new", 1000)
     known = results_of(path, 12, process)
     process.kill()
-    process.wait()
+    process.communicate()
     with Store(path) as store:
         before = {c.number: c.finished for c in store.finished()}
         assert len(before) >= known
         pending = [c.number for c in store.pending()]
         assert pending
-    process = begin(path, "old")
-    assert process.wait(timeout=120) == 0, process.stderr.read()
+    candidates = len(before) + 28
+    process = begin(path, "old", candidates)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
     with Store(path) as store:
         found = store.finished()
-    assert [c.finished for c in found] == list(range(40))
-    assert sorted(c.number for c in found) == list(range(40))
+    assert [c.finished for c in found] == list(range(candidates))
+    assert sorted(c.number for c in found) == list(range(candidates))
     assert {c.number: c.finished for c in found if c.number in before} == before
 
 
@@ -148,7 +142,7 @@ def test_a_stopped_search_says_how_to_go_on(tmp_path):
     """The command from outside, with a Ray of its own."""
     path = tmp_path / "search.sqlite"
     command = [sys.executable, ROOT / "tools/search.py", "simulate", "--processes", "2"]
-    command += ["--workers", "4", "--seconds", "2", "--store", path]
+    command += ["--workers", "4", "--seconds", "0.2", "--store", path]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
     results_of(path, 5, process)
@@ -161,8 +155,8 @@ def test_a_stopped_search_says_how_to_go_on(tmp_path):
 
 
 def test_a_simulation_reports_throughput_memory_and_queue(started_ray, search):
-    command = ["simulate", "--processes", "2", "--workers", "40", "--seconds", "0.1"]
-    status, out, err = search(*command, "--candidates", "200")
+    command = ["simulate", "--workers", "40", "--seconds", "0.1"]
+    status, out, err = search(*command, "--processes", "2", "--candidates", "200")
     assert status == 0, err
     lines = out.splitlines()
     assert lines[0].startswith("200 results in ")
@@ -170,7 +164,7 @@ def test_a_simulation_reports_throughput_memory_and_queue(started_ray, search):
     assert "ms of a core for a result; at most" in lines[1]
     assert lines[2].startswith("results waited ")
     assert lines[3].startswith("mean score of the best 10: 0.")
-    status, out, _ = search(*command, "--candidates", "20", "--json")
+    status, out, _ = search(*command, "--processes", "1", "--candidates", "20", "--json")
     assert status == 0
     numbers = json.loads(out)
     assert (numbers["results"], numbers["workers"]) == (20, 40)
