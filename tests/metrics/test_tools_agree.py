@@ -46,8 +46,8 @@ def torch_fidelity(folders, inception_weights):
 
 
 @pytest.fixture
-def ours(evaluate, folders, inception_weights):
-    def run(*options):
+def ours(evaluate, inception_weights):
+    def run(folders, *options):
         status, out, err = evaluate(
             *("gan", "--fake", folders[0], "--real", folders[1], "--quiet", "--json"),
             *("--inception-weights", inception_weights, "--workers", 0, *options),
@@ -61,9 +61,9 @@ def ours(evaluate, folders, inception_weights):
     return run
 
 
-def test_torch_fidelity(torch_fidelity, ours):
+def test_torch_fidelity(torch_fidelity, folders, ours):
     theirs = torch_fidelity
-    scores = ours("--is", "--fid", "--kid", "--prc", "--kid-subset-size", 20)
+    scores = ours(folders, "--is", "--fid", "--kid", "--prc", "--kid-subset-size", 20)
     assert theirs["inception_score_mean"] > 1.05
     assert theirs["frechet_inception_distance"] > 0.1
     for key in ("inception_score_mean", "inception_score_std"):
@@ -77,11 +77,12 @@ def test_torch_fidelity(torch_fidelity, ours):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SciPy's, of sqrtm
-def test_pytorch_fid(folders, inception_weights, ours, monkeypatch):
+def test_pytorch_fid(tmp_path, inception_weights, ours, monkeypatch):
     from pytorch_fid import fid_score
 
+    folders = [save_pngs(pictures(n, 40, n), tmp_path / str(n)) for n in (8, 10)]
     monkeypatch.setenv("TORCH_HOME", str(inception_weights.parents[2]))
     arguments = [*folders, "--device", "cpu", "--num-workers", 0]
     theirs = float(run_main(fid_score.main, arguments).split()[-1])
-    scores = ours("--fid", "--backend", "pytorch-fid")
+    scores = ours(folders, "--fid", "--backend", "pytorch-fid")
     assert scores["fid"] == pytest.approx(theirs, rel=1e-6)
