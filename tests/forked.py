@@ -16,6 +16,7 @@ _PRELOADED = [
     *("torch", "torch._dynamo", "torch.distributed", "torch.utils.tensorboard"),
     *("evonorm_plugins.layers", "evonorm_plugins.classification.run", "evonorm_plugins.cli.eval"),
     *("biggan.run", "tests.ranks", __name__),
+    "evonorm_plugins.integrations.detectron2.train",  # where there is Detectron2
 ]
 
 

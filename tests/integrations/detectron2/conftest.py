@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forked
+
 CONFIGS = Path(__file__).parents[3] / "detectron_configs"
 
 
@@ -102,8 +104,9 @@ def run_ranks(tmp_path):
 
     def run(function, *args, timeout=180):
         ranks = 2
+        forked.context()
         context = torch.multiprocessing.start_processes(
-            _rank, (ranks, tmp_path, function, args), ranks, join=False, start_method="spawn"
+            _rank, (ranks, tmp_path, function, args), ranks, join=False, start_method="forkserver"
         )
         give_up = time.monotonic() + timeout
         try:

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -119,22 +118,17 @@ def test_default_predictor_from_the_saved_config(trained):
     assert predictor(image)["instances"].image_size == (50, 70)
 
 
-def test_resume_after_kill(shapes, tmp_path):
+def test_resume_after_kill(fork, shapes, tmp_path):
     out = tmp_path / "out"
     options = ("OUTPUT_DIR", out, "SOLVER.CHECKPOINT_PERIOD", 2)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "tools/train_net.py",
-         *arguments(shapes, *options, "SOLVER.MAX_ITER", 10_000)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    process = fork(train.main, arguments(shapes, *options, "SOLVER.MAX_ITER", 10_000))
     deadline = time.monotonic() + 120
     while not (out / "last_checkpoint").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     done = torch.load(
         out / (out / "last_checkpoint").read_text().strip(), weights_only=True
     )["iteration"]  # fmt: skip
