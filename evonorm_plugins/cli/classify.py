@@ -1,5 +1,6 @@
 """Train an image classifier with any norm of evonorm_plugins, in one process or in many."""
 
+import json
 import sys
 
 EXAMPLES = """
@@ -22,6 +23,7 @@ def add_arguments(parser):
         "--config", required=True, metavar="NAME", help="of configs/, or a YAML file of your own"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
 
 
@@ -56,6 +58,8 @@ def run(args):
         if ranks.is_main and stopped:
             _say(f"stopped at step {result['step']}; --resume goes on")
         elif ranks.is_main:
+            if args.json:
+                print(json.dumps(result))
             _say(f"done: val accuracy {result['val_accuracy']:.4f}")
     return 1 if stopped else 0
 

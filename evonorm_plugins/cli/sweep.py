@@ -18,10 +18,13 @@ def add_arguments(parser):
     parser.add_argument(
         "--address", metavar="HOST:PORT", help="of a Ray cluster (default: this machine)"
     )
+    parser.add_argument("--json", action="store_true", help="the trials as JSON, not as a table")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
 
 
 def run(args):
     from evonorm_plugins.classification import sweep
 
-    return sweep.main(args.config, args.overrides, resume=args.resume, address=args.address)
+    return sweep.main(
+        args.config, args.overrides, resume=args.resume, address=args.address, as_json=args.json
+    )

@@ -320,8 +320,8 @@ def test_without_ray_nothing_is_written(sweep_file, tmp_path):
 
 
 def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
-    def main(*args):
-        return run_command(lambda: sweeps.main(*args))
+    def main(*args, **options):
+        return run_command(lambda: sweeps.main(*args, **options))
 
     path = sweep_file(trials=2)
     assert main(path, ["modell=x"]) == 2
@@ -335,6 +335,11 @@ def test_exit_statuses(sweep_file, without_ray, monkeypatch, capsys):
     assert "go on with --resume" in capsys.readouterr().err
     out = f"output_dir={path.parent}/other"
     assert main(path, [out, "norm=BN-ReLU", "lr=[0.1, 0.01]"]) == 1  # diverged, failed
+    capsys.readouterr()
+    assert main(path, resume=True, as_json=True) == 0
+    trials = json.loads(capsys.readouterr().out)
+    assert trials == json.loads((path.parent / "out/sweep.json").read_text())["trials"]
+    assert [trial["trial"] for trial in trials] == [0, 1]
 
 
 SCRIPT = """

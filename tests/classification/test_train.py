@@ -286,3 +286,12 @@ def test_signals_save(options, tmp_path):
     result = json.loads((tmp_path / "run/result.json").read_text())
     assert result["status"] == "stopped"
     assert FORMAT.load(tmp_path / "run/checkpoint.pt")["step"] == result["step"]
+
+
+def test_the_result_as_json(options, tmp_path, capsys):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(options(epochs=1)))
+    assert main(["--config", str(path), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "run/result.json").read_text())
+    assert printed["status"] == "done"
