@@ -10,7 +10,7 @@ from biggan.data import some_images
 from biggan.generated import GeneratedImages
 from biggan.generator import running_statistics_layers
 from biggan.sampling import with_standing_statistics
-from evonorm_plugins.errors import ConfigError, InputError
+from evonorm_plugins.errors import ConfigError, DataError, InputError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64
@@ -40,6 +40,8 @@ class Scorer:
         images = _TrainingImages(source, config, min(config.score_samples, len(source)))
         try:
             self.real, _ = real_statistics(images, self.extractor, features=False, **self.how)
+        except DataError:  # of the images, which are named
+            raise
         except InputError as error:
             raise ConfigError(f"extractor={config.extractor}: {error}") from None
         # A rank without images has not seen what the extractor gives.

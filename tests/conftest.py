@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 import sys
@@ -150,3 +151,11 @@ def evaluate(capsys):
         return status, out, err
 
     return run
+
+
+def load_tool(name):
+    """A script of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,5 +1,7 @@
 """Scores of the averaged generator during training, with an extractor of one's own."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from biggan.run import Run
 from biggan.sampling import sample_uint8
 from biggan.scores import Scorer
 from evonorm_plugins.data.open import open_source
-from evonorm_plugins.errors import CollapseError, ConfigError
+from evonorm_plugins.errors import CollapseError, ConfigError, DataError
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
 from evonorm_plugins.training.config import to_dict
@@ -116,6 +118,17 @@ def test_an_extractor_that_gives_no_features_is_found_before_training(
     config = tiny(extractor=str(path), score_samples=30, data=str(image_zip))
     with pytest.raises(ConfigError, match=rf"extractor=.*broken\.pt: .*{message}"):
         Scorer(open_source(config.data), config, Ranks("cpu"))
+
+
+def test_a_damaged_image_is_not_called_the_extractors_fault(extractor, tiny, image_zip, tmp_path):
+    damaged = tmp_path / "damaged.zip"
+    with zipfile.ZipFile(image_zip) as old, zipfile.ZipFile(damaged, "w") as new:
+        for k, name in enumerate(old.namelist()):
+            new.writestr(name, b"no image" if k == 3 else old.read(name))
+    config = tiny(extractor=extractor, score_samples=30, data=str(damaged), max_corrupt=0)
+    with pytest.raises(DataError, match=r"damaged\.zip:") as error:
+        Scorer(open_source(config.data), config, Ranks("cpu"))
+    assert "extractor" not in str(error.value)
 
 
 def score_of_rank(case, rank):

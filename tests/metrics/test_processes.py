@@ -49,7 +49,7 @@ def test_error_in_one_process_ends_all(quick_extractor, tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     arguments = ["--feature-extractor", quick_extractor, "--batch-size", "8", "--fake", fake]
     done = subprocess.run(
-        [sys.executable, *launch, "-m", "evonorm_plugins.cli.eval", *OPTIONS, *arguments],
+        [sys.executable, *launch, "-m", "evonorm_plugins.cli", "eval", *OPTIONS, *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,5 @@
 """The command train from the outside: training, evaluation, resuming, and every bad input."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -18,6 +17,7 @@ from detectron2.engine import launch
 
 from evonorm_plugins.integrations.detectron2 import train
 from evonorm_plugins.integrations.detectron2.run import run_process, setup
+from tests.conftest import load_tool
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
@@ -27,13 +27,6 @@ FAST = (
     "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64",
     "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "64",
 )  # fmt: skip
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
