@@ -28,6 +28,12 @@ class ConfigError(InputError):
     """A config, an option or a combination of them that makes no sense."""
 
 
+class UnknownNormError(ConfigError, KeyError):
+    """A ``NORM`` that nobody knows; a KeyError, too, as Detectron2 raises for it."""
+
+    __str__ = Exception.__str__
+
+
 class DataError(InputError):
     """Images, annotations or a set of them that cannot be used."""
 

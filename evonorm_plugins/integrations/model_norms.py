@@ -1,11 +1,9 @@
 """The norms of every part of a model."""
 
 from collections import Counter
-from typing import Any
 
 from torch import nn
 
-from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.layers import NormAct
 
 _TORCH_NORMS = (
@@ -50,14 +48,7 @@ def _describe(norm: nn.Module) -> str:
         return "BN"
     if isinstance(norm, nn.GroupNorm):
         return f"GN(groups={norm.num_groups})"
-    if isinstance(norm, NormAct) and not norm.apply_act:
-        return f"{kind.removeprefix('Sync')} without activation"
-    kind = kind.removeprefix("Sync")
-    layer: Any = norm
-    described = [layer.graph.digest()[:12]] if hasattr(layer, "graph") else []
-    if hasattr(layer, "groups"):
-        described.append(f"groups={effective_groups(layer.num_features, layer.groups)}")
-    return f"{kind}({', '.join(described)})" if described else kind
+    return norm.describe() if isinstance(norm, NormAct) else kind
 
 
 def census(model: nn.Module) -> str:

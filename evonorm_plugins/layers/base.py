@@ -152,6 +152,29 @@ class NormAct(nn.Module):
             self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
         )
 
+    def describe(self) -> str:
+        """What weights of this layer must agree on: class, groups, the digest of a layer graph.
+
+        Cross-replica layers are described as their plain counterparts. It is part of the metadata
+        of a ``state_dict``, beside torch's version numbers, as ``norm``.
+        """
+        kind = type(self).__name__.removeprefix("Sync")
+        if not self.apply_act:
+            return f"{kind} without activation"
+        details = self._details()
+        return f"{kind}({', '.join(details)})" if details else kind
+
+    def _details(self) -> list[str]:
+        groups = getattr(self, "groups", None)
+        if groups is None:
+            return []
+        return [f"groups={F.effective_groups(self.num_features, groups)}"]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {})
+        metadata.setdefault(prefix[:-1], {})["norm"] = self.describe()
+
     def extra_repr(self) -> str:
         shown = {"apply_act": self.apply_act, **self.options()}
         return ", ".join([str(self.num_features), *(f"{k}={v}" for k, v in shown.items())])

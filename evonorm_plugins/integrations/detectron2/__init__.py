@@ -5,7 +5,8 @@
     cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "EvoNormS0"
 
 The stock builders, configs, optimizers, ``FREEZE_AT``, ``TEST.PRECISE_BN``, ``FlopCountAnalysis``
-and checkpointers then know these layers. Models without them are built as before.
+and checkpointers then know these layers. Models without them are built, trained, saved and loaded
+as before, and no default changes. :func:`unregister` takes all of it back.
 """
 
 from evonorm_plugins.integrations.quiet import libraries_silenced
@@ -17,9 +18,9 @@ from evonorm_plugins.errors import CheckpointError, NonFiniteError
 from evonorm_plugins.integrations.detectron2 import (
     checkpoint,
     flops,
-    keys,
-    logs,
     norms,
+    paper,
+    patch,
     precise_stats,
     solver,
 )
@@ -29,15 +30,34 @@ from evonorm_plugins.integrations.detectron2.blocks import (
     NormActBottleneckBlock,
     NormActDeformBottleneckBlock,
 )
+from evonorm_plugins.integrations.detectron2.checkpoint import dropping_norms
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
+from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config
 from evonorm_plugins.integrations.detectron2.norms import adapt
+from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census, norms_of
 
-for _part in (keys, norms, solver, precise_stats, flops, logs, checkpoint):
-    _part.register()
 
-# Its classes enter Detectron2's registries, which need the names registered above.
-from evonorm_plugins.integrations.detectron2 import paper  # noqa: E402
+def register() -> None:
+    """Make Detectron2 know the layers, as importing this package does; once is enough."""
+    if patch.replaced():
+        return
+    with patch.recorded():
+        for part in (norms, solver, precise_stats, flops, checkpoint, paper):
+            part.register()
+
+
+def unregister() -> None:
+    """Take back whatever :func:`register` has changed in Detectron2 and fvcore.
+
+    Models that are built go on working. :func:`register` makes Detectron2 know the layers again.
+    """
+    if patch.replaced():
+        patch.undo()
+        paper.unregister()
+
+
+register()
 
 __all__ = [
     "CheckpointError",
@@ -46,9 +66,14 @@ __all__ = [
     "NormActBasicStem",
     "NormActBottleneckBlock",
     "NormActDeformBottleneckBlock",
+    "SafeCheckpointer",
     "adapt",
+    "add_evonorm_config",
     "census",
+    "dropping_norms",
     "norm_act_flop_handles",
     "norms_of",
     "paper",
+    "register",
+    "unregister",
 ]

@@ -21,6 +21,7 @@ from PIL import Image
 
 from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError, DataError, InputError, reason
+from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config, remove_idle_keys
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
 from evonorm_plugins.registry import get_norm_act, is_norm_act
@@ -116,11 +117,13 @@ def load_config(
     path = find_config(path, "detectron2")
     with _as_config_errors(f"config file {path}"):
         loaded = CfgNode(_SafeConfig.load_yaml_with_base(str(path), allow_unsafe=trust))
-        cfg = _merged(get_cfg(), loaded, path)
+        cfg = get_cfg()
+        add_evonorm_config(cfg)  # for configs that have its key
+        cfg = _merged(cfg, loaded, path)
     reference_batch = cfg.SOLVER.IMS_PER_BATCH
     with _as_config_errors("options"):
         cfg.merge_from_list(list(opts))
-    notes = [scale_learning_rate(cfg, reference_batch, opts[::2])]
+    notes = [remove_idle_keys(cfg), scale_learning_rate(cfg, reference_batch, opts[::2])]
     wants_gpu = cfg.MODEL.DEVICE.startswith("cuda") and "MODEL.DEVICE" not in opts[::2]
     if wants_gpu and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"

@@ -7,7 +7,6 @@ put in their place. Modules without one are left exactly as they were.
 """
 
 import contextvars
-import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,9 +15,14 @@ from detectron2.modeling import backbone, meta_arch, roi_heads
 from detectron2.modeling.backbone import regnet, vit
 from torch import nn
 
+from evonorm_plugins.errors import UnknownNormError
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.detectron2.patch import rebind, wrap_method
+from evonorm_plugins.integrations.detectron2.patch import (
+    copy_function,
+    redirect,
+    wrap_method,
+)
 from evonorm_plugins.layers import BatchDependent, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 
@@ -33,10 +37,9 @@ _ACTIVATIONS = (
 # (module, its norm-activation layers so far) of the constructor that is running.
 _construction: contextvars.ContextVar[tuple[nn.Module, list[NormAct]] | None]
 _construction = contextvars.ContextVar("construction", default=None)
-_stock_get_norm = d2_layers.get_norm
+_stock_get_norm = copy_function(d2_layers.get_norm)
 
 
-@functools.wraps(_stock_get_norm)
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
     if isinstance(norm, str) and norm and norm not in STOCK_NORMS:
         layer = get_norm_act(checked_norm(norm), out_channels)
@@ -59,11 +62,11 @@ def checked_norm(norm: Any) -> str:
     """``norm`` if it is the name of a stock or a registered norm.
 
     Raises:
-        ValueError: an unknown name; the message lists the known ones.
+        UnknownNormError: it is not; the message lists the known ones.
     """
     if norm in ("", *STOCK_NORMS) or is_norm_act(norm):
         return norm
-    raise ValueError(
+    raise UnknownNormError(
         f"unknown NORM {norm!r}; Detectron2 has {', '.join(STOCK_NORMS)}; "
         f"evonorm_plugins adds {', '.join(list_norm_acts())}, and paths of layer graphs (.json)"
     )
@@ -154,7 +157,7 @@ def _warn_shared_statistics(original: Callable, self: nn.Module, *args: Any, **k
 
 def register() -> None:
     """Make every registered name a ``NORM`` of Detectron2's modules."""
-    rebind(_stock_get_norm, get_norm)
+    redirect(d2_layers.get_norm, get_norm)
     wrap_method(d2_layers.CNNBlockBase, "freeze")(_freeze)
     for cls in (
         *NORM_ACT_BLOCKS,

@@ -7,8 +7,9 @@ each level behind its shared convolution; in the heads every layer, the fully co
 deconvolution too, has a bias and a norm-activation; box regression and masks have a (never trained)
 output for the background.
 
-Every ``NORM`` is a stock name (then followed by ReLU) or a registered one. ``MODEL.RPN.NORM`` is a
-key that importing this package adds to Detectron2's defaults.
+Every ``NORM`` is a stock name (then followed by ReLU) or a registered one. Detectron2's configs have
+none for the RPN: its norm is that of ``MODEL.FPN.NORM``, or of ``MODEL.RPN.NORM`` in a config that has
+this key by :func:`~evonorm_plugins.integrations.detectron2.add_evonorm_config`.
 """
 
 from collections.abc import Callable, Sequence
@@ -107,7 +108,6 @@ class PaperFPN(Backbone):
         return dict(zip(self._out_features, outputs, strict=True))
 
 
-@BACKBONE_REGISTRY.register()
 def build_resnet_paper_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> PaperFPN:
     """ResNet v1 with :class:`PaperFPN`, from ``MODEL.RESNETS`` and ``MODEL.FPN``."""
     return PaperFPN(
@@ -118,7 +118,6 @@ def build_resnet_paper_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> Pap
     )
 
 
-@RPN_HEAD_REGISTRY.register()
 class PaperRPNHead(nn.Module):
     """RPN head whose convolutions are shared by the levels and whose norms are not."""
 
@@ -146,7 +145,9 @@ class PaperRPNHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, Any]:
         options = StandardRPNHead.from_config(cfg, input_shape)
         del options["conv_dims"]
-        return {**options, "num_levels": len(input_shape), "norm": cfg.MODEL.RPN.NORM}
+        norm = cfg.MODEL.RPN.get("NORM")
+        norm = cfg.MODEL.FPN.NORM if norm is None else norm
+        return {**options, "num_levels": len(input_shape), "norm": norm}
 
     def forward(
         self, features: list[torch.Tensor]
@@ -168,7 +169,6 @@ def _conv_norm_acts(
     return layers, channels
 
 
-@ROI_BOX_HEAD_REGISTRY.register()
 class PaperBoxHead(nn.Module):
     """Convolutions, then fully connected layers, a norm-activation behind each."""
 
@@ -211,7 +211,6 @@ class PaperBoxHead(nn.Module):
         return x
 
 
-@ROI_MASK_HEAD_REGISTRY.register()
 class PaperMaskHead(BaseMaskRCNNHead):
     """Convolutions and a deconvolution, a norm-activation behind each; K + 1 masks."""
 
@@ -269,7 +268,6 @@ class PaperFastRCNNOutputLayers(FastRCNNOutputLayers):
         return scores, deltas[:, : self.box_outputs]
 
 
-@ROI_HEADS_REGISTRY.register()
 class PaperROIHeads(StandardROIHeads):
     """``StandardROIHeads`` with :class:`PaperFastRCNNOutputLayers`."""
 
@@ -278,3 +276,24 @@ class PaperROIHeads(StandardROIHeads):
         options = super()._init_box_head(cfg, input_shape)
         shape = options["box_head"].output_shape
         return {**options, "box_predictor": PaperFastRCNNOutputLayers(cfg, shape)}
+
+
+_COMPONENTS = (
+    (BACKBONE_REGISTRY, build_resnet_paper_fpn_backbone),
+    (RPN_HEAD_REGISTRY, PaperRPNHead),
+    (ROI_BOX_HEAD_REGISTRY, PaperBoxHead),
+    (ROI_MASK_HEAD_REGISTRY, PaperMaskHead),
+    (ROI_HEADS_REGISTRY, PaperROIHeads),
+)
+
+
+def register() -> None:
+    """Enter the components into Detectron2's registries."""
+    for registry, component in _COMPONENTS:
+        registry.register(component)
+
+
+def unregister() -> None:
+    """Remove the components from Detectron2's registries."""
+    for registry, component in _COMPONENTS:
+        del registry._obj_map[component.__name__]

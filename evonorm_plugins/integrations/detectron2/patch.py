@@ -1,24 +1,93 @@
-"""Replace a function of another package wherever it has been imported by name."""
+"""Functions and methods of other packages, replaced so that all of it can be undone.
 
+What is replaced while :func:`recorded` is active is listed by :func:`replaced` and put back by
+:func:`undo`.
+"""
+
+import contextlib
 import functools
-import sys
-from collections.abc import Callable
+import inspect
+import types
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable)
+# (name of what was replaced, what puts it back), oldest first
+_undo: list[tuple[str, Callable[[], None]]] = []
+_recording = False
 
 
-def rebind(original: Callable, replacement: Callable) -> None:
-    """Make every loaded module that holds ``original`` under its own name hold ``replacement``.
+@contextlib.contextmanager
+def recorded() -> Iterator[None]:
+    """What is replaced within is put back by :func:`undo`."""
+    global _recording
+    _recording, before = True, _recording
+    try:
+        yield
+    finally:
+        _recording = before
 
-    Detectron2 imports its helpers by name (``from .batch_norm import get_norm``), so replacing the
-    one in the module that defines it would not reach their users.
+
+def replaced() -> list[str]:
+    """Names of what is replaced now, such as ``package.module.Class.method``."""
+    return sorted({name for name, _ in _undo})
+
+
+def undo() -> None:
+    """Put everything back, newest first. What somebody else has replaced since is left alone."""
+    while _undo:
+        _undo.pop()[1]()
+
+
+def _record(owner: Any, name: str, restore: Callable[[], None]) -> None:
+    if _recording:
+        path = ".".join((owner.__module__, owner.__qualname__, name)).rstrip(".")
+        _undo.append((path, restore))
+
+
+def copy_function(function: Callable) -> Callable:
+    """A function that does what ``function`` does now, and goes on doing it."""
+    assert isinstance(function, types.FunctionType)
+    copy = types.FunctionType(
+        function.__code__,
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copy, function)
+
+
+def _call(*args: Any, _replacement: Callable, **options: Any) -> Any:
+    return _replacement(*args, **options)
+
+
+def redirect(function: Callable, replacement: Callable) -> None:
+    """Make every call of ``function`` a call of ``replacement``.
+
+    The function object stays and its code is exchanged. Detectron2 imports its helpers by name
+    (``from .batch_norm import get_norm``), as its users do: whoever has taken the function, under
+    whatever name and whenever, calls the replacement.
+
+    Args:
+        function: a plain function, without variables of an outer one.
     """
-    name = original.__name__
-    for module in list(sys.modules.values()):
-        # vars() rather than getattr(): lazy modules import on attribute access.
-        if getattr(module, "__dict__", {}).get(name) is original:
-            setattr(module, name, replacement)
+    assert isinstance(function, types.FunctionType)
+    names = ("__code__", "__defaults__", "__kwdefaults__")
+    before = {name: getattr(function, name) for name in names}
+    signature = inspect.signature(function)
+    function.__code__ = _call.__code__
+    function.__defaults__, function.__kwdefaults__ = None, {"_replacement": replacement}
+    function.__signature__ = signature  # type: ignore[attr-defined]
+
+    def restore() -> None:
+        if function.__code__ is _call.__code__:
+            for name, value in before.items():
+                setattr(function, name, value)
+            del function.__signature__  # type: ignore[attr-defined]
+
+    _record(function, "", restore)
 
 
 def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
@@ -31,7 +100,12 @@ def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             return function(original, self, *args, **kwargs)
 
+        def restore() -> None:
+            if cls.__dict__[name] is method:
+                setattr(cls, name, original)
+
         setattr(cls, name, method)
+        _record(cls, name, restore)
         return function
 
     return decorate

@@ -7,24 +7,28 @@ moving statistic of a layer graph, with that of what its node saw.
 """
 
 import contextlib
-import functools
+import contextvars
 import itertools
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import defaults, hooks
 from detectron2.utils import comm
 from fvcore.nn import precise_bn
 from torch import nn
 
-from evonorm_plugins.integrations.detectron2.patch import rebind
+from evonorm_plugins.integrations.detectron2.patch import copy_function, redirect
 from evonorm_plugins.layers import BatchDependent
 from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 
 _Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # count, mean and M2
-_stock_get_bn_modules = precise_bn.get_bn_modules
-_stock_update_bn_stats = precise_bn.update_bn_stats
+_get_bn_modules = precise_bn.get_bn_modules
+# The function inside torch.no_grad()'s.
+_update_bn_stats = precise_bn.update_bn_stats.__wrapped__
+_stock_get_bn_modules = copy_function(_get_bn_modules)
+_stock_update_bn_stats = copy_function(_update_bn_stats)
+# Within fvcore's own update, which needs layers with a running mean.
+_stock_layers_alone = contextvars.ContextVar("stock_layers_alone", default=False)
 
 
 def get_batch_statistics_layers(model: nn.Module) -> list[BatchDependent]:
@@ -32,13 +36,11 @@ def get_batch_statistics_layers(model: nn.Module) -> list[BatchDependent]:
     return [m for m in model.modules() if isinstance(m, BatchDependent) and m.uses_batch()]
 
 
-@functools.wraps(_stock_get_bn_modules)
 def get_bn_modules(model: nn.Module) -> list[nn.Module]:
-    return _stock_get_bn_modules(model) + get_batch_statistics_layers(model)
+    stock = _stock_get_bn_modules(model)
+    return stock if _stock_layers_alone.get() else stock + get_batch_statistics_layers(model)
 
 
-@functools.wraps(_stock_update_bn_stats)
-@torch.no_grad()
 def update_bn_stats(
     model: nn.Module, data_loader: Iterable, num_iters: int = 200, progress: str | None = None
 ) -> None:
@@ -60,6 +62,8 @@ def update_bn_stats(
         for layer in layers:
             observing.enter_context(layer.observed(collector(layer)))
         if _stock_get_bn_modules(model):
+            token = _stock_layers_alone.set(True)
+            observing.callback(_stock_layers_alone.reset, token)
             _stock_update_bn_stats(model, data_loader, num_iters, progress)
         elif layers:
             for inputs in itertools.islice(data_loader, num_iters):
@@ -82,9 +86,5 @@ def _set_moving_statistic(buffer: torch.Tensor, kind: str, moments: _Moments | N
 
 
 def register() -> None:
-    rebind(_stock_get_bn_modules, get_bn_modules)
-    # Except where fvcore's own update looks its layers up: those must have a running mean.
-    precise_bn.get_bn_modules = _stock_get_bn_modules
-    rebind(_stock_update_bn_stats, update_bn_stats)
-    assert defaults.get_bn_modules is get_bn_modules
-    assert hooks.update_bn_stats is update_bn_stats
+    redirect(_get_bn_modules, get_bn_modules)
+    redirect(_update_bn_stats, update_bn_stats)

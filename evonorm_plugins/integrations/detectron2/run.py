@@ -23,7 +23,11 @@ from evonorm_plugins.integrations.detectron2.data import SPLITS, check_registere
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.results import write_report
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
-from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer, check_weights
+from evonorm_plugins.integrations.detectron2.weights import (
+    SafeCheckpointer,
+    check_last_checkpoint,
+    check_weights,
+)
 from evonorm_plugins.integrations.quiet import silence_libraries
 
 
@@ -50,7 +54,9 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     if args.eval_only and not weights and not args.resume:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR")
     resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()
-    if weights and not resumes:
+    if resumes:
+        check_last_checkpoint(cfg.OUTPUT_DIR, trust=args.trust_weights)
+    elif weights:
         check_weights(weights, trust=args.trust_weights)
     if not weights and not args.resume:
         notes += _notes_on_fresh_weights(cfg)
@@ -153,7 +159,7 @@ def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> Non
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         results = Trainer.test(cfg, model)
     else:
-        trainer = Trainer(cfg, trust_weights=args.trust_weights)
+        trainer = Trainer(cfg, trust_weights=args.trust_weights, drop_norms=args.drop_norms)
         trainer.resume_or_load(resume=args.resume)
         trainer.train()
         model = trainer.model

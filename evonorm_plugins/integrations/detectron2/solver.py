@@ -1,20 +1,18 @@
 """Weight decay: gamma, beta and v of norm-activation layers obey ``SOLVER.WEIGHT_DECAY_NORM``."""
 
-import functools
 import inspect
 from typing import Any
 
 from detectron2.solver import build
 from torch import nn
 
-from evonorm_plugins.integrations.detectron2.patch import rebind
+from evonorm_plugins.integrations.detectron2.patch import copy_function, redirect
 from evonorm_plugins.layers import NormAct
 
-_stock = build.get_default_optimizer_params
+_stock = copy_function(build.get_default_optimizer_params)
 _signature = inspect.signature(_stock)
 
 
-@functools.wraps(_stock)
 def get_default_optimizer_params(
     model: nn.Module, *args: Any, **kwargs: Any
 ) -> list[dict[str, Any]]:
@@ -46,4 +44,4 @@ def get_default_optimizer_params(
 
 
 def register() -> None:
-    rebind(_stock, get_default_optimizer_params)
+    redirect(build.get_default_optimizer_params, get_default_optimizer_params)

@@ -25,6 +25,8 @@ examples:
         --val-json val.json --val-images val/ SOLVER.IMS_PER_BATCH 16 MODEL.ROI_HEADS.NUM_CLASSES 4
   go on after an interruption:
     tools/train_net.py --resume --config-file ... OUTPUT_DIR output/run1
+  start from the convolutions of a backbone with batch normalization:
+    tools/train_net.py --drop-norms --config-file ... MODEL.WEIGHTS detectron2://ImageNetPretrained/...
   evaluate:
     tools/train_net.py --eval-only --config-file ... MODEL.WEIGHTS output/run1/model_final.pth
   two machines with 8 GPUs each:
@@ -47,6 +49,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="train although some categories have no instances",
     )
     trust = parser.add_argument_group("files of others")
+    trust.add_argument(
+        "--drop-norms",
+        action="store_true",
+        help="start from MODEL.WEIGHTS that were trained with another norm, without their norms",
+    )
     trust.add_argument(
         "--trust-config",
         action="store_true",

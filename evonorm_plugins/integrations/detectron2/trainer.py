@@ -18,6 +18,7 @@ from evonorm_plugins.integrations import step_record
 from evonorm_plugins.integrations.detectron2.data import NamingMapper
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
+from evonorm_plugins.integrations.model_norms import census
 from evonorm_plugins.integrations.non_finite import first_non_finite
 
 
@@ -31,14 +32,23 @@ class Trainer(DefaultTrainer):
     Args:
         cfg: the configuration.
         trust_weights: read weights with Python's pickle.
+        drop_norms: load ``MODEL.WEIGHTS`` that were trained with another norm without their norms.
     """
 
-    def __init__(self, cfg: CfgNode, *, trust_weights: bool = False) -> None:
-        self._trust_weights = trust_weights
+    def __init__(
+        self, cfg: CfgNode, *, trust_weights: bool = False, drop_norms: bool = False
+    ) -> None:
+        self._trust_weights, self._drop_norms = trust_weights, drop_norms
         super().__init__(cfg)
         self._detector = self.model.module if hasattr(self.model, "module") else self.model
         self._detector.register_forward_pre_hook(self._remember_batch)
         self._loss_check = self._detector.register_forward_hook(self._check_losses)
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        logger.info("Norms of the model by part:\n%s", census(model) or "none")
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
@@ -88,6 +98,7 @@ class Trainer(DefaultTrainer):
             self.model,
             self.cfg.OUTPUT_DIR,
             trust=self._trust_weights,
+            drop_norms=self._drop_norms,
             trainer=weakref.proxy(self),
         )
         path = os.path.join(self.cfg.OUTPUT_DIR, "steps.csv")

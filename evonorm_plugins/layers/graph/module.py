@@ -99,6 +99,9 @@ class GraphNormAct(BatchDependent):
             "momentum": self.momentum,
         }
 
+    def _details(self):
+        return [self.graph.digest()[:12], *super()._details()]
+
     def uses_batch(self):
         return bool(self._moving) and super().uses_batch()
 

@@ -6,6 +6,7 @@ import torch
 from detectron2.modeling import build_model
 
 from evonorm_plugins.integrations.detectron2 import census, norms_of
+from evonorm_plugins.integrations.detectron2.trainer import Trainer
 
 
 def test_census_of_a_mixed_model(small_cfg):
@@ -23,7 +24,7 @@ def test_a_norm_inside_a_norm_act_counts_once(small_cfg):
     assert set(norms_of(model).values()) == {"BNReLU", "BNReLU without activation"}
 
 
-def test_it_is_logged_when_a_model_is_built(small_cfg, caplog):
+def test_the_trainer_logs_it_when_it_builds_a_model(small_cfg, caplog):
     with caplog.at_level(logging.INFO, "detectron2.evonorm_plugins"), torch.device("meta"):
-        build_model(small_cfg("EvoNormB0", "MODEL.DEVICE", "meta"))
+        Trainer.build_model(small_cfg("EvoNormB0", "MODEL.DEVICE", "meta"))
     assert "roi_heads.box_head   2 EvoNormB0" in caplog.text

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from evonorm_plugins.integrations.detectron2.paper import PaperRPNHead
 from evonorm_plugins.layers import NormAct
 
 CONFIGS = Path(__file__).parents[3] / "detectron_configs"
@@ -65,8 +67,9 @@ def test_configs_of_table_4_hold_its_recipe(path):
     depth, norm = path.stem.removeprefix("mask_rcnn_R_").split("_FPN_")
     assert int(depth) == cfg.MODEL.RESNETS.DEPTH
     parts = ["RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD"]
-    parts += ["RPN"] if path.parent.name == "paper" else []
     assert {cfg.MODEL[part].NORM for part in parts} == {norm}
+    if path.parent.name == "paper":
+        assert PaperRPNHead.from_config(cfg, [ShapeSpec(channels=256)] * 5)["norm"] == norm
 
 
 def test_there_are_eight_configs_of_each_layout():
@@ -87,7 +90,7 @@ def test_quick_configs_build(path):
 @pytest.mark.parametrize("norm", ["BN", "GN", "EvoNormB0", "EvoNormS0", "LN-ReLU"])
 def test_it_trains_and_detects(small_cfg, train_batch, norm):
     torch.manual_seed(0)
-    model = build_model(small_cfg(norm, *PAPER, "MODEL.RPN.NORM", norm))
+    model = build_model(small_cfg(norm, *PAPER))
     with EventStorage():
         # 128 px leave P6 four elements; group normalization refuses a single one.
         losses = model(train_batch(images=2, size=128))
@@ -105,7 +108,7 @@ def test_it_trains_and_detects(small_cfg, train_batch, norm):
 
 
 def test_places_of_the_norms(small_cfg):
-    model = build_model(small_cfg("EvoNormS0", *PAPER, "MODEL.RPN.NORM", "EvoNormS0"))
+    model = build_model(small_cfg("EvoNormS0", *PAPER))
     fpn, rpn = model.backbone, model.proposal_generator.rpn_head
     assert [m.apply_act for m in fpn.norms] == [False] * 5
     assert [m.apply_act for m in rpn.norm_acts] == [True] * 5
@@ -122,7 +125,7 @@ def test_places_of_the_norms(small_cfg):
 
 
 def test_pyramid_levels(small_cfg):
-    model = build_model(small_cfg("EvoNormS0", *PAPER, "MODEL.RPN.NORM", "EvoNormS0"))
+    model = build_model(small_cfg("EvoNormS0", *PAPER))
     features = model.backbone(torch.randn(1, 3, 64, 96))
     shapes = model.backbone.output_shape()
     for name, stride in zip(("p2", "p3", "p4", "p5"), (4, 8, 16, 32), strict=True):

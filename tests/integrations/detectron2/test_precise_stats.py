@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 
+import fvcore.nn
 import pytest
 import torch
 from detectron2.engine.hooks import PreciseBN
@@ -238,8 +239,11 @@ def test_two_ranks_with_different_numbers_of_elements(run_ranks):
 def test_hooks_of_detectron2_see_these_functions():
     from detectron2.engine import defaults, hooks
 
-    for module in (defaults, hooks):
-        assert module.get_bn_modules is precise_stats.get_bn_modules
-    assert hooks.update_bn_stats is precise_stats.update_bn_stats
     layers = [nn.BatchNorm2d(6), EvoNormB0(6), EvoNormS0(6), EvoNormB0(6).freeze()]
-    assert defaults.get_bn_modules(network(*layers)) == layers[:2]
+    for module in (defaults, hooks, fvcore.nn, precise_bn):
+        assert module.get_bn_modules(network(*layers)) == layers[:2]
+        assert module.get_bn_modules is precise_bn.get_bn_modules
+    model, batches = network(EvoNormB0(6)), draw_batches()
+    seen = inputs_of(model, batches)
+    hooks.update_bn_stats(model, batches, len(batches))
+    assert_precise(model[1], seen["1"])
