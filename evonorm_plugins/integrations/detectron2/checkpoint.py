@@ -1,7 +1,7 @@
 """Refuse checkpoints that were trained with another norm, or drop their norms on purpose.
 
-Detectron2 loads what fits and warns about the rest, and such a model detects nothing. Models without
-one of this package's layers load as they always do.
+Detectron2 loads what fits and warns about the rest, and such a model detects nothing. Models
+without one of this package's layers load as they always do.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ _dropping = contextvars.ContextVar("dropping", default=False)
 def dropping_norms() -> Iterator[None]:
     """Checkpoints of another norm are loaded within, without their norms.
 
-    For a model with norm-activation layers that starts from the convolutions of one that was trained
-    with another norm, such as a backbone with batch normalization. The norms that differ keep the
-    values they have in the model; how many those are, and what they were, is logged.
+    For a model with norm-activation layers that starts from the convolutions of one that was
+    trained with another norm, such as a backbone with batch normalization. The norms that differ
+    keep the values they have in the model; how many those are, and what they were, is logged.
     """
     token = _dropping.set(True)
     try:

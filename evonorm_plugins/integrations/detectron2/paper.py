@@ -7,9 +7,9 @@ each level behind its shared convolution; in the heads every layer, the fully co
 deconvolution too, has a bias and a norm-activation; box regression and masks have a (never trained)
 output for the background.
 
-Every ``NORM`` is a stock name (then followed by ReLU) or a registered one. Detectron2's configs have
-none for the RPN: its norm is that of ``MODEL.FPN.NORM``, or of ``MODEL.RPN.NORM`` in a config that has
-this key by :func:`~evonorm_plugins.integrations.detectron2.add_evonorm_config`.
+Every ``NORM`` is a stock name (then followed by ReLU) or a registered one. Detectron2's configs
+have none for the RPN: its norm is that of ``MODEL.FPN.NORM``, or of ``MODEL.RPN.NORM`` in a config
+that has got this key by :func:`~evonorm_plugins.integrations.detectron2.add_evonorm_config`.
 """
 
 from collections.abc import Callable, Sequence

@@ -53,6 +53,8 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     weights = cfg.MODEL.WEIGHTS
     if args.eval_only and not weights and not args.resume:
         raise ConfigError("--eval-only needs MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR")
+    if args.drop_norms and (args.eval_only or not weights):
+        raise ConfigError("--drop-norms is for training that starts from MODEL.WEIGHTS")
     resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()
     if resumes:
         check_last_checkpoint(cfg.OUTPUT_DIR, trust=args.trust_weights)

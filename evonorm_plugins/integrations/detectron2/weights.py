@@ -115,7 +115,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         try:
             return torch.load(f, map_location="cpu", weights_only=not self.trust)
         except pickle.UnpicklingError as error:
-            if self.trust:
+            if self.trust or not _may_be_torchs(f):
                 raise
             named = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported class ([\w.]+)", str(error))
             if named is None:
@@ -134,6 +134,12 @@ _UNREADABLE = (
     *(RuntimeError, EOFError, KeyError, IndexError, pickle.UnpicklingError),
     zipfile.BadZipFile,
 )
+
+
+def _may_be_torchs(filename: str) -> bool:
+    """Whether a file begins as torch's do: a zip archive or, before, a pickle."""
+    with open(filename, "rb") as file:
+        return file.read(4).startswith((b"PK\x03\x04", b"\x80"))
 
 
 def _in_short(error: Exception) -> str:

@@ -214,9 +214,7 @@ def test_pretrained_batch_norm_backbone_is_refused(small_cfg, tmp_path, author):
 
 @pytest.mark.parametrize("kind", ["pth", "test", "folded"])
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, SafeCheckpointer])
-def test_norms_are_dropped_on_purpose(
-    small_cfg, tmp_path, draw_norms, caplog, kind, checkpointer
-):
+def test_norms_are_dropped_on_purpose(small_cfg, tmp_path, draw_norms, caplog, kind, checkpointer):
     """Convolutions come from the file; every norm keeps what it had; what was dropped is said."""
     torch.manual_seed(1)
     source = build_model(small_cfg("BN"))

@@ -5,6 +5,8 @@ import logging
 import pytest
 import yaml
 from detectron2 import model_zoo
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
 
 from evonorm_plugins.errors import ConfigError, DataError
 from evonorm_plugins.integrations.detectron2.config import (
@@ -12,6 +14,8 @@ from evonorm_plugins.integrations.detectron2.config import (
     load_config,
     scale_learning_rate,
 )
+from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config
+from evonorm_plugins.integrations.detectron2.paper import PaperRPNHead
 from tests.integrations.detectron2.conftest import CONFIGS
 
 QUICK = CONFIGS / "quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
@@ -150,3 +154,42 @@ def test_values_that_make_no_sense(key, value, message):
 def test_our_configs_are_right(path):
     cfg, _ = load_config(path, ("MODEL.DEVICE", "cpu"))
     check_config(cfg)
+
+
+PAPER = CONFIGS / "paper/mask_rcnn_R_50_FPN_EvoNormS0.yaml"
+
+
+@pytest.mark.parametrize(
+    ("base", "norm", "kept", "note"),
+    [
+        (QUICK, '""', False, None),
+        (QUICK, "BN", False, "MODEL.RPN.NORM 'BN' is left out: StandardRPNHead has no norm."),
+        (PAPER, "GN", True, None),
+        (PAPER, '""', True, None),
+        (PAPER, "null", False, None),
+    ],
+)
+def test_configs_of_the_past_have_a_norm_of_the_rpn(tmp_path, base, norm, kept, note):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"_BASE_: {base}\nMODEL:\n  RPN:\n    NORM: {norm}\n")
+    cfg, notes = load_config(path, ("MODEL.DEVICE", "cpu"))
+    value = yaml.safe_load(norm)
+    assert cfg.MODEL.RPN.get("NORM", "none") == (value if kept else "none")
+    assert notes == ([note] if note else [])
+    check_config(cfg)
+    # In somebody's own script.
+    cfg = get_cfg()
+    add_evonorm_config(cfg)
+    add_evonorm_config(cfg)
+    cfg.merge_from_file(str(path))
+    assert value == cfg.MODEL.RPN.NORM
+    if base == PAPER:
+        options = PaperRPNHead.from_config(cfg, [ShapeSpec(channels=256)] * 5)
+        assert options["norm"] == (value if kept else "EvoNormS0")
+
+
+def test_what_is_saved_of_a_stock_model_has_no_key_of_this_package():
+    cfg, _ = load_config(QUICK, ("MODEL.DEVICE", "cpu"))
+    assert list(cfg.MODEL.RPN) == list(get_cfg().MODEL.RPN)
+    cfg, notes = load_config(QUICK, ("MODEL.DEVICE", "cpu", "MODEL.RPN.NORM", "GN"))
+    assert notes == ["MODEL.RPN.NORM 'GN' is left out: StandardRPNHead has no norm."]

@@ -1,6 +1,7 @@
 """In a process that is somebody else's: no default changes, and all that is wrapped is listed and
 put back."""
 
+import json
 import os
 import re
 import subprocess
@@ -66,13 +67,15 @@ for path in sys.argv[1:]:
     assert out == "EvoNormS0"
 
 
-SNAPSHOT = """
-import inspect, sys
+IN_ONE_PROCESS = """
+import inspect, json, sys
 import detectron2.checkpoint, detectron2.data, detectron2.engine, detectron2.evaluation
 import detectron2.export, detectron2.modeling, detectron2.utils.analysis, detectron2.model_zoo
-from detectron2.config import get_cfg
+from detectron2.layers import get_norm as early
+from detectron2.modeling.backbone.resnet import BasicBlock
 from detectron2.projects import deeplab, point_rend
 from detectron2.utils.registry import Registry
+from torch import nn
 
 def snapshot():
     "Everything that the modules hold, and that their classes, functions and registries hold."
@@ -95,41 +98,67 @@ def snapshot():
                 found.update({(name, key, k): v for k, v in value})
     return found
 
-def differences(before, after):
-    return [k for k in before.keys() | after.keys() if before.get(k) is not after.get(k)]
+def changes():
+    after = snapshot()
+    keys = before.keys() | after.keys()
+    return sorted(str(key) for key in keys if before.get(key) is not after.get(key))
 
-before = snapshot()
-loaded = set(sys.modules)
-"""
+def held(*args, function=early, **options):
+    return function(*args, **options)
 
+def said(function):
+    try:
+        return type(function()).__name__
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
-def test_what_the_import_wraps_is_listed_and_put_back():
-    out = python(
-        SNAPSHOT
-        + """
+def build():
+    return said(lambda: BasicBlock(8, 8, norm="EvoNormS0"))
+
+before, loaded = snapshot(), set(sys.modules)
 import evonorm_plugins.integrations.detectron2 as plugin
 from evonorm_plugins.integrations.detectron2 import patch
-assert {name for name in set(sys.modules) - loaded if name.split(".")[0] == "detectron2"} == set()
-changed, names = differences(before, snapshot()), patch.replaced()
-assert changed and names
-plugin.register()
-assert patch.replaced() == names
-plugin.unregister()
-assert differences(before, snapshot()) == []
-assert patch.replaced() == []
-plugin.unregister()
-plugin.register()
-assert sorted(map(str, differences(before, snapshot()))) == sorted(map(str, changed))
-from detectron2.modeling.backbone.resnet import BasicBlock
-print(type(BasicBlock(8, 8, norm="EvoNormS0")).__name__)
-plugin.unregister()
-try:
-    BasicBlock(8, 8, norm="EvoNormS0")
-except KeyError as error:
-    print(error)
+
+class Head(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 1), held("EvoNormS0", 8), nn.ReLU())
+
+result = {
+    "detectron2 loaded": [k for k in set(sys.modules) - loaded if k.split(".")[0] == "detectron2"],
+    "changes": [changes()], "wrapped": [patch.replaced()], "builds": [build()],
+    "stock": [type(held("BN", 8)).__name__, held("", 8), held(norm=None, out_channels=8)],
+    "early": [said(Head), [type(layer).__name__ for layer in plugin.adapt(Head)()]],
+}
+# Twice each: the second time changes nothing.
+for step in (*[plugin.unregister] * 2, *[plugin.register] * 2, plugin.unregister):
+    step()
+    result["changes"].append(changes())
+    result["wrapped"].append(patch.replaced())
+    result["builds"].append(build())
+print(json.dumps(result))
 """
-    )
-    assert out.split() == ["NormActBasicBlock", "'EvoNormS0'"]
+
+
+@pytest.fixture(scope="module")
+def process():
+    return json.loads(python(IN_ONE_PROCESS))
+
+
+def test_all_that_the_import_changes_is_put_back(process):
+    for name in ("changes", "wrapped"):
+        first, *later = process[name]
+        assert len(first) > 20
+        assert later == [[], [], first, first, []]
+    ours, stock = "NormActBasicBlock", "KeyError: 'EvoNormS0'"
+    assert process["builds"] == [ours, stock, stock, ours, ours, stock]
+    assert process["detectron2 loaded"] == []
+
+
+def test_a_function_that_was_taken_before_the_import_knows_the_names(process):
+    refused, adapted = process["early"]
+    assert "class that asks for it is not one whose activations are known" in refused
+    assert adapted == ["Conv2d", "EvoNormS0", "Identity"]
+    assert process["stock"] == ["BatchNorm2d", None, None]
 
 
 def test_the_documentation_lists_what_is_wrapped():
@@ -137,33 +166,6 @@ def test_the_documentation_lists_what_is_wrapped():
     section = text.partition("### What the import wraps")[2].partition("\n## ")[0]
     named = set(re.findall(r"`((?:detectron2|fvcore)\.[\w.]+)`", section))
     assert named == set(patch.replaced())
-
-
-def test_a_function_that_was_taken_before_the_import_knows_the_names():
-    out = python(
-        """
-from detectron2.layers import get_norm as early
-def hold(function=early):
-    return lambda *args, **options: function(*args, **options)
-held = hold()
-import evonorm_plugins.integrations.detectron2 as plugin
-from torch import nn
-@plugin.adapt
-class Head(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Conv2d(3, 8, 1), held("EvoNormS0", 8), nn.ReLU())
-print([type(layer).__name__ for layer in Head()])
-print(type(held("BN", 8)).__name__, held("", 8), held(norm=None, out_channels=8))
-try:
-    held("EvoNormS0", 8)
-except ValueError as error:
-    print(error)
-"""
-    )
-    lines = out.splitlines()
-    assert lines[0] == "['Conv2d', 'EvoNormS0', 'Identity']"
-    assert lines[1] == "BatchNorm2d None None"
-    assert "the class that asks for it is not one whose activations are known" in lines[2]
 
 
 def test_an_unknown_norm_is_the_error_that_detectron2_raises():

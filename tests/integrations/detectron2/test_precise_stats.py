@@ -12,7 +12,6 @@ from fvcore.nn import precise_bn
 from torch import nn
 
 from evonorm_plugins import EvoNormB0, EvoNormB1, EvoNormS0, SyncEvoNormB0, get_norm_act
-from evonorm_plugins.integrations.detectron2 import precise_stats
 from evonorm_plugins.layers import BatchStatistics
 
 BATCHES = [(3, 9, 8), (1, 5, 4), (2, 12, 7)]  # N, H, W

@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import launch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_resnet_backbone
 
 from evonorm_plugins.integrations.detectron2 import train
 from evonorm_plugins.integrations.detectron2.run import run_process, setup
@@ -136,6 +139,82 @@ def test_resume_after_kill(fork, shapes, tmp_path):
     assert final["iteration"] == last - 1
     steps = (out / "steps.csv").read_text().splitlines()
     assert [int(line.split(",")[0]) for line in steps[-4:]] == list(range(last - 4, last))
+
+
+def killed_while_writing(arguments):
+    """train.main, killed when half of its last checkpoint is written."""
+    save = torch.save
+
+    def half(content, file):
+        if "model_final" in str(file.name):
+            file.write(b"PK" * 1000)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(content, file)
+
+    torch.save = half
+    return train.main(arguments)
+
+
+def test_a_kill_while_a_finished_run_is_extended_loses_nothing(fork, shapes, trained, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    options = ("OUTPUT_DIR", out, "SOLVER.CHECKPOINT_PERIOD", 100, "SOLVER.MAX_ITER")
+    process = fork(killed_while_writing, ["--resume", *arguments(shapes, *options, 4)])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, err
+    # Those of before are there, and the run goes on.
+    assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 2
+    assert train.main(["--resume", *arguments(shapes, *options, 5)]) == 0
+    assert "at iteration 3." in (out / "log.txt").read_text()
+    assert torch.load(out / "model_final.pth", weights_only=True)["iteration"] == 4
+
+
+def test_an_empty_last_checkpoint_is_named(shapes, trained, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(trained, out)
+    (out / "last_checkpoint").write_text("")
+    command = ["--resume", *arguments(shapes, "OUTPUT_DIR", out, "SOLVER.MAX_ITER", 4)]
+    for more in ([], ["--eval-only"]):
+        assert train.main([*more, *command]) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert message.startswith(f"error: {out}/last_checkpoint is empty")
+        assert message.endswith(f"echo model_final.pth > {out}/last_checkpoint")
+
+
+def test_a_backbone_of_another_norm(shapes, tmp_path, capsys):
+    """Refused, with the option that loads it without its norms."""
+    backbone = build_resnet_backbone(
+        setup(train.parse_args(arguments(shapes, "MODEL.RESNETS.NORM", "BN")))[0],
+        ShapeSpec(channels=3),
+    )
+    path, out = tmp_path / "R-18.pkl", tmp_path / "out"
+    content = {"model": {k: v.numpy() for k, v in backbone.state_dict().items()}}
+    content |= {"__author__": "somebody", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content))
+    options = ("OUTPUT_DIR", out, "SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()")
+    options += ("SOLVER.BASE_LR", "0.0", "MODEL.WEIGHTS", path)
+    no_test = {**shapes, "val_json": "", "val_images": ""}
+    assert train.main(arguments(no_test, *options)) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: the checkpoint was trained with another norm")
+    assert "--drop-norms" in message
+    assert train.main(["--drop-norms", *arguments(no_test, *options)]) == 0
+    assert "20 of the checkpoint's 20 norms are dropped" in (out / "log.txt").read_text()
+    saved = torch.load(out / "model_final.pth", weights_only=True)["model"]
+    key = "backbone.bottom_up.res3.0.conv1."
+    assert torch.equal(saved[key + "weight"], backbone.res3[0].conv1.weight)
+    assert torch.equal(saved[key + "norm.weight"], torch.ones(128))
+
+
+@pytest.mark.parametrize("options", [(), ("--eval-only", "MODEL.WEIGHTS", "w.pth")])
+def test_dropping_norms_of_nothing(shapes, tmp_path, capsys, options):
+    flags, options = options[:1], options[1:]
+    out = tmp_path / "out"
+    assert (
+        train.main([*flags, "--drop-norms", *arguments(shapes, "OUTPUT_DIR", out, *options)]) == 2
+    )
+    assert "--drop-norms is for training that starts from MODEL.WEIGHTS" in capsys.readouterr().err
 
 
 def edited(shapes, tmp_path, split, change):
