@@ -64,6 +64,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             trained with another norm.
     """
 
+    _parsed_url_during_load: Any  # of the parent, which never forgets a load that failed
+
     def __init__(
         self,
         model: torch.nn.Module,
