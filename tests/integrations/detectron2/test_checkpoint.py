@@ -194,17 +194,29 @@ def test_records_of_the_past_are_understood():
 def zoo_file(model, path, author):
     """A backbone as in the model zoo's files: without its name, matched by guess, arrays of NumPy.
 
-    Caffe2's have batch normalization folded into an affine transform.
+    Caffe2's have names of their own, and batch normalization folded into an affine transform.
     """
     source = {k: v.numpy() for k, v in model.backbone.bottom_up.state_dict().items()}
-    if author == "folded":
-        source = {k: v for k, v in source.items() if "running" not in k and "num_b" not in k}
     content = {"model": source, "__author__": author, "matching_heuristics": True}
+    if author == "Caffe2":
+        content = {caffe2_name(k): v for k, v in source.items() if k.endswith((".weight", ".bias"))}
     path.write_bytes(pickle.dumps(content))
     return str(path)
 
 
-@pytest.mark.parametrize("author", ["test", "folded"])
+def caffe2_name(key):
+    """``res2.0.conv1.norm.bias`` to ``res2_0_branch2a_bn_b``."""
+    *module, leaf = key.replace("stem.conv1.norm", "res_conv1.norm").split(".")
+    name = "_".join(part for part in module if part not in ("stem", "norm"))
+    if name.startswith("res") and not name.endswith("res_conv1"):
+        for ours, theirs in (("conv1", "branch2a"), ("conv2", "branch2b"), ("shortcut", "branch1")):
+            name = name.replace(ours, theirs)
+    if "norm" in module:
+        return name + {"weight": "_bn_s", "bias": "_bn_b"}[leaf]
+    return name + "_w"
+
+
+@pytest.mark.parametrize("author", ["torchvision", "Caffe2"])
 def test_pretrained_batch_norm_backbone_is_refused(small_cfg, tmp_path, author):
     path = zoo_file(build_model(small_cfg("BN")), tmp_path / "R-18.pkl", author)
     DetectionCheckpointer(build_model(small_cfg("BN"))).load(path)
@@ -212,7 +224,7 @@ def test_pretrained_batch_norm_backbone_is_refused(small_cfg, tmp_path, author):
         DetectionCheckpointer(build_model(small_cfg("EvoNormS0"))).load(path)
 
 
-@pytest.mark.parametrize("kind", ["pth", "test", "folded"])
+@pytest.mark.parametrize("kind", ["pth", "torchvision", "Caffe2"])
 @pytest.mark.parametrize("checkpointer", [DetectionCheckpointer, SafeCheckpointer])
 def test_norms_are_dropped_on_purpose(small_cfg, tmp_path, draw_norms, caplog, kind, checkpointer):
     """Convolutions come from the file; every norm keeps what it had; what was dropped is said."""
