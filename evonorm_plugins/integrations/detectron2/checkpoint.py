@@ -119,6 +119,8 @@ def check_norms(model: nn.Module, checkpoint: dict) -> None:
 
 def _compared(model: nn.Module, checkpoint: dict) -> list[_Norm]:
     saved = recorded_norms(checkpoint)
+    metadata = getattr(checkpoint["model"], "_metadata", {})
+    silent = {name.removeprefix("module.") for name in metadata} - saved.keys()
     keys: dict[str, list[str]] = defaultdict(list)
     for key in checkpoint["model"]:
         keys[key.removeprefix("module.").rpartition(".")[0]].append(key)
@@ -137,9 +139,19 @@ def _compared(model: nn.Module, checkpoint: dict) -> list[_Norm]:
         if not every:
             continue  # the checkpoint is of a part of the model
         leaves = {path: {k.rpartition(".")[2] for k in some} for path, some in inside.items()}
-        was = saved.get(name) or _kind_by_keys(leaves, model.get_submodule(name), kind)
+        module = model.get_submodule(name)
+        was = saved.get(name) or _kind_by_keys(leaves, module, kind)
+        if was == kind and name in silent and _has_keys_of_others(module):
+            was = "GN, LN or a frozen affine transform"
         found.append(_Norm(name, was, kind, name in saved, every))
     return found
+
+
+def _has_keys_of_others(module: nn.Module) -> bool:
+    """Whether only its own word tells a norm-activation layer from a norm of torch."""
+    if not (isinstance(module, NormAct) and module.apply_act):
+        return False
+    return module.state_dict().keys() == {"weight", "bias"}
 
 
 def _drop(compared: list[_Norm], checkpoint: dict) -> None:

@@ -39,6 +39,7 @@ def norm_and_conv(norm):
         ("EvoNormS0", "EvoNormB0", r"EvoNormS0\(groups=32\) in the checkpoint, EvoNormB0"),
         ("EvoNormS1", "EvoNormS2", r"EvoNormS1\(groups=32\) in the checkpoint, EvoNormS2"),
         ("EvoNormS0(groups=8)", "EvoNormS0", r"groups=8\) in the checkpoint, .*groups=32\)"),
+        ("GN", "EvoNormS1", r"GN, LN or a frozen affine .* the checkpoint, EvoNormS1\(groups=32\)"),
         ("BN", "BN-ReLU", "BN in the checkpoint, BNReLU in the model"),
     ],
 )
