@@ -137,9 +137,9 @@ def regime(request, monkeypatch):
     plans = pytest.importorskip("evonorm_plugins.kernels.triton.plan")
     for name, value in REGIMES[request.param].items():
         monkeypatch.setattr(plans, name, value)
-    plans._choose.cache_clear()
+    plans._plan.cache_clear()
     yield request.param
-    plans._choose.cache_clear()
+    plans._plan.cache_clear()
 
 
 @pytest.fixture(params=["contiguous", "channels last"])

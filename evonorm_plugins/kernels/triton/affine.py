@@ -3,7 +3,7 @@
 import torch
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import planes, totals
+from evonorm_plugins.kernels.triton.buffers import fused_gradients
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
@@ -74,17 +74,19 @@ def affine_forward(x, weight, bias):
     """``x weight + bias``."""
     y = torch.empty_like(x)
     plan = make_plan(x, 1, 1, chunked=True)
-    plan.run(_affine_forward_kernel, x, y, weight, bias, sample_stride(weight))
+    plan.run(_affine_forward_kernel, (x, y, weight, bias), sample_stride(weight))
     return y
 
 
 @on_device
 def affine_backward(dy, x, weight):
     """Gradients ``dx, dweight, dbias`` of :func:`affine_forward`."""
-    n, channels = x.shape[:2]
     plan = make_plan(x, 1, 2, chunked=True)
-    dx, parts = torch.empty_like(x), planes(x, 2, n * plan.chunks * channels)
-    plan.run(
-        _affine_backward_kernel, dy, x, dx, weight, parts, parts.stride(0), sample_stride(weight)
-    )
-    return dx, *totals(parts, n, channels, plan.chunks, weight)
+    dx = torch.empty_like(x)
+
+    def launch(sums, size):
+        tensors = (dy, x, dx, weight, sums)
+        plan.run(_affine_backward_kernel, tensors, size, sample_stride(weight))
+
+    dweight, dbias, _ = fused_gradients(plan, weight, None, launch)
+    return dx, dweight, dbias

@@ -4,13 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import views
+from evonorm_plugins.kernels.triton.buffers import floats
 from evonorm_plugins.kernels.triton.moments import (
     Statistics,
     keep,
+    keep_row,
+    merge,
     merge_chunks,
+    merge_samples,
     moments,
-    moments_of_batch,
     moments_of_samples,
     statistics,
 )
@@ -59,11 +61,13 @@ def _batch_forward_kernel(
     weight_ptr,  # gamma: (C,) or (N, C)
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
-    batch_var_ptr,  # (C,)
+    batch_mean_ptr,  # out: (C,), or None: batch_var is given
+    batch_var_ptr,  # likewise out or given
     parts_ptr,  # (3, N, chunks, C) where SOURCE is "parts"
-    plane: tl.int64,  # of parts: elements from one of the 3 to the next
     mean_ptr,  # (N, C), out unless SOURCE is "given"
     var_ptr,  # likewise
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    rows,  # parts of a channel
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
@@ -71,7 +75,7 @@ def _batch_forward_kernel(
     chunk: tl.int64,  # tiles of a chunk of pixels
     chunks,
     KIND: tl.constexpr,  # "b0", "b1" or "b2"
-    SOURCE: tl.constexpr,  # of the statistics: "x" (one chunk), "parts", or "given"
+    SOURCE: tl.constexpr,  # of the samples' statistics: "x" (one chunk), "parts", or "given"
     T: tl.constexpr,
 ):
     at = place(C, HW, chunk, chunks, SOURCE != "x", T)
@@ -88,7 +92,14 @@ def _batch_forward_kernel(
     bias = wide_parameter(bias_ptr, weight_stride, at)
     v = wide_parameter(v_ptr, 0, at)
     std = wide(instance_std(mean, var, eps, KIND))
-    batch_std = wide(tl.sqrt(parameter(batch_var_ptr, 0, at) + eps))
+    if batch_mean_ptr is None:
+        batch_var = parameter(batch_var_ptr, 0, at)
+    else:
+        batch_mean, batch_var = merge_samples(parts_ptr, plane, rows, at, T)
+        if at.row == 0:
+            keep_row(batch_mean_ptr, batch_var_ptr, batch_mean, batch_var, 0, at, T)
+        batch_var = to_channels(batch_var, T)
+    batch_std = wide(tl.sqrt(batch_var + eps))
     for i in range(0, count_tiles(at, T)):
         tile = pixels_from_end(i, at, T)
         if not (T.ONE and SOURCE == "x"):
@@ -100,9 +111,7 @@ def _batch_forward_kernel(
 @on_device
 def batch_moments(x):
     """Mean and biased variance of every sample's channels, ``(N, C)`` each."""
-    samples = moments_of_samples(make_plan(x, 1, 1, chunked=True), x)
-    mean, _, var = views(samples, x.shape[:2])
-    return mean, var
+    return moments_of_samples(make_plan(x, 1, 1, chunked=True), x)
 
 
 @on_device
@@ -113,7 +122,8 @@ def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
     ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with ``r = sqrt(var + mean^2 + eps)``.
     """
     plan = make_plan(x, 1, 1, chunked=True)
-    return _apply(plan, x, weight, bias, v, batch_var, Statistics(mean, var), kind, eps)
+    found = Statistics(mean, var, "given", mean)
+    return _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
 
 
 @on_device
@@ -125,32 +135,27 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     if batch_var is not None:
         plan = make_plan(x, 1, 1)
         found = statistics(plan, x)
-        y = _apply(plan, x, weight, bias, v, batch_var, found, kind, eps)
+        y = _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
         return y, found.mean, found.spread, batch_var.new_empty(0), batch_var.new_empty(0)
-    n, channels = x.shape[:2]
     plan = make_plan(x, 1, 1, chunked=True)
-    samples = moments_of_samples(plan, x)
-    mean, _, var = views(samples, (n, channels))
-    batch_mean, _, batch_var = views(moments_of_batch(plan, samples, n), (channels,))
-    y = _apply(plan, x, weight, bias, v, batch_var, Statistics(mean, var), kind, eps)
-    return y, mean, var, batch_mean, batch_var
+    found = statistics(plan, x)
+    batch_mean, batch_var = floats(x, plan.channels), floats(x, plan.channels)
+    own_mean = batch_mean
+    if plan.spread or plan.merged:
+        merge(plan, found.parts, found.plane, batch_mean, batch_var)
+        own_mean = None
+    y = _apply(plan, x, weight, bias, v, own_mean, batch_var, found, kind, eps)
+    return y, found.mean, found.spread, batch_mean, batch_var
 
 
-def _apply(plan, x, weight, bias, v, batch_var, found, kind, eps):
-    """y from the Statistics ``found``."""
+def _apply(plan, x, weight, bias, v, batch_mean, batch_var, found, kind, eps):
+    """y from the Statistics ``found``; those of the batch are made, too, if there is a mean."""
     y = torch.empty_like(x)
     plan.run(
         _batch_forward_kernel,
-        x,
-        y,
-        weight,
-        bias,
-        v,
-        batch_var,
-        found.parts,
+        (x, y, weight, bias, v, batch_mean, batch_var, found.parts, found.mean, found.spread),
         found.plane,
-        found.mean,
-        found.spread,
+        plan.rows,
         sample_stride(weight),
         eps,
         KIND=kind,

@@ -5,9 +5,20 @@ import triton
 import triton.language as tl
 
 from evonorm_plugins.kernels.triton.batch import instance_side, instance_std
-from evonorm_plugins.kernels.triton.buffers import add_rows, planes, totals, views
+from evonorm_plugins.kernels.triton.buffers import (
+    NO_SUMMING,
+    add_planes,
+    add_rows,
+    existing,
+    floats,
+    new_gradients,
+    plane,
+    summing,
+    summing_of,
+)
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
 from evonorm_plugins.kernels.triton.tiles import (
+    add_chunks,
     count_tiles,
     divide,
     kernel,
@@ -19,6 +30,7 @@ from evonorm_plugins.kernels.triton.tiles import (
     place,
     store,
     sums,
+    to_channels,
     wide,
     wide_parameter,
 )
@@ -55,7 +67,8 @@ def _batch_sums_kernel(
     mean_ptr,  # (N, C)
     var_ptr,  # (N, C)
     batch_var_ptr,  # (C,)
-    sums_ptr,  # out: (4 or 5, N, chunks, C), for dweight, dbias, dstd, dbatch_var, dv
+    sums_ptr,  # out: (3 or 4, N, chunks, C), for dweight, dbias, dbatch_var, dv
+    dstd_ptr,  # out: (N, chunks, C)
     plane: tl.int64,  # of sums: elements from one of them to the next
     weight_stride,
     eps,
@@ -84,12 +97,12 @@ def _batch_sums_kernel(
             slope += terms[4]
     weight = -parameter(weight_ptr, weight_stride, at)
     sums_ptr += at.row * C + at.c
+    tl.store(dstd_ptr + at.row * C + at.c, sums(instance, T.K, T) * weight, at.inside)
     tl.store(sums_ptr, sums(scale, T.K, T), at.inside)
     tl.store(sums_ptr + plane, sums(shift, T.K, T), at.inside)
-    tl.store(sums_ptr + 2 * plane, sums(instance, T.K, T) * weight, at.inside)
-    tl.store(sums_ptr + 3 * plane, sums(batch, T.K, T) * weight / (2 * batch_std), at.inside)
+    tl.store(sums_ptr + 2 * plane, sums(batch, T.K, T) * weight / (2 * batch_std), at.inside)
     if v is not None:
-        tl.store(sums_ptr + 4 * plane, sums(slope, T.K, T) * weight, at.inside)
+        tl.store(sums_ptr + 3 * plane, sums(slope, T.K, T) * weight, at.inside)
 
 
 @kernel
@@ -103,9 +116,18 @@ def _batch_backward_kernel(
     var_ptr,  # (N, C)
     batch_mean_ptr,  # (C,), or None: batch_var is not of x
     batch_var_ptr,  # (C,)
-    dstd_ptr,  # (N, C)
-    dbatch_var_ptr,  # (C,)
+    dstd_ptr,  # (N, parts, C)
+    dbatch_var_ptr,  # (C,); out where ADD
     count_ptr,  # () elements of the batch, or None: those of x
+    sums_ptr,  # (3 or 4, N, chunks, C), for dweight, dbias, dbatch_var, dv, where ADD
+    dweight_ptr,  # out where ADD: as weight
+    dbias_ptr,  # likewise
+    dv_ptr,  # out where ADD and v is: (C,)
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    rows,  # of sums that are added up to one output
+    outputs,
+    extra,  # programs that do so; the others make dx
+    parts,  # of dstd
     weight_stride,
     eps,
     N,
@@ -114,66 +136,102 @@ def _batch_backward_kernel(
     chunk: tl.int64,
     chunks,
     KIND: tl.constexpr,
+    ADD: tl.constexpr,  # whether sums are added up here
+    G: tl.constexpr,  # of add_rows
+    R: tl.constexpr,
     T: tl.constexpr,
 ):
-    at = place(C, HW, chunk, chunks, True, T)
-    weight = wide_parameter(weight_ptr, weight_stride, at)
-    mean = parameter(mean_ptr, C, at)
-    std = instance_std(mean, parameter(var_ptr, C, at), eps, KIND)
-    pull = wide(parameter(dstd_ptr, C, at) / (std * HW.to(tl.float32)))
-    mean, std = wide(mean), wide(std)
-    batch_std = wide(tl.sqrt(parameter(batch_var_ptr, 0, at) + eps))
-    v = wide_parameter(v_ptr, 0, at)
-    if batch_mean_ptr is not None:
-        count = tl.load(count_ptr) if count_ptr is not None else (HW * N).to(tl.float32)
-        batch_mean = wide_parameter(batch_mean_ptr, 0, at)
-        batch_pull = wide(parameter(dbatch_var_ptr, 0, at) * (2 / count))
-    for i in range(0, count_tiles(at, T)):
-        tile = pixels_from_end(i, at, T)
-        dy = load(dy_ptr, tile, 0, True) * weight
-        x = load(x_ptr, tile, 0, True)
-        q, to_instance, _to_batch = _sides(dy, x, v, std, batch_std, KIND, T.FAST)
-        if KIND == "b0":
-            dx = dy * q - to_instance * v + pull * (x - mean)
-        elif KIND == "b1":
-            dx = dy * q - to_instance * std + pull * x
-        else:
-            dx = dy * q + to_instance + pull * x
+    pid = tl.program_id(0)
+    if pid < extra:
+        if ADD:
+            add_rows(
+                pid,
+                sums_ptr,
+                dweight_ptr,
+                dbias_ptr,
+                dbatch_var_ptr,
+                dv_ptr,
+                plane,
+                rows,
+                outputs,
+                C,
+                G,
+                R,
+            )
+    else:
+        at = place(C, HW, chunk, chunks, True, T, extra)
+        weight = wide_parameter(weight_ptr, weight_stride, at)
+        mean = parameter(mean_ptr, C, at)
+        std = instance_std(mean, parameter(var_ptr, C, at), eps, KIND)
+        dstd = to_channels(add_chunks(dstd_ptr, at.n, parts, at, T), T)
+        pull = wide(dstd / (std * HW.to(tl.float32)))
+        mean, std = wide(mean), wide(std)
+        batch_std = wide(tl.sqrt(parameter(batch_var_ptr, 0, at) + eps))
+        v = wide_parameter(v_ptr, 0, at)
         if batch_mean_ptr is not None:
-            dx += batch_pull * (x - batch_mean)
-        store(dx_ptr, dx, tile)
+            count = tl.load(count_ptr) if count_ptr is not None else (HW * N).to(tl.float32)
+            batch_mean = wide_parameter(batch_mean_ptr, 0, at)
+            if ADD:
+                whole = add_chunks(sums_ptr + 2 * plane, at.n * 0, chunks * N, at, T)
+                dbatch_var = to_channels(whole, T)
+            else:
+                dbatch_var = parameter(dbatch_var_ptr, 0, at)
+            batch_pull = wide(dbatch_var * (2 / count))
+        for i in range(0, count_tiles(at, T)):
+            tile = pixels_from_end(i, at, T)
+            dy = load(dy_ptr, tile, 0, True) * weight
+            x = load(x_ptr, tile, 0, True)
+            q, to_instance, _to_batch = _sides(dy, x, v, std, batch_std, KIND, T.FAST)
+            if KIND == "b0":
+                dx = dy * q - to_instance * v + pull * (x - mean)
+            elif KIND == "b1":
+                dx = dy * q - to_instance * std + pull * x
+            else:
+                dx = dy * q + to_instance + pull * x
+            if batch_mean_ptr is not None:
+                dx += batch_pull * (x - batch_mean)
+            store(dx_ptr, dx, tile)
+
+
+def _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps):
+    """Planes of sums, elements from one to the next, and dstd."""
+    number, size = 3 if v is None else 4, plane(plan.rows * plan.channels)
+    sums = floats(x, number * size)
+    dstd = floats(x, plan.samples, plan.chunks, plan.channels)
+    plan.run(
+        _batch_sums_kernel,
+        (dy, x, weight, v, mean, var, batch_var, sums, dstd),
+        size,
+        sample_stride(weight),
+        eps,
+        KIND=kind,
+    )
+    return sums, size, dstd
+
+
+def _add(plan, sums, size, dstd, weight, v):
+    """dweight, dbias, dv, dbatch_var, and dstd of few parts."""
+    dweight, dbias, dv = new_gradients(weight, v)
+    dbatch_var = floats(weight, plan.channels)
+    how = summing_of(plan, 3 if v is None else 4, weight)
+    add_planes(plan, sums, size, how, dweight, dbias, dbatch_var, dv)
+    if plan.merged:
+        parts, dstd = dstd, floats(dstd, plan.samples, 1, plan.channels)
+        how = summing(plan.samples, plan.chunks, plan.channels, 1, True)
+        add_planes(plan, parts, 0, how, dstd)
+    return dweight, dbias, dv, dstd, dbatch_var
 
 
 @on_device
 def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
     """Gradients ``dweight, dbias, dv, dstd, dbatch_var``; ``dv`` None where v is.
 
-    ``dstd`` ``(N, C)`` is the gradient by the root of each sample's own statistic: of b0
-    ``sqrt(var + eps)``, of b1 and b2 ``r``.
+    ``dstd`` ``(N, parts, C)``: parts of the gradient by the root of each sample's own statistic, of
+    b0 ``sqrt(var + eps)``, of b1 and b2 ``r``.
     """
-    n, channels = x.shape[:2]
     plan = make_plan(x, 1, 2, chunked=True)
-    gradients = planes(x, 5 if kind == "b0" else 4, n * plan.chunks * channels)
-    plan.run(
-        _batch_sums_kernel,
-        dy,
-        x,
-        weight,
-        v,
-        mean,
-        var,
-        batch_var,
-        gradients,
-        gradients.stride(0),
-        sample_stride(weight),
-        eps,
-        KIND=kind,
-    )
-    if plan.chunks > 1:
-        gradients = add_rows(gradients, plan.chunks, n, channels)
-    dstd = views(gradients, (n, channels))[2]
-    dweight, dbias, _, dbatch_var, *dv = totals(gradients, n, channels, 1, weight)
-    return dweight, dbias, dv[0] if dv else None, dstd, dbatch_var
+    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
+    return _add(plan, sums, size, dstd, weight, v)
 
 
 @on_device
@@ -185,34 +243,52 @@ def batch_input_gradient(
     ``batch_mean`` ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not
     come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
     """
-    dx = torch.empty_like(x)
     plan = make_plan(x, 1, 2, chunked=True)
+    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count)
+    unused = (dstd,) * 4
+    return _input_gradient(plan, dy, x, given, unused, 0, NO_SUMMING, kind, eps)
+
+
+@on_device
+def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps):
+    """Gradients ``dx, dweight, dbias, dv, dbatch_var`` of the B series.
+
+    ``batch_mean`` ``(C,)`` or None: as in :func:`batch_input_gradient`.
+    """
+    plan = make_plan(x, 1, 2, chunked=True)
+    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
+    if plan.merged or (plan.spread and batch_mean is not None):
+        *parameters, dstd, dbatch_var = _add(plan, sums, size, dstd, weight, v)
+        dx = batch_input_gradient(
+            dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
+        )
+        return dx, *parameters, dbatch_var
+    dweight, dbias, dv = new_gradients(weight, v)
+    dbatch_var = floats(x, plan.channels)
+    how = summing_of(plan, 3 if v is None else 4, weight)
+    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None)
+    out = (sums, dweight, dbias, dv)
+    dx = _input_gradient(plan, dy, x, given, out, size, how, kind, eps)
+    return dx, dweight, dbias, dv, dbatch_var
+
+
+def _input_gradient(plan, dy, x, given, out, size, how, kind, eps):
+    """dx; and ``out``, planes of sums and what they are added up to, by the Summing ``how``."""
+    dx = torch.empty_like(x)
     plan.run(
         _batch_backward_kernel,
-        dy,
-        x,
-        dx,
-        weight,
-        v,
-        mean,
-        var,
-        batch_mean,
-        batch_var,
-        dstd,
-        dbatch_var,
-        count,
-        sample_stride(weight),
+        (dy, x, dx, *given, *existing(out, out[0])),
+        size,
+        how.rows,
+        how.outputs,
+        how.programs,
+        given[6].shape[1],
+        sample_stride(given[0]),
         eps,
-        x.shape[0],
+        plan.samples,
+        extra=how.programs,
         KIND=kind,
+        ADD=how.programs > 0,
+        **how.at_once,
     )
     return dx
-
-
-def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps):
-    """Gradients ``dx, dweight, dbias, dv, dbatch_var`` of the B series."""
-    *parameters, dstd, dbatch_var = batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps)
-    dx = batch_input_gradient(
-        dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
-    )
-    return dx, *parameters, dbatch_var

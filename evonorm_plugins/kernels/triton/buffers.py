@@ -1,66 +1,153 @@
 """Memory of what programs hand on, planes ``(J, size)``, and sums over it in a fixed order."""
 
+import functools
 import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.plan import OPTIONS
 from evonorm_plugins.kernels.triton.tiles import kernel
 
 
-def planes(like, number, size):
-    """Memory of ``number`` tensors of ``size`` elements, each aligned to 16 bytes."""
-    return like.new_empty((number, triton.cdiv(size, 4) * 4), dtype=torch.float32)
+def plane(size):
+    """Elements from one plane of so many to the next, which is aligned to 16 bytes."""
+    return (size + 3) // 4 * 4
 
 
-def views(buffer, shape):
-    """The tensors of that shape."""
-    return buffer[:, : math.prod(shape)].unflatten(1, shape).unbind(0)
+def floats(like, *shape):
+    """Memory of float32 on the device of ``like``."""
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def planes(like, number, shape):
+    """``number`` tensors of ``shape``, ``(C,)`` or ``(N, C)``, in one such memory."""
+    strides = (plane(math.prod(shape)), *shape[1:], 1)
+    return torch.empty_strided(
+        (number, *shape), strides, dtype=torch.float32, device=like.device
+    ).unbind(0)
 
 
 def rows_at_once(rows):
-    """Constants of the kernels that go through so many rows: columns and rows of a program."""
-    return {"G": 64, "R": 16, **OPTIONS} if rows <= 16 else {"G": 8, "R": 256, **OPTIONS}
+    """Channels and rows of a program that goes through so many rows."""
+    return (64, 16) if rows <= 16 else (8, 256)
 
 
-@kernel
-def _sum_kernel(
+@triton.jit
+def add_rows(
+    index,  # of the program
     sums_ptr,  # (J, outputs * rows, C)
-    out_ptr,  # out: (J, outputs, C)
-    plane: tl.int64,  # of sums: elements from one of the J to the next
-    out_plane: tl.int64,
+    a_ptr,  # out, the sums of the first plane: (outputs, C)
+    b_ptr,  # of the second: likewise
+    c_ptr,  # of the third: (C,), over all outputs
+    d_ptr,  # of the fourth: likewise; any tensor where there is none
+    plane,  # of sums: elements from one of the J to the next
     rows,
+    outputs,
     C,
     G: tl.constexpr,  # channels of a program
     R: tl.constexpr,  # rows it loads at once
 ):
-    c = tl.program_id(0) * G + tl.arange(0, G)
-    out = tl.program_id(1).to(tl.int64)
-    j = tl.program_id(2).to(tl.int64)
-    total = tl.full([R, G], 0, tl.float32)
-    for start in range(0, rows, R):
-        r = start + tl.arange(0, R)[:, None]
-        address = sums_ptr + j * plane + (out * rows + r) * C + c[None, :]
-        total += tl.load(address, (r < rows) & (c < C)[None, :], 0)
-    tl.store(out_ptr + j * out_plane + out * C + c, tl.sum(total, 0), c < C)
+    """Sums over rows."""
+    blocks = tl.cdiv(C, G)
+    c = index % blocks * G + tl.arange(0, G)
+    out = (index // blocks % outputs).to(tl.int64)
+    j = index // blocks // outputs
+    out_ptr = a_ptr
+    if j == 1:
+        out_ptr = b_ptr
+    if j == 2:
+        out_ptr = c_ptr
+    if j == 3:
+        out_ptr = d_ptr
+    sums_ptr += j.to(tl.int64) * plane + out * rows * C
+    if j > 1:
+        rows *= outputs
+    if (j < 2) | (out == 0):
+        total = tl.full([R, G], 0, tl.float32)
+        for start in range(0, rows, R):
+            r = (start + tl.arange(0, R)[:, None]).to(tl.int64)
+            total += tl.load(sums_ptr + r * C + c[None, :], (r < rows) & (c < C)[None, :], 0)
+        tl.store(out_ptr + out * C + c, tl.sum(total, 0), c < C)
 
 
-def add_rows(sums, rows, outputs, channels):
-    """Add every ``rows`` rows of planes (J, outputs * rows * C): planes (J, outputs * C)."""
-    out = planes(sums, len(sums), outputs * channels)
-    at_once = rows_at_once(rows)
-    grid = (triton.cdiv(channels, at_once["G"]), outputs, len(sums))
-    _sum_kernel[grid](sums, out, sums.stride(0), out.stride(0), rows, channels, **at_once)
-    return out
+@kernel
+def _sum_kernel(
+    sums_ptr,  # these are those of add_rows
+    a_ptr,
+    b_ptr,
+    c_ptr,
+    d_ptr,
+    plane: tl.int64,
+    rows,
+    outputs,
+    C,
+    G: tl.constexpr,
+    R: tl.constexpr,
+):
+    add_rows(tl.program_id(0), sums_ptr, a_ptr, b_ptr, c_ptr, d_ptr, plane, rows, outputs, C, G, R)
 
 
-def totals(sums, n, channels, chunks, weight):
-    """Sums over samples, ``(C,)`` each; the first two ``(N, C)`` where ``weight`` is."""
-    if weight.dim() == 1:
-        return views(add_rows(sums, n * chunks, 1, channels), (channels,))
-    if chunks > 1:
-        sums = add_rows(sums, chunks, n, channels)
-    rest = views(add_rows(sums[2:], n, 1, channels), (channels,)) if len(sums) > 2 else ()
-    return *views(sums[:2], (n, channels)), *rest
+class Summing(NamedTuple):
+    """How the planes of all chunks are added up to gradients of parameters."""
+
+    programs: int
+    rows: int  # of one output
+    outputs: int
+    at_once: dict  # constants of the kernels
+
+
+NO_SUMMING = Summing(0, 0, 0, {"G": 1, "R": 1})
+
+
+@functools.lru_cache(8192)
+def summing(samples, chunks, channels, number, per_sample):
+    """The Summing of so many planes ``(samples * chunks, channels)``.
+
+    ``per_sample``: the first two planes have a sum for each sample.
+    """
+    rows, outputs = (chunks, samples) if per_sample else (samples * chunks, 1)
+    columns, at_once = rows_at_once(rows)
+    programs = -(channels // -columns) * outputs * number
+    return Summing(programs, rows, outputs, {"G": columns, "R": at_once})
+
+
+def summing_of(plan, number, weight):
+    return summing(plan.samples, plan.chunks, plan.channels, number, weight.dim() == 2)
+
+
+def add_planes(plan, sums, size, how, *outputs):
+    """Launch a Summing of planes that are ``size`` elements apart; ``outputs`` as of add_rows."""
+    values = (size, how.rows, how.outputs, plan.channels)
+    tensors = (sums, *existing(outputs, outputs[0]), *outputs[:1] * (4 - len(outputs)))
+    plan.run_on((how.programs,), _sum_kernel, tensors, *values, **how.at_once)
+
+
+def existing(tensors, other):
+    """``tensors`` with ``other`` for None, which would take longer to launch with."""
+    return [other if t is None else t for t in tensors]
+
+
+def new_gradients(weight, v):
+    """Memory for the gradients of gamma, beta and v, all of float32; None where v is."""
+    dv = None if v is None else torch.empty_like(v)
+    return torch.empty_like(weight), torch.empty_like(weight), dv
+
+
+def fused_gradients(plan, weight, v, launch):
+    """The gradients of gamma, beta and v, of which ``launch(sums, size)`` writes planes of parts.
+
+    What is one part already is written where it is to be.
+    """
+    number = 2 if v is None else 3
+    if plan.rows == 1 and weight.dim() == 1:
+        sums = planes(weight, number, weight.shape)
+        launch(sums[0], plane(plan.channels))
+        return sums if number == 3 else (*sums, None)
+    size = plane(plan.rows * plan.channels)
+    sums = floats(weight, number * size)
+    launch(sums, size)
+    found = new_gradients(weight, v)
+    add_planes(plan, sums, size, summing_of(plan, number, weight), *found)
+    return found

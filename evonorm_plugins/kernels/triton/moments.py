@@ -7,11 +7,10 @@ variance (Chan, Golub, LeVeque 1979).
 
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import planes, rows_at_once, views
+from evonorm_plugins.kernels.triton.buffers import floats, plane, planes, rows_at_once
 from evonorm_plugins.kernels.triton.tiles import (
     group_indices,
     kernel,
@@ -116,10 +115,20 @@ def _merge(
 @triton.jit
 def merge_chunks(parts_ptr, plane, at, T: tl.constexpr):
     """Mean and variance of a program's own groups [U], from the parts of all chunks."""
+    return _merge_rows(parts_ptr, plane, at.row // at.chunks * at.chunks, at.chunks, at, T)
+
+
+@triton.jit
+def merge_samples(parts_ptr, plane, rows, at, T: tl.constexpr):
+    """Likewise of all samples, from the parts of all ``rows``: the batch's mean and variance."""
+    return _merge_rows(parts_ptr, plane, at.row * 0, rows, at, T)
+
+
+@triton.jit
+def _merge_rows(parts_ptr, plane, row, rows, at, T: tl.constexpr):
     group, _ = group_indices(at, T)
-    row = at.row // at.chunks * at.chunks
     mean, _, var = _merge(
-        parts_ptr, plane, row, at.chunks, group, at.C, at.HW, at.chunk, at.chunks, 32, T
+        parts_ptr, plane, row, rows, group, at.C, at.HW, at.chunk, at.chunks, 32, T
     )
     return mean, var
 
@@ -127,10 +136,15 @@ def merge_chunks(parts_ptr, plane, at, T: tl.constexpr):
 @triton.jit
 def keep(mean_ptr, spread_ptr, mean, spread, at, T: tl.constexpr):
     """Store statistics of groups [U], (N, groups) each, from one of the programs that have them."""
-    group, groups = group_indices(at, T)
     if (at.row % at.chunks == 0) & (at.block % T.SUBS == 0):
-        tl.store(mean_ptr + at.n * groups + group, mean, group < groups)
-        tl.store(spread_ptr + at.n * groups + group, spread, group < groups)
+        keep_row(mean_ptr, spread_ptr, mean, spread, at.n, at, T)
+
+
+@triton.jit
+def keep_row(mean_ptr, spread_ptr, mean, spread, row, at, T: tl.constexpr):
+    group, groups = group_indices(at, T)
+    tl.store(mean_ptr + row * groups + group, mean, group < groups)
+    tl.store(spread_ptr + row * groups + group, spread, group < groups)
 
 
 @kernel
@@ -157,9 +171,9 @@ def _moments_kernel(
 @kernel
 def _merge_kernel(
     parts_ptr,  # (3, outputs * rows, units)
-    out_ptr,  # out: (3, outputs, groups); RSTD: 1 / sqrt(variance + eps) in place of the variance
+    mean_ptr,  # out: (outputs, groups)
+    spread_ptr,  # out: likewise; RSTD: 1 / sqrt(variance + eps) in place of the variance
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
-    out_plane: tl.int64,
     rows,
     eps,
     C,
@@ -173,14 +187,13 @@ def _merge_kernel(
 ):
     group = tl.program_id(0) * G + tl.arange(0, G)
     out = tl.program_id(1)
-    mean, lost, var = _merge(parts_ptr, plane, out * rows, rows, group, C, HW, chunk, chunks, R, T)
+    mean, _, var = _merge(parts_ptr, plane, out * rows, rows, group, C, HW, chunk, chunks, R, T)
     if RSTD:
         var = 1 / tl.sqrt_rn(var + eps)
     exists = group < C // T.D
-    out_ptr += out.to(tl.int64) * (C // T.D) + group
-    tl.store(out_ptr, mean, exists)
-    tl.store(out_ptr + out_plane, lost, exists)
-    tl.store(out_ptr + 2 * out_plane, var, exists)
+    at = out.to(tl.int64) * (C // T.D) + group
+    tl.store(mean_ptr + at, mean, exists)
+    tl.store(spread_ptr + at, var, exists)
 
 
 class Statistics(NamedTuple):
@@ -195,62 +208,58 @@ class Statistics(NamedTuple):
 
 def statistics(plan, x, centred=True, rstd_eps=None):
     """The statistics of groups, as the plan has them computed; with an eps rstd for variance."""
-    n, groups = x.shape[0], x.shape[1] // plan.tile.D
-    if plan.merged:
-        parts = _part_moments(plan, x, centred)
-        merged = _merged(plan, parts, plan.chunks, n, plan.chunk, plan.chunks, rstd_eps)
-        mean, _, spread = views(merged, (n, groups))
-        return Statistics(mean, spread)
-    mean = x.new_empty((n, groups), dtype=torch.float32)
-    spread = torch.empty_like(mean)
+    shape = (plan.samples, plan.channels // plan.tile.D)
+    mean, spread = floats(x, *shape), floats(x, *shape)
     if plan.fused:
-        return Statistics(mean, spread, "x")
-    parts = _part_moments(plan, x, centred)
-    return Statistics(mean, spread, "parts", parts, parts.stride(0))
+        # Parts are never looked at; None would take longer to launch with.
+        return Statistics(mean, spread, "x", mean)
+    parts, size = part_moments(plan, x, centred)
+    if plan.merged:
+        merge(plan, parts, size, mean, spread, rstd_eps)
+        return Statistics(mean, spread, "given", parts, size)
+    return Statistics(mean, spread, "parts", parts, size)
 
 
 def moments_of_samples(plan, x):
-    """Moments of every sample's channels, planes (3, N * C)."""
-    parts = _part_moments(plan, x)
-    if plan.chunks == 1:
-        return parts
-    return _merged(plan, parts, plan.chunks, x.shape[0], plan.chunk, plan.chunks)
+    """Mean and variance of every sample's groups."""
+    shape = (plan.samples, plan.channels // plan.tile.D)
+    if plan.chunks * plan.tile.SUBS == 1:
+        mean, lost, var = planes(x, 3, shape)
+        plan.run(_moments_kernel, (x, mean), lost.storage_offset(), CENTRED=True)
+        return mean, var
+    parts, size = part_moments(plan, x)
+    mean, var = floats(x, *shape), floats(x, *shape)
+    merge(plan, parts, size, mean, var)
+    return mean, var
 
 
-def moments_of_batch(plan, samples, n):
-    """Moments of the batch, planes (3, C), from those of its samples."""
-    # An image is one chunk.
-    return _merged(plan, samples, n, 1, plan.chunk * plan.chunks, 1)
+def part_moments(plan, x, centred=True):
+    """Moments of every chunk and unit, planes (3, N * chunks * units), and a plane's elements."""
+    size = plane(plan.rows * plan.units)
+    parts = floats(x, 3 * size)
+    plan.run(_moments_kernel, (x, parts), size, CENTRED=centred)
+    return parts, size
 
 
-def _part_moments(plan, x, centred=True):
-    """Moments of every chunk and unit, planes (3, N * chunks * units)."""
-    parts = planes(x, 3, x.shape[0] * plan.chunks * plan.units)
-    plan.run(_moments_kernel, x, parts, parts.stride(0), CENTRED=centred)
-    return parts
-
-
-def _merged(plan, parts, rows, outputs, chunk, chunks, rstd_eps=None):
-    """Merge every ``rows`` rows, planes (3, outputs * groups); with an eps rstd for variance.
-
-    ``chunk`` and ``chunks``: what the rows are of, in tiles, and how many make a sample.
-    """
+def merge(plan, parts, size, mean, spread, rstd_eps=None):
+    """Merge the parts of as many outputs as ``mean`` has rows; with an eps rstd for variance."""
     groups = plan.channels // plan.tile.D
-    out = planes(parts, 3, outputs * groups)
-    at_once = rows_at_once(rows)
-    _merge_kernel[(triton.cdiv(groups, at_once["G"]), outputs)](
-        parts,
-        out,
-        parts.stride(0),
-        out.stride(0),
+    outputs = mean.numel() // groups
+    rows = plan.rows // outputs
+    columns, at_once = rows_at_once(rows)
+    plan.run_on(
+        (triton.cdiv(groups, columns), outputs),
+        _merge_kernel,
+        (parts, mean, spread),
+        size,
         rows,
         rstd_eps or 0.0,
         plan.channels,
         plan.pixels,
-        chunk,
-        chunks,
+        plan.chunk,
+        plan.chunks,
         RSTD=rstd_eps is not None,
+        G=columns,
+        R=at_once,
         T=plan.tile,
-        **at_once,
     )
-    return out

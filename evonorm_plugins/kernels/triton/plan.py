@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import triton
 
+from evonorm_plugins.kernels.triton.launch import Launch, keep_few
 from evonorm_plugins.kernels.triton.tiles import Tile
 
 OPTIONS = {"enable_fp_fusion": True}  # fused multiply and add
@@ -34,6 +35,9 @@ _FUSED_PROGRAMS = 264
 _CACHED_BYTES = 128 * 1024
 _FUSED_BYTES = 512 * 1024
 _PARTS = 64  # parts of a group that every program merges itself
+# Programs that merge a channel's parts of all samples read 3 numbers of each: 12 parts^2 C bytes
+# together. From the L2 cache, with some 6 TB/s, 8 MiB take as long as one more launch.
+_AGAIN_BYTES = 8 * 2**20
 
 
 class Plan(NamedTuple):
@@ -41,20 +45,42 @@ class Plan(NamedTuple):
 
     fused: bool  # one program for a group, else chunks
     merged: bool  # the parts of a group are so many that a kernel of its own merges them
+    spread: bool  # likewise the parts of a channel of all samples
     blocks: int  # of channels, of all samples
     units: int  # of a sample
+    samples: int
     channels: int
     pixels: int
     chunk: int  # tiles of a chunk of pixels
     chunks: int  # of a sample
     tile: Tile
-    launch: dict  # options
+    options: dict  # of launches
+    launches: dict
 
-    def run(self, kernel, *args, **constants):
-        """Launch a kernel on tiles, whose last arguments are C, HW, chunk, chunks and T."""
-        place = (self.channels, self.pixels, self.chunk, self.chunks)
-        grid = (self.blocks * self.chunks,)
-        kernel[grid](*args, *place, **constants, T=self.tile, **self.launch, **OPTIONS)
+    def run(self, kernel, tensors, *values, extra=0, **constants):
+        """Launch a kernel on tiles, and on ``extra`` programs that come before them."""
+        key = (id(kernel), extra, values, *constants.values())
+        launch = self.launches.get(key)
+        if launch is None:
+            values = (*values, self.channels, self.pixels, self.chunk, self.chunks)
+            grid = (extra + self.blocks * self.chunks,)
+            constants = {**constants, "T": self.tile, **self.options, **OPTIONS}
+            launch = keep_few(self.launches)[key] = Launch(kernel, grid, values, constants)
+        launch(tensors)
+
+    def run_on(self, grid, kernel, tensors, *values, **constants):
+        """Launch another kernel; its arguments, too, are tensors, values and constants."""
+        key = (id(kernel), grid, values, *constants.values())
+        launch = self.launches.get(key)
+        if launch is None:
+            constants = {**constants, **OPTIONS}
+            launch = keep_few(self.launches)[key] = Launch(kernel, grid, values, constants)
+        launch(tensors)
+
+    @property
+    def rows(self):
+        """Chunks of all samples."""
+        return self.samples * self.chunks
 
 
 def on_device(function):
@@ -62,6 +88,8 @@ def on_device(function):
 
     @functools.wraps(function)
     def call(x, *arguments):
+        if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+            return function(x, *arguments)
         with torch.cuda.device_of(x):
             return function(x, *arguments)
 
@@ -82,14 +110,19 @@ def make_plan(x, depth, tensors, chunked=False):
         tensors: number of tensors like x that are read.
         chunked: in chunks that need nothing of each other.
     """
-    n, channels, height, width = x.shape
+    return _plan(x.shape, x.dtype, x.is_contiguous(), depth, tensors, chunked)
+
+
+# Of sizes that change with every step there are many; a plan and its launches take 2 kB.
+@functools.lru_cache(8192)
+def _plan(shape, dtype, contiguous, depth, tensors, chunked):
+    n, channels, height, width = shape
     pixels = height * width
     # The memory is the same where there is one pixel; channels are the longer axis.
-    last = pixels == 1 or not x.is_contiguous()
-    return _choose(n, channels, pixels, last, x.element_size(), depth, tensors, chunked)
+    last = pixels == 1 or not contiguous
+    return _choose(n, channels, pixels, last, dtype.itemsize, depth, tensors, chunked)
 
 
-@functools.lru_cache(4096)
 def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
     row = triton.next_power_of_2(pixels)
     pad = triton.next_power_of_2(depth)
@@ -101,9 +134,9 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
     # Where channels are last a tile has whole cache lines of them, or halves if that lets it be
     # held or cached.
     lines = (128, 64) if last else (0,)
-    options = [_channels_of_tile(pad, most, row, size, line) for line in lines]
+    choices = [_channels_of_tile(pad, most, row, size, line) for line in lines]
     read = pixels * size * tensors  # bytes of a channel
-    k, held = _first_that_fits(options, row * tensors, read, subs == 1, chunked)
+    k, held = _first_that_fits(choices, row * tensors, read, subs == 1, chunked)
     blocks = n * triton.cdiv(units, k // pad)
 
     chunks = triton.cdiv(_PROGRAMS, blocks)
@@ -113,17 +146,18 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
     chunks = max(1, min(chunks, triton.cdiv(pixels, p) // _CHUNK_TILES))
     many = blocks >= _FUSED_PROGRAMS and k * read <= _FUSED_BYTES
     fused = not chunked and subs == 1 and (held or chunks == 1 or many)
-    launch = {}
+    options = {}
     if fused and not held:
         # Larger programs are fewer at a time, and so is what waits in the cache for them.
         while warps < 32 and p < row and k * read * 16 > _CACHED_BYTES * warps:
             p, warps = 2 * p, 2 * warps
         if warps == 16 and not torch.version.hip:
-            launch["maxnreg"] = 64  # makes room for 2 programs
+            options["maxnreg"] = 64  # makes room for 2 programs
     tiles = triton.cdiv(pixels, p)
     chunk = tiles if fused else triton.cdiv(tiles, chunks)
     chunks = triton.cdiv(tiles, chunk)
     vec = 1 if last else next(d for d in (16, 4, 1) if pixels % d == 0)
+    rows = n * chunks
     # 8 threads for a row of a tile, each with what it can load at once.
     length = p if last else min(p, 8 * min(vec, 16 // size))
     tile = Tile(
@@ -144,14 +178,17 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
     return Plan(
         fused=fused,
         merged=not fused and chunks * subs > _PARTS,
+        spread=rows > _PARTS or 12 * rows * rows * channels > _AGAIN_BYTES,
         blocks=blocks,
         units=units,
+        samples=n,
         channels=channels,
         pixels=pixels,
         chunk=chunk,
         chunks=chunks,
         tile=tile,
-        launch={"num_warps": min(warps, 32), **launch},
+        options={"num_warps": min(warps, 32), **options},
+        launches={},
     )
 
 

@@ -4,13 +4,21 @@ import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import planes, totals
+from evonorm_plugins.kernels.triton.buffers import (
+    add_rows,
+    existing,
+    floats,
+    fused_gradients,
+    new_gradients,
+    plane,
+    summing_of,
+)
 from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
 from evonorm_plugins.kernels.triton.tiles import (
+    add_chunks,
     count_tiles,
     divide,
-    group_indices,
     kernel,
     load,
     parameter,
@@ -46,9 +54,9 @@ def _sample_forward_kernel(
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
     parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
-    plane: tl.int64,  # of parts: elements from one of the 3 to the next
     mean_ptr,  # (N, groups), out unless SOURCE is "given"
     rstd_ptr,  # likewise
+    plane: tl.int64,  # of parts: elements from one of the 3 to the next
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
@@ -92,15 +100,8 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
     y = torch.empty_like(x)
     plan.run(
         _sample_forward_kernel,
-        x,
-        y,
-        weight,
-        bias,
-        v,
-        found.parts,
+        (x, y, weight, bias, v, found.parts, found.mean, found.spread),
         found.plane,
-        found.mean,
-        found.spread,
         sample_stride(weight),
         eps,
         CENTRED=centred,
@@ -142,17 +143,69 @@ def _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T: tl.const
 
 
 @triton.jit
-def _add_chunks(parts_ptr, at, T: tl.constexpr):
-    """Sums of a program's groups [U] over the parts of all chunks."""
-    group, groups = group_indices(at, T)
-    total = tl.full([T.U], 0, tl.float32)
-    for start in range(0, at.chunks * T.SUBS, 32):
-        part = start + tl.arange(0, 32)[:, None]
-        row = at.n * at.chunks + part // T.SUBS
-        address = (row * groups + group[None, :]) * T.SUBS + part % T.SUBS
-        mask = (part < at.chunks * T.SUBS) & (group < groups)[None, :]
-        total += tl.sum(tl.load(parts_ptr + address, mask, 0), 0)
-    return total
+def _store_dx(
+    dy_ptr,
+    x_ptr,
+    dx_ptr,
+    dy_tile,
+    x_tile,
+    at,
+    weight,
+    v,
+    mean,
+    rstd,
+    total,
+    CENTRED: tl.constexpr,
+    AGAIN: tl.constexpr,
+    T: tl.constexpr,
+):
+    """dx from the sums ``total`` [U] of a program's groups; AGAIN: the tiles are to be read."""
+    pull = rstd * rstd * rstd * to_channels(total, T) / (at.HW * T.D).to(tl.float32)
+    scale, pull = wide(weight * rstd), wide(pull)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels_from_end(i, at, T)
+        if AGAIN:
+            dy = load(dy_ptr, tile, 0, True)
+            x = load(x_ptr, tile, 0, True)
+        else:
+            dy, x = dy_tile, x_tile
+        s = _sigmoid(x, v, T.FAST)
+        slope = x * s * (1 - s)
+        if v is not None:
+            slope *= v
+        z = x
+        if CENTRED:
+            z -= mean
+        store(dx_ptr, dy * scale * (s + slope) - pull * z, tile)
+
+
+@kernel
+def _sample_backward_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    dx_ptr,  # out: as x
+    weight_ptr,  # (C,) or (N, C)
+    v_ptr,  # (C,) or None
+    mean_ptr,  # (N, groups)
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    CENTRED: tl.constexpr,
+    T: tl.constexpr,
+):
+    """All of it, where a program has whole groups."""
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = parameter(weight_ptr, weight_stride, at)
+    mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
+    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
+    v = wide_parameter(v_ptr, 0, at)
+    total, dy, x = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
+    _store_dx(dy_ptr, x_ptr, dx_ptr, dy, x, at, weight, v, mean, rstd, total, CENTRED, not T.ONE, T)
 
 
 @kernel
@@ -172,6 +225,7 @@ def _sample_sums_kernel(
     chunks,
     T: tl.constexpr,
 ):
+    """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
     weight = parameter(weight_ptr, weight_stride, at)
     rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -182,7 +236,7 @@ def _sample_sums_kernel(
 
 
 @kernel
-def _sample_backward_kernel(
+def _sample_gradients_kernel(
     dy_ptr,  # as x
     x_ptr,  # (N, C, H, W)
     dx_ptr,  # out: as x
@@ -190,71 +244,67 @@ def _sample_backward_kernel(
     v_ptr,  # (C,) or None
     mean_ptr,  # (N, groups)
     rstd_ptr,  # (N, groups)
-    sums_ptr,  # out where parts_ptr is None: (2 or 3, N, C), for dweight, dbias, dv
-    parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x), or None: one chunk
+    sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
+    parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x)
+    dweight_ptr,  # out: as weight
+    dbias_ptr,  # out: as weight
+    dv_ptr,  # out where v is: (C,)
     plane: tl.int64,  # of sums: elements from one of them to the next
+    rows,  # of sums that are added up to one output
+    outputs,
+    extra,  # programs that do so; the others make dx
     weight_stride,
     C,
     HW: tl.int64,
     chunk: tl.int64,
     chunks,
     CENTRED: tl.constexpr,
+    G: tl.constexpr,  # of add_rows
+    R: tl.constexpr,
     T: tl.constexpr,
 ):
-    at = place(C, HW, chunk, chunks, parts_ptr is not None, T)
-    weight = parameter(weight_ptr, weight_stride, at)
-    mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
-    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
-    v = wide_parameter(v_ptr, 0, at)
-    if parts_ptr is None:
-        total, dy, x = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
+    """Of chunks the second step."""
+    pid = tl.program_id(0)
+    if pid < extra:
+        add_rows(pid, sums_ptr, dweight_ptr, dbias_ptr, dv_ptr, dv_ptr, plane, rows, outputs, C, G, R)
     else:
-        total = _add_chunks(parts_ptr, at, T)
-    pull = rstd * rstd * rstd * to_channels(total, T) / (HW * T.D).to(tl.float32)
-    scale, pull = wide(weight * rstd), wide(pull)
-    for i in range(0, count_tiles(at, T)):
-        tile = pixels_from_end(i, at, T)
-        if not (T.ONE and parts_ptr is None):
-            dy = load(dy_ptr, tile, 0, True)
-            x = load(x_ptr, tile, 0, True)
-        s = _sigmoid(x, v, T.FAST)
-        slope = x * s * (1 - s)
-        if v is not None:
-            slope *= v
-        z = x
-        if CENTRED:
-            z -= mean
-        store(dx_ptr, dy * scale * (s + slope) - pull * z, tile)
+        at = place(C, HW, chunk, chunks, True, T, extra)
+        weight = parameter(weight_ptr, weight_stride, at)
+        mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
+        rstd = parameter(rstd_ptr, C // T.D, at, T.D)
+        v = wide_parameter(v_ptr, 0, at)
+        total = add_chunks(parts_ptr, at.n, chunks, at, T)
+        _store_dx(
+            dy_ptr, x_ptr, dx_ptr, None, None, at, weight, v, mean, rstd, total, CENTRED, True, T
+        )
 
 
 @on_device
 def sample_backward(dy, x, weight, v, mean, rstd, centred):
     """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
-    n, channels = x.shape[:2]
-    plan = make_plan(x, channels // mean.shape[1], 2)
-    dx = torch.empty_like(x)
-    gradients = planes(x, 2 if v is None else 3, n * plan.chunks * channels)
-    plane, weight_stride = gradients.stride(0), sample_stride(weight)
-    parts = None
-    if not plan.fused:
-        parts = x.new_empty(n * plan.chunks * plan.units, dtype=torch.float32)
-        plan.run(
-            _sample_sums_kernel, dy, x, weight, v, rstd, gradients, parts, plane, weight_stride
-        )
+    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
+    dx, stride = torch.empty_like(x), sample_stride(weight)
+    if plan.fused:
+
+        def launch(sums, size):
+            tensors = (dy, x, dx, weight, v, mean, rstd, sums)
+            plan.run(_sample_backward_kernel, tensors, size, stride, CENTRED=centred)
+
+        return dx, *fused_gradients(plan, weight, v, launch)
+    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
+    sums, parts = floats(x, number * size), floats(x, plan.rows * plan.units)
+    plan.run(_sample_sums_kernel, (dy, x, weight, v, rstd, sums, parts), size, stride)
+    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
     plan.run(
-        _sample_backward_kernel,
-        dy,
-        x,
-        dx,
-        weight,
-        v,
-        mean,
-        rstd,
-        gradients,
-        parts,
-        plane,
-        weight_stride,
+        _sample_gradients_kernel,
+        (dy, x, dx, weight, v, mean, rstd, sums, parts, *existing(found, sums)),
+        size,
+        how.rows,
+        how.outputs,
+        how.programs,
+        stride,
+        extra=how.programs,
         CENTRED=centred,
+        **how.at_once,
     )
-    dweight, dbias, *dv = totals(gradients, n, channels, plan.chunks, weight)
-    return dx, dweight, dbias, dv[0] if dv else None
+    return dx, *found

@@ -8,7 +8,7 @@ import triton.language as tl
 
 kernel = functools.partial(
     triton.jit,
-    do_not_specialize=["HW", "chunk", "plane", "out_plane", "rows", "N"],
+    do_not_specialize=["HW", "chunk", "plane", "rows", "outputs", "extra", "parts", "N"],
     do_not_specialize_on_alignment=["chunks"],
 )
 
@@ -54,14 +54,14 @@ class Place(NamedTuple):
 
 
 @triton.jit
-def place(C, HW, chunk, chunks, BACKWARDS: tl.constexpr, T: tl.constexpr):
-    """The Place of a program.
+def place(C, HW, chunk, chunks, BACKWARDS: tl.constexpr, T: tl.constexpr, extra=0):
+    """The Place of a program, which ``extra`` others come before.
 
     Programs of one chunk are neighbours: together they read whole pixels where channels are last.
     """
-    pid = tl.program_id(0)
+    pid = tl.program_id(0) - extra
     if BACKWARDS:
-        pid = tl.num_programs(0) - 1 - pid
+        pid = tl.num_programs(0) - extra - 1 - pid
     blocks = tl.cdiv(C // T.D * T.SUBS, T.U)
     row, block = pid // blocks, pid % blocks
     lane = tl.arange(0, T.K)
@@ -176,6 +176,20 @@ def wide(a):
 def sums(a, ROWS: tl.constexpr, T: tl.constexpr):
     """Sums of a tile over pixels [K], or over pixels and the channels of units [U]."""
     return tl.sum(tl.reshape(tl.permute(a, 1, 0, 2), [ROWS, T.K * T.P // ROWS]), 1)
+
+
+@triton.jit
+def add_chunks(parts_ptr, n, parts, at, T: tl.constexpr):
+    """Sums of a program's groups [U] over the parts of sample ``n``, of ``(N, parts, units)``."""
+    group, groups = group_indices(at, T)
+    total = tl.full([T.U], 0, tl.float32)
+    for start in range(0, parts * T.SUBS, 32):
+        part = start + tl.arange(0, 32)[:, None]
+        row = n * parts + part // T.SUBS
+        address = (row * groups + group[None, :]) * T.SUBS + part % T.SUBS
+        mask = (part < parts * T.SUBS) & (group < groups)[None, :]
+        total += tl.sum(tl.load(parts_ptr + address, mask, 0), 0)
+    return total
 
 
 @triton.jit

@@ -1,0 +1,99 @@
+"""A driver for Triton without a GPU: kernels are compiled for sm_90, launches counted and dropped.
+
+What is left is the time that a launch takes on the host, but for that of the CUDA driver itself.
+"""
+
+import collections
+from typing import Any, NamedTuple
+
+from evonorm_plugins.errors import RunError
+
+SHARED_BYTES = 232448  # of a block, on sm_90
+
+
+class Launched(NamedTuple):
+    """What a launcher was given."""
+
+    name: str
+    hash: str  # of the source, the specialisation and the options of the compiled kernel
+    device: int
+    stream: int
+    grid: tuple[int, int, int]
+    arguments: tuple[Any, ...]  # in the order of the kernel's parameters, constants included
+
+
+class Stub:
+    """The driver, and the tally of its launches.
+
+    ``device`` and ``streams`` are what it says is current; a test may change them.
+
+    Attributes:
+        launches: how many there were, by name of the kernel.
+        record: a list that every launch is appended to, or None.
+    """
+
+    def __init__(self) -> None:
+        self.device = 0
+        self.streams: dict[int, int] = collections.defaultdict(int)
+        self.launches: collections.Counter[str] = collections.Counter()
+        self.record: list[Launched] | None = None
+        self.utils = self
+        self.compiled: dict[str, set[str]] = collections.defaultdict(set)  # hashes by name
+
+    # ---- what Triton asks of a driver ----
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return self.device
+
+    def get_current_stream(self, device):
+        return self.streams[device]
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": SHARED_BYTES}
+
+    def load_binary(self, name, binary, shared, device):
+        """Module, function, registers, spilled registers and most threads."""
+        return None, (name, device), 0, 0, 1024
+
+    def unload_module(self, module):
+        pass
+
+    def launcher_cls(self, source, metadata):
+        name, digest = metadata.name, metadata.hash
+        self.compiled[name].add(digest)
+        launches = self.launches
+
+        def launch(x, y, z, stream, function, packed, given, entered, left, *arguments):
+            launches[name] += 1
+            if self.record is not None:
+                device = function[1]
+                self.record.append(Launched(name, digest, device, stream, (x, y, z), arguments))
+
+        return launch
+
+
+def install() -> Stub:
+    """Make a Stub the driver of this process, in which the Triton kernels then take CPU tensors.
+
+    Call it before Triton launches anything; it stays. What kernels return is not computed.
+
+    Raises:
+        RunError: Triton's interpreter is on, or there is no Triton.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        raise RunError(f"Triton cannot be imported: {error}") from error
+    from evonorm_plugins.kernels import triton as kernels
+
+    if kernels.INTERPRETED:
+        raise RunError("TRITON_INTERPRET is set; a stub of a driver needs Triton's compiler")
+    stub = Stub()
+    triton.runtime.driver.set_active(stub)
+    kernels.TAKES_CPU = True
+    return stub

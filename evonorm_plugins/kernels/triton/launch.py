@@ -1,0 +1,130 @@
+"""Launches past Triton's own way from Python, which takes longer than most of the kernels.
+
+``kernel[grid](...)`` finds out with every call which compiled kernel fits its arguments: some 10
+microseconds. A Launch lets it do so once for a device and an alignment of the pointers, and from
+then on calls what it found.
+
+What Triton does not promise to keep is in this file alone. Where it is not as expected, under
+Triton's interpreter, on devices other than CUDA's, and while somebody looks on, every launch goes
+Triton's own way.
+"""
+
+import re
+from typing import NamedTuple
+
+import torch
+import triton
+
+# Versions whose launchers were read: they are called alike, and take addresses for tensors.
+_KNOWN = ((3, 4), (3, 9))
+_ALIGNMENT = 16  # Triton compiles other kernels for pointers that are no multiples of it
+_MOST = 64  # kernels of a Launch, launches of a Plan
+
+
+def _private():
+    """Triton's drivers, settings and type of compiled kernels; None where they are unknown."""
+    version = re.match(r"(\d+)\.(\d+)", triton.__version__)
+    if version is None or not _KNOWN[0] <= (int(version[1]), int(version[2])) <= _KNOWN[1]:
+        return None
+    try:
+        from triton import knobs
+        from triton.compiler import CompiledKernel
+        from triton.runtime.driver import driver
+
+        settings = knobs.runtime
+        _ = settings.launch_enter_hook, settings.launch_exit_hook
+        _ = settings.add_stages_inspection_hook, CompiledKernel.run, type(driver).active
+    except (ImportError, AttributeError):
+        return None
+    return driver, settings, CompiledKernel
+
+
+_PRIVATE = _private()
+
+
+def _is_watched(kernel, settings):
+    """Whether somebody wants to know of launches: a compiler, Triton's profiler, other hooks."""
+    # None, a function, or, in newer versions, a chain of some or no functions.
+    entered, left = settings.launch_enter_hook, settings.launch_exit_hook
+    return (
+        getattr(entered, "calls", entered)
+        or getattr(left, "calls", left)
+        or kernel.pre_run_hooks
+        or settings.add_stages_inspection_hook is not None
+        or torch.compiler.is_compiling()
+    )
+
+
+class _Compiled(NamedTuple):
+    """A compiled kernel, ready to be launched."""
+
+    run: object  # its launcher
+    function: object
+    metadata: object
+    kernel: object  # which owns the function
+
+
+class Launch:
+    """A kernel on a grid, with all of its arguments but the first ones: tensors.
+
+    Called with a tuple of those, or None, whose dtypes are the same with every call.
+    """
+
+    __slots__ = ("_compiled", "_constants", "_grid", "_kernel", "_rest", "_values")
+
+    def __init__(self, kernel, grid, values, constants):
+        """``values``: the arguments that follow the tensors; ``constants``: by name, with options.
+
+        A kernel's parameters are in this order: tensors, values, constants.
+        """
+        self._kernel, self._grid = kernel, (*grid, 1, 1)[:3]
+        self._values, self._constants = values, constants
+        self._compiled = {}
+        names = getattr(kernel, "arg_names", ())
+        self._rest = (*values, *(constants[name] for name in names if name in constants))
+
+    def __call__(self, tensors):
+        kernel = self._kernel
+        if _PRIVATE is None or not isinstance(kernel, triton.JITFunction):
+            self._launch_slowly(tensors)
+            return
+        drivers, settings, _ = _PRIVATE
+        if _is_watched(kernel, settings):
+            self._launch_slowly(tensors)
+            return
+        driver = drivers.active
+        device = driver.get_current_device()
+        # 1, which is no tensor's address, for None.
+        pointers = [1 if t is None else t.data_ptr() for t in tensors]
+        bits = 0
+        for pointer in pointers:
+            bits |= pointer
+        key = device
+        if bits % _ALIGNMENT:
+            key = (device, *[pointer % _ALIGNMENT for pointer in pointers])
+        found = self._compiled.get(key)
+        if found is None:
+            self._keep(key, self._launch_slowly(tensors))
+            return
+        run, function, metadata, _ = found
+        stream = driver.get_current_stream(device)
+        x, y, z = self._grid
+        # None: launch metadata and hooks.
+        run(x, y, z, stream, function, metadata, None, None, None, *pointers, *self._rest)
+
+    def _launch_slowly(self, tensors):
+        """Triton's own way; what it returns is the compiled kernel."""
+        return self._kernel[self._grid](*tensors, *self._values, **self._constants)
+
+    def _keep(self, key, kernel):
+        # ROCm's kernels are compiled for the sizes of tensors, too.
+        if isinstance(kernel, _PRIVATE[2]) and kernel.metadata.target.backend == "cuda":
+            found = _Compiled(kernel.run, kernel.function, kernel.packed_metadata, kernel)
+            keep_few(self._compiled)[key] = found
+
+
+def keep_few(cache):
+    """``cache``, a dictionary, emptied if it holds very many."""
+    if len(cache) >= _MOST:
+        cache.clear()
+    return cache
