@@ -58,7 +58,7 @@ class Stub:
 
     def load_binary(self, name, binary, shared, device):
         """Module, function, registers, spilled registers and most threads."""
-        return None, (name, device), 0, 0, 1024
+        return name, (name, device), 0, 0, 1024
 
     def unload_module(self, module):
         pass

@@ -128,6 +128,7 @@ REGIMES = {
     "fused": {**TINY, "_PROGRAMS": 1},
     "chunks": {**TINY, "_FUSED_PROGRAMS": 10**6},
     "many chunks": {**TINY, "_FUSED_PROGRAMS": 10**6, "_PARTS": 1},
+    "many samples": {**TINY, "_FUSED_PROGRAMS": 10**6, "_AGAIN_BYTES": 0},
 }
 
 

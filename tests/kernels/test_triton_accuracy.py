@@ -50,9 +50,10 @@ def fast_interpreter():
 
 
 KINDS = ["s0", "s1", "s2", "b0", "b1", "b2", "affine"]
-# What merges many parts by itself is of the S series.
 CASES = [(k, r) for k in KINDS for r in ("held", "fused", "chunks")]
-CASES += [(k, "many chunks") for k in KINDS if k.startswith("s")]
+# What merges, or adds up, many parts by itself.
+CASES += [(k, "many chunks") for k in KINDS if k != "affine"]
+CASES += [(k, "many samples") for k in KINDS if k.startswith("b")]
 
 
 @pytest.mark.parametrize(("kind", "regime"), CASES, indirect=["regime"])
@@ -131,7 +132,7 @@ def assert_close(actual, expected, rtol=2e-6, atol=1e-7):
 
 
 @pytest.mark.parametrize("kind", ["b0", "b1", "b2"])
-@pytest.mark.parametrize("regime", ["held", "chunks"], indirect=True)
+@pytest.mark.parametrize("regime", ["held", "chunks", "many chunks"], indirect=True)
 def test_batch_in_two_parts(kind, regime, layout, draw_here):
     """As on two ranks: sums over parts of a batch lead to the gradients of the whole."""
     conditional = kind == "b1"

@@ -18,15 +18,16 @@ def test_regimes_are_those_meant(regime, layout):
     chunk, chunks = plan.chunk, plan.chunks
     assert plan.fused == (regime in ("held", "fused"))
     assert (chunk == 1) == plan.tile.ONE == (regime == "held")
-    assert (chunks > 1) == (chunks * plan.units > 2) == ("chunks" in regime)
+    assert (chunks > 1) == (chunks * plan.units > 2) == ("many" in regime or regime == "chunks")
     assert plan.merged == (regime == "many chunks")
+    assert plan.spread == (regime in ("many chunks", "many samples"))
     units_of_a_group = plans.make_plan(x, 6, 1).tile.SUBS
     assert units_of_a_group == (1 if regime == "held" else 2)
     # The B series, whose statistics of the batch need all of x first.
     few = torch.empty((2, 3, 5, 13), device=DEVICE).to(memory_format=layout)
     plan = plans.make_plan(few, 1, 2, chunked=True)
     assert not plan.fused
-    assert (plan.chunks > 1) == ("chunks" in regime)
+    assert (plan.chunks > 1) == ("many" in regime or regime == "chunks")
     assert (plan.chunk == 1) == plan.tile.ONE == (regime == "held")
 
 
@@ -72,6 +73,6 @@ def test_few_kernels_for_many_sizes():
         for width in range(120, 260, 7):
             for tensors in (1, 2):
                 plan = plans._choose(2, 256, height * width, False, 2, 8, tensors, False)
-                variants.add((tensors, plan.tile, plan.fused, str(plan.launch)))
+                variants.add((tensors, plan.tile, plan.fused, str(plan.options)))
     # 3 powers of two that divide H W; forward and backward.
     assert len(variants) == 6

@@ -144,20 +144,8 @@ def _batch_backward_kernel(
     pid = tl.program_id(0)
     if pid < extra:
         if ADD:
-            add_rows(
-                pid,
-                sums_ptr,
-                dweight_ptr,
-                dbias_ptr,
-                dbatch_var_ptr,
-                dv_ptr,
-                plane,
-                rows,
-                outputs,
-                C,
-                G,
-                R,
-            )
+            out_ptrs = (dweight_ptr, dbias_ptr, dbatch_var_ptr, dv_ptr)
+            add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
         weight = wide_parameter(weight_ptr, weight_stride, at)

@@ -38,10 +38,7 @@ def rows_at_once(rows):
 def add_rows(
     index,  # of the program
     sums_ptr,  # (J, outputs * rows, C)
-    a_ptr,  # out, the sums of the first plane: (outputs, C)
-    b_ptr,  # of the second: likewise
-    c_ptr,  # of the third: (C,), over all outputs
-    d_ptr,  # of the fourth: likewise; any tensor where there is none
+    out_ptrs,  # out, 4: the sums of two planes (outputs, C) and, over all outputs, of two (C,)
     plane,  # of sums: elements from one of the J to the next
     rows,
     outputs,
@@ -49,18 +46,18 @@ def add_rows(
     G: tl.constexpr,  # channels of a program
     R: tl.constexpr,  # rows it loads at once
 ):
-    """Sums over rows."""
+    """Sums over rows. Pointers of planes that there are not may be any of float32."""
     blocks = tl.cdiv(C, G)
     c = index % blocks * G + tl.arange(0, G)
     out = (index // blocks % outputs).to(tl.int64)
     j = index // blocks // outputs
-    out_ptr = a_ptr
+    out_ptr = out_ptrs[0]
     if j == 1:
-        out_ptr = b_ptr
+        out_ptr = out_ptrs[1]
     if j == 2:
-        out_ptr = c_ptr
+        out_ptr = out_ptrs[2]
     if j == 3:
-        out_ptr = d_ptr
+        out_ptr = out_ptrs[3]
     sums_ptr += j.to(tl.int64) * plane + out * rows * C
     if j > 1:
         rows *= outputs
@@ -86,7 +83,8 @@ def _sum_kernel(
     G: tl.constexpr,
     R: tl.constexpr,
 ):
-    add_rows(tl.program_id(0), sums_ptr, a_ptr, b_ptr, c_ptr, d_ptr, plane, rows, outputs, C, G, R)
+    out_ptrs = (a_ptr, b_ptr, c_ptr, d_ptr)
+    add_rows(tl.program_id(0), sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
 
 
 class Summing(NamedTuple):

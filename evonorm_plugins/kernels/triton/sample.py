@@ -266,7 +266,8 @@ def _sample_gradients_kernel(
     """Of chunks the second step."""
     pid = tl.program_id(0)
     if pid < extra:
-        add_rows(pid, sums_ptr, dweight_ptr, dbias_ptr, dv_ptr, dv_ptr, plane, rows, outputs, C, G, R)
+        out_ptrs = (dweight_ptr, dbias_ptr, dv_ptr, dv_ptr)
+        add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
         weight = parameter(weight_ptr, weight_stride, at)
