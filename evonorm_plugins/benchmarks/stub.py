@@ -4,9 +4,12 @@ What is left is the time that a launch takes on the host, but for that of the CU
 """
 
 import collections
+import importlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from evonorm_plugins.errors import RunError
+from evonorm_plugins.kernels import backend
 
 SHARED_BYTES = 232448  # of a block, on sm_90
 
@@ -29,6 +32,7 @@ class Stub:
 
     Attributes:
         launches: how many there were, by name of the kernel.
+        compiled: hashes of the compiled kernels, by name.
         record: a list that every launch is appended to, or None.
     """
 
@@ -37,38 +41,47 @@ class Stub:
         self.streams: dict[int, int] = collections.defaultdict(int)
         self.launches: collections.Counter[str] = collections.Counter()
         self.record: list[Launched] | None = None
+        self.compiled: dict[str, set[str]] = collections.defaultdict(set)
         self.utils = self
-        self.compiled: dict[str, set[str]] = collections.defaultdict(set)  # hashes by name
 
     # ---- what Triton asks of a driver ----
 
-    def get_current_target(self):
-        from triton.backends.compiler import GPUTarget
+    def get_current_target(self) -> Any:
+        return importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
 
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self):
+    def get_current_device(self) -> int:
         return self.device
 
-    def get_current_stream(self, device):
+    def get_current_stream(self, device: int) -> int:
         return self.streams[device]
 
-    def get_device_properties(self, device):
+    def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": SHARED_BYTES}
 
-    def load_binary(self, name, binary, shared, device):
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[Any, ...]:
         """Module, function, registers, spilled registers and most threads."""
         return name, (name, device), 0, 0, 1024
 
-    def unload_module(self, module):
+    def unload_module(self, module: Any) -> None:
         pass
 
-    def launcher_cls(self, source, metadata):
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         name, digest = metadata.name, metadata.hash
         self.compiled[name].add(digest)
         launches = self.launches
 
-        def launch(x, y, z, stream, function, packed, given, entered, left, *arguments):
+        def launch(
+            x: int,
+            y: int,
+            z: int,
+            stream: int,
+            function: Any,
+            packed: Any,
+            given: Any,
+            entered: Any,
+            left: Any,
+            *arguments: Any,
+        ) -> None:
             launches[name] += 1
             if self.record is not None:
                 device = function[1]
@@ -83,17 +96,13 @@ def install() -> Stub:
     Call it before Triton launches anything; it stays. What kernels return is not computed.
 
     Raises:
-        RunError: Triton's interpreter is on, or there is no Triton.
+        RunError: Triton's interpreter is on.
+        RuntimeError: there is no Triton, or an old one.
     """
-    try:
-        import triton
-    except ImportError as error:
-        raise RunError(f"Triton cannot be imported: {error}") from error
-    from evonorm_plugins.kernels import triton as kernels
-
+    kernels = backend("triton")
     if kernels.INTERPRETED:
         raise RunError("TRITON_INTERPRET is set; a stub of a driver needs Triton's compiler")
     stub = Stub()
-    triton.runtime.driver.set_active(stub)
-    kernels.TAKES_CPU = True
+    importlib.import_module("triton").runtime.driver.set_active(stub)
+    setattr(kernels, "TAKES_CPU", True)  # noqa: B010
     return stub
