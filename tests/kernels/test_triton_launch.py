@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evonorm_plugins.benchmarks import stub
+from evonorm_plugins.errors import RunError
+
 HAS_CUDA = torch.cuda.is_available()  # otherwise tests/conftest.py asks for the interpreter
 triton = pytest.importorskip("triton")
 launch = pytest.importorskip("evonorm_plugins.kernels.triton.launch")
@@ -40,6 +43,12 @@ def failed():
 )
 def test_stubbed(check, failed):
     assert check not in failed, failed[check]
+
+
+@pytest.mark.skipif(not kernels.INTERPRETED, reason="the stub would stay in this process")
+def test_stub_needs_the_compiler():
+    with pytest.raises(RunError, match="TRITON_INTERPRET is set"):
+        stub.install()
 
 
 def test_installed_version_is_known():

@@ -202,11 +202,12 @@ def _add(plan, sums, size, dstd, weight, v):
     dweight, dbias, dv = new_gradients(weight, v)
     dbatch_var = floats(weight, plan.channels)
     how = summing_of(plan, 3 if v is None else 4, weight)
-    add_planes(plan, sums, size, how, dweight, dbias, dbatch_var, dv)
+    fourth = dbatch_var if dv is None else dv
+    add_planes(plan, sums, size, how, dweight, dbias, dbatch_var, fourth)
     if plan.merged:
         parts, dstd = dstd, floats(dstd, plan.samples, 1, plan.channels)
         how = summing(plan.samples, plan.chunks, plan.channels, 1, True)
-        add_planes(plan, parts, 0, how, dstd)
+        add_planes(plan, parts, 0, how, dstd, dstd, dstd, dstd)
     return dweight, dbias, dv, dstd, dbatch_var
 
 

@@ -115,11 +115,10 @@ def summing_of(plan, number, weight):
     return summing(plan.samples, plan.chunks, plan.channels, number, weight.dim() == 2)
 
 
-def add_planes(plan, sums, size, how, *outputs):
-    """Launch a Summing of planes that are ``size`` elements apart; ``outputs`` as of add_rows."""
+def add_planes(plan, sums, size, how, a, b, c, d):
+    """Launch a Summing of planes that are ``size`` elements apart; a to d as of add_rows."""
     values = (size, how.rows, how.outputs, plan.channels)
-    tensors = (sums, *existing(outputs, outputs[0]), *outputs[:1] * (4 - len(outputs)))
-    plan.run_on((how.programs,), _sum_kernel, tensors, *values, **how.at_once)
+    plan.run_on((how.programs,), _sum_kernel, (sums, a, b, c, d), *values, **how.at_once)
 
 
 def existing(tensors, other):
@@ -146,6 +145,7 @@ def fused_gradients(plan, weight, v, launch):
     size = plane(plan.rows * plan.channels)
     sums = floats(weight, number * size)
     launch(sums, size)
-    found = new_gradients(weight, v)
-    add_planes(plan, sums, size, summing_of(plan, number, weight), *found)
-    return found
+    dweight, dbias, dv = new_gradients(weight, v)
+    third = dbias if dv is None else dv
+    add_planes(plan, sums, size, summing_of(plan, number, weight), dweight, dbias, third, third)
+    return dweight, dbias, dv

@@ -70,7 +70,7 @@ class Launch:
     Called with a tuple of those, or None, whose dtypes are the same with every call.
     """
 
-    __slots__ = ("_compiled", "_constants", "_grid", "_kernel", "_rest", "_values")
+    __slots__ = ("_compiled", "_constants", "_grid", "_interpreted", "_kernel", "_rest", "_values")
 
     def __init__(self, kernel, grid, values, constants):
         """``values``: the arguments that follow the tensors; ``constants``: by name, with options.
@@ -79,19 +79,15 @@ class Launch:
         """
         self._kernel, self._grid = kernel, (*grid, 1, 1)[:3]
         self._values, self._constants = values, constants
-        self._compiled = {}
+        self._compiled, self._interpreted = {}, not isinstance(kernel, triton.JITFunction)
         names = getattr(kernel, "arg_names", ())
         self._rest = (*values, *(constants[name] for name in names if name in constants))
 
     def __call__(self, tensors):
-        kernel = self._kernel
-        if _PRIVATE is None or not isinstance(kernel, triton.JITFunction):
+        if self._interpreted or _PRIVATE is None or _is_watched(self._kernel, _PRIVATE[1]):
             self._launch_slowly(tensors)
             return
-        drivers, settings, _ = _PRIVATE
-        if _is_watched(kernel, settings):
-            self._launch_slowly(tensors)
-            return
+        drivers = _PRIVATE[0]
         driver = drivers.active
         device = driver.get_current_device()
         # 1, which is no tensor's address, for None.
