@@ -33,11 +33,9 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
     """Forward and backward; parameters that begin ``offset`` elements behind 16 bytes."""
     n, c = x.shape[:2]
 
-    def new(*shape):
-        return torch.empty(offset + n * c)[offset:][: torch.Size(shape).numel()].view(shape)
-
-    weight, bias = (new(n, c) if conditional else new(c) for _ in range(2))
-    v = new(c) if kind in ("s0", "b0") else None
+    each = {"dtype": torch.float32, "offset": offset}
+    weight, bias = (new(n, c, **each) if conditional else new(c, **each) for _ in range(2))
+    v = new(c, **each) if kind in ("s0", "b0") else None
     if kind == "affine":
         kernels.affine_forward(x, weight, bias)
         kernels.affine_backward(x, x, weight)
@@ -46,7 +44,7 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
         _, mean, rstd = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
         kernels.sample_backward(x, x, weight, v, mean, rstd, centred)
     else:
-        batch_var = new(c) if given else None
+        batch_var = new(c, **each) if given else None
         _, mean, var, own_mean, own_var = kernels.batch_forward(
             x, weight, bias, v, batch_var, kind, 1e-5
         )
@@ -56,6 +54,7 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
 
 
 def new(*shape, dtype=torch.bfloat16, offset=0):
+    """A tensor that begins ``offset`` elements behind 16 bytes."""
     return torch.empty(torch.Size(shape).numel() + offset, dtype=dtype)[offset:].view(shape)
 
 
@@ -258,7 +257,6 @@ def launches_few_kernels():
         x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
         one = torch.empty(shape[1], device="meta")
         driver.launches.clear()
-        v = None if kind == "affine" else one
         if kind == "affine":
             kernels.affine_forward(x, one, one)
         elif kind == "s0":
@@ -269,9 +267,9 @@ def launches_few_kernels():
         if kind == "affine":
             kernels.affine_backward(x, x, one)
         elif kind == "s0":
-            kernels.sample_backward(x, x, one, v, *own, True)
+            kernels.sample_backward(x, x, one, one, *own, True)
         else:
-            kernels.batch_backward(x, x, one, v, *own, kind, 1e-5)
+            kernels.batch_backward(x, x, one, one, *own, kind, 1e-5)
         found = forward, driver.launches.total() - forward
         assert found == expected, (kind, shape, found)
 

@@ -26,7 +26,8 @@ from evonorm_plugins.kernels.triton.batch_gradients import (
     batch_input_gradient,
     batch_reduce,
 )
-from evonorm_plugins.kernels.triton.sample import sample_backward, sample_forward
+from evonorm_plugins.kernels.triton.sample import sample_forward
+from evonorm_plugins.kernels.triton.sample_gradients import sample_backward
 from evonorm_plugins.kernels.triton.tiles import place
 
 __all__ = [

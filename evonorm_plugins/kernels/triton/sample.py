@@ -4,46 +4,30 @@ import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import (
-    add_rows,
-    existing,
-    floats,
-    fused_gradients,
-    new_gradients,
-    plane,
-    summing_of,
-)
 from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
 from evonorm_plugins.kernels.triton.tiles import (
-    add_chunks,
     count_tiles,
     divide,
     kernel,
     load,
     parameter,
-    pixels,
     pixels_from_end,
     place,
     store,
-    sums,
     to_channels,
-    unit_indices,
     wide,
     wide_parameter,
 )
 
 
 @triton.jit
-def _sigmoid(x, v, FAST: tl.constexpr):
+def sigmoid(x, v, FAST: tl.constexpr):
     """sigmoid(v x); v None stands for 1."""
     rate = -1.4426950408889634  # -log2(e)
     if v is not None:
         rate = v * rate
     return divide(1.0, 1 + tl.exp2(x * rate), FAST)
-
-
-# ---- forward ----
 
 
 @kernel
@@ -85,7 +69,7 @@ def _sample_forward_kernel(
         tile = pixels_from_end(i, at, T)
         if not (T.ONE and SOURCE == "x"):
             x = load(x_ptr, tile, 0, True)
-        store(y_ptr, x * _sigmoid(x, v, T.FAST) * weight + bias, tile)
+        store(y_ptr, x * sigmoid(x, v, T.FAST) * weight + bias, tile)
 
 
 @on_device
@@ -108,204 +92,3 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
         SOURCE=found.source,
     )
     return y, found.mean, found.spread
-
-
-# ---- backward ----
-
-
-@triton.jit
-def _terms(dy_ptr, x_ptr, v, tile, FAST: tl.constexpr):
-    """dy, x and what a tile adds to three sums: dy f, dy and dy df/dv, where f = x sigmoid(v x)."""
-    dy = load(dy_ptr, tile, 0, False)
-    x = load(x_ptr, tile, 1, False)  # not 0, for v may be infinite
-    s = _sigmoid(x, v, FAST)
-    f = x * s
-    return dy, x, dy * f, dy, dy * x * (f * (1 - s))
-
-
-@triton.jit
-def _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T: tl.constexpr):
-    """Store the sums of a chunk; sum of weight dy f of units [U], first tiles of dy and x."""
-    dy, x, scale, shift, slope = _terms(dy_ptr, x_ptr, v, pixels(at.first, at, T), T.FAST)
-    if not T.ONE:
-        for start in range(at.first + T.P, at.end, T.P):
-            terms = _terms(dy_ptr, x_ptr, v, pixels(start, at, T), T.FAST)
-            scale += terms[2]
-            shift += terms[3]
-            slope += terms[4]
-    scale = sums(scale, T.K, T)
-    sums_ptr += at.row * at.C + at.c
-    tl.store(sums_ptr, scale * rstd, at.inside)
-    tl.store(sums_ptr + plane, sums(shift, T.K, T), at.inside)
-    if v is not None:
-        tl.store(sums_ptr + 2 * plane, sums(slope, T.K, T) * weight * rstd, at.inside)
-    return tl.sum(tl.reshape(scale * weight, [T.U, T.PAD]), 1), dy, x
-
-
-@triton.jit
-def _store_dx(
-    dy_ptr,
-    x_ptr,
-    dx_ptr,
-    dy_tile,
-    x_tile,
-    at,
-    weight,
-    v,
-    mean,
-    rstd,
-    total,
-    CENTRED: tl.constexpr,
-    AGAIN: tl.constexpr,
-    T: tl.constexpr,
-):
-    """dx from the sums ``total`` [U] of a program's groups; AGAIN: the tiles are to be read."""
-    pull = rstd * rstd * rstd * to_channels(total, T) / (at.HW * T.D).to(tl.float32)
-    scale, pull = wide(weight * rstd), wide(pull)
-    for i in range(0, count_tiles(at, T)):
-        tile = pixels_from_end(i, at, T)
-        if AGAIN:
-            dy = load(dy_ptr, tile, 0, True)
-            x = load(x_ptr, tile, 0, True)
-        else:
-            dy, x = dy_tile, x_tile
-        s = _sigmoid(x, v, T.FAST)
-        slope = x * s * (1 - s)
-        if v is not None:
-            slope *= v
-        z = x
-        if CENTRED:
-            z -= mean
-        store(dx_ptr, dy * scale * (s + slope) - pull * z, tile)
-
-
-@kernel
-def _sample_backward_kernel(
-    dy_ptr,  # as x
-    x_ptr,  # (N, C, H, W)
-    dx_ptr,  # out: as x
-    weight_ptr,  # (C,) or (N, C)
-    v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
-    sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
-    plane: tl.int64,  # of sums: elements from one of them to the next
-    weight_stride,
-    C,
-    HW: tl.int64,
-    chunk: tl.int64,
-    chunks,
-    CENTRED: tl.constexpr,
-    T: tl.constexpr,
-):
-    """All of it, where a program has whole groups."""
-    at = place(C, HW, chunk, chunks, False, T)
-    weight = parameter(weight_ptr, weight_stride, at)
-    mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
-    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
-    v = wide_parameter(v_ptr, 0, at)
-    total, dy, x = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
-    _store_dx(dy_ptr, x_ptr, dx_ptr, dy, x, at, weight, v, mean, rstd, total, CENTRED, not T.ONE, T)
-
-
-@kernel
-def _sample_sums_kernel(
-    dy_ptr,  # as x
-    x_ptr,  # (N, C, H, W)
-    weight_ptr,  # (C,) or (N, C)
-    v_ptr,  # (C,) or None
-    rstd_ptr,  # (N, groups)
-    sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
-    parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
-    plane: tl.int64,  # of sums: elements from one of them to the next
-    weight_stride,
-    C,
-    HW: tl.int64,
-    chunk: tl.int64,
-    chunks,
-    T: tl.constexpr,
-):
-    """Of chunks the first step."""
-    at = place(C, HW, chunk, chunks, False, T)
-    weight = parameter(weight_ptr, weight_stride, at)
-    rstd = parameter(rstd_ptr, C // T.D, at, T.D)
-    v = wide_parameter(v_ptr, 0, at)
-    part, _, _ = _chunk_sums(dy_ptr, x_ptr, sums_ptr, plane, at, weight, v, rstd, T)
-    unit, units = unit_indices(at, T)
-    tl.store(parts_ptr + at.row * units + unit, part, unit < units)
-
-
-@kernel
-def _sample_gradients_kernel(
-    dy_ptr,  # as x
-    x_ptr,  # (N, C, H, W)
-    dx_ptr,  # out: as x
-    weight_ptr,  # (C,) or (N, C)
-    v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
-    sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
-    parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x)
-    dweight_ptr,  # out: as weight
-    dbias_ptr,  # out: as weight
-    dv_ptr,  # out where v is: (C,)
-    plane: tl.int64,  # of sums: elements from one of them to the next
-    rows,  # of sums that are added up to one output
-    outputs,
-    extra,  # programs that do so; the others make dx
-    weight_stride,
-    C,
-    HW: tl.int64,
-    chunk: tl.int64,
-    chunks,
-    CENTRED: tl.constexpr,
-    G: tl.constexpr,  # of add_rows
-    R: tl.constexpr,
-    T: tl.constexpr,
-):
-    """Of chunks the second step."""
-    pid = tl.program_id(0)
-    if pid < extra:
-        out_ptrs = (dweight_ptr, dbias_ptr, dv_ptr, dv_ptr)
-        add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
-    else:
-        at = place(C, HW, chunk, chunks, True, T, extra)
-        weight = parameter(weight_ptr, weight_stride, at)
-        mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
-        rstd = parameter(rstd_ptr, C // T.D, at, T.D)
-        v = wide_parameter(v_ptr, 0, at)
-        total = add_chunks(parts_ptr, at.n, chunks, at, T)
-        _store_dx(
-            dy_ptr, x_ptr, dx_ptr, None, None, at, weight, v, mean, rstd, total, CENTRED, True, T
-        )
-
-
-@on_device
-def sample_backward(dy, x, weight, v, mean, rstd, centred):
-    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
-    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
-    dx, stride = torch.empty_like(x), sample_stride(weight)
-    if plan.fused:
-
-        def launch(sums, size):
-            tensors = (dy, x, dx, weight, v, mean, rstd, sums)
-            plan.run(_sample_backward_kernel, tensors, size, stride, CENTRED=centred)
-
-        return dx, *fused_gradients(plan, weight, v, launch)
-    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
-    sums, parts = floats(x, number * size), floats(x, plan.rows * plan.units)
-    plan.run(_sample_sums_kernel, (dy, x, weight, v, rstd, sums, parts), size, stride)
-    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
-    plan.run(
-        _sample_gradients_kernel,
-        (dy, x, dx, weight, v, mean, rstd, sums, parts, *existing(found, sums)),
-        size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        stride,
-        extra=how.programs,
-        CENTRED=centred,
-        **how.at_once,
-    )
-    return dx, *found
