@@ -45,6 +45,17 @@ def test_unavailable():
     assert "x is on meta" in kernels.unavailable(x.to("meta"))
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "capability 8.0"), ((9, 0), None)])
+def test_unavailable_on_old_devices(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    kernels._too_old.cache_clear()
+    x = types.SimpleNamespace(is_cuda=True, is_cpu=False, get_device=lambda: 0)
+    reason = kernels.unavailable(x)
+    kernels._too_old.cache_clear()
+    assert reason is None if expected is None else expected in reason
+
+
 @pytest.mark.parametrize(
     ("version", "expected"),
     [

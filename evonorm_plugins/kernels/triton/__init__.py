@@ -16,6 +16,8 @@ contiguous: weight, bias ``(C,)`` or ``(N, C)``, v, batch_var ``(C,)``. Results 
 are float32 too.
 """
 
+import functools
+
 import torch
 import triton
 
@@ -59,6 +61,12 @@ def unavailable(x):
     """None if the kernels can run on the device of ``x``, else the reason in one line."""
     if not computes_on(x):
         return f"x is on {x.device.type}; Triton needs a CUDA tensor (or TRITON_INTERPRET=1)"
-    if x.is_cuda and torch.version.cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+    return _too_old(x.get_device()) if x.is_cuda else None
+
+
+@functools.cache  # it is asked with every call of a layer
+def _too_old(index):
+    """None if the kernels can run on a CUDA device, else the reason."""
+    if torch.version.cuda and torch.cuda.get_device_capability(index) < (8, 0):
         return "Triton needs compute capability 8.0"
     return None

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 import triton
 
-# Versions whose launchers were read: they are called alike, and take addresses for tensors.
+# From the first to the last whose launchers were read: both are called alike, and take addresses
+# for tensors.
 _KNOWN = ((3, 4), (3, 9))
 _ALIGNMENT = 16  # Triton compiles other kernels for pointers that are no multiples of it
 _MOST = 64  # kernels of a Launch, launches of a Plan
