@@ -56,9 +56,6 @@ int evonorm_has_openmp(void)
 #endif
 }
 
-/* Lets the other side check that it has the same layout of `problem`. */
-int64_t evonorm_problem_size(void) { return (int64_t)sizeof(problem); }
-
 static void fold(const problem *p, const pass *a, int64_t n0, int64_t n1, int64_t c0, int64_t c1)
 {
     int64_t width = p->groups ? p->channels / p->groups : 1;
