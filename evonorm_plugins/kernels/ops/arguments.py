@@ -70,6 +70,21 @@ def dense_pair(x, dy):
     return x, dy if dy.is_contiguous() else dy.contiguous()
 
 
+def are_ready(shape, *tensors):
+    """Whether a kernel of the CPU can be given ``tensors`` of that shape, or Nones, as they are."""
+    for t in tensors:
+        if t is not None and not (
+            t.dtype is FLOAT32
+            and t.shape == shape
+            and t.is_cpu
+            and t.layout is _STRIDED
+            and t.is_contiguous()
+            and not t.is_neg()
+        ):
+            return False
+    return True
+
+
 def gamma(weight, x, samples, channels):
     """``(C,)``, or ``(N, C)`` with one for each sample."""
     shape = None if weight is None else weight.shape
