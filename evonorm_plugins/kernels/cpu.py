@@ -14,6 +14,7 @@ an operator tries it first and makes its arguments fit where it was refused.
 """
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 import torch
