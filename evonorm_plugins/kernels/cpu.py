@@ -42,9 +42,16 @@ def _load() -> ModuleType | str:
         return f"_evonorm cannot be loaded ({error}); install the package again"
     if getattr(library, "INTERFACE", None) != _INTERFACE:
         return "_evonorm is of another version of the package; install it again"
-    library.prepare(Unfit, *_DTYPES, {"memory_format": torch.channels_last})
+    connect(library)
     library.choose(len(INSTRUCTION_SETS) - 1)
     return library
+
+
+def connect(library: ModuleType) -> None:
+    """Tell the library what it needs to know of torch."""
+    # Of the DLPack protocol. Before torch 2.10 there is none, and attributes are read instead.
+    functions = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+    library.prepare(Unfit, *_DTYPES, functions)
 
 
 _library = _load()
@@ -86,7 +93,7 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
 
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
-    shape = x.shape[0], groups
+    shape = x.shape[0], max(0, min(groups, x.shape[1]))
     y, mean, rstd = torch.empty_like(x), weight.new_empty(shape), weight.new_empty(shape)
     _library.sample_forward(*(_threads(), x, weight, v, bias, groups, eps, centred), y, mean, rstd)
     return y, mean, rstd

@@ -4,7 +4,7 @@
  * arguments are put into, in their order. Of Python only the stable ABI is used, so that one
  * library serves every version.
  */
-#include <Python.h>
+#include "tensors.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -106,137 +106,79 @@ static const entry ENTRIES[] = {
 };
 enum { COUNT = sizeof(ENTRIES) / sizeof(ENTRIES[0]) };
 
-/* What `prepare` is given, and names of a tensor's attributes. */
-static PyObject *unfit, *dtypes[3], *no_arguments, *as_channels_last;
-static PyObject *dtype_name, *shape_name, *is_cpu_name, *is_contiguous_name, *is_neg_name, *data_ptr_name;
-
-static int is_true(PyObject *value)
-{
-    int result = value == Py_True;
-    Py_XDECREF(value);
-    return result;
-}
-
-static int ask(PyObject *tensor, PyObject *method)
-{
-    return is_true(PyObject_CallMethodObjArgs(tensor, method, NULL));
-}
-
-static void *address_of(PyObject *tensor)
-{
-    PyObject *value = PyObject_CallMethodObjArgs(tensor, data_ptr_name, NULL);
-    if (!value) return NULL;
-    void *address = (void *)(uintptr_t)PyLong_AsUnsignedLongLong(value);
-    Py_DECREF(value);
-    return address;
-}
-
-enum { MOST_AXES = 8 };
-
-/* The number of axes, or -1; sizes beyond them are 1. */
-static int read_shape(PyObject *tensor, int64_t sizes[MOST_AXES])
-{
-    PyObject *shape = PyObject_GetAttr(tensor, shape_name);
-    Py_ssize_t axes = shape ? PyTuple_Size(shape) : -1;
-    if (axes > MOST_AXES) axes = -1;
-    for (Py_ssize_t i = 0; i < MOST_AXES; i++)
-        sizes[i] = i < axes ? PyLong_AsLongLong(PyTuple_GetItem(shape, i)) : 1;
-    Py_XDECREF(shape);
-    return (int)axes;
-}
-
-static int dtype_of(PyObject *tensor)
-{
-    PyObject *dtype = PyObject_GetAttr(tensor, dtype_name);
-    Py_XDECREF(dtype); /* one of a few that live as long as torch */
-    for (int i = 0; i < 3; i++)
-        if (dtype && dtype == dtypes[i]) return i;
-    return -1;
-}
-
-static int is_contiguous(PyObject *tensor, int channels_last)
-{
-    if (!channels_last) return ask(tensor, is_contiguous_name);
-    PyObject *method = PyObject_GetAttr(tensor, is_contiguous_name);
-    PyObject *value = method ? PyObject_Call(method, no_arguments, as_channels_last) : NULL;
-    Py_XDECREF(method);
-    return is_true(value);
-}
-
-static int is_plain(PyObject *tensor)
-{
-    return is_true(PyObject_GetAttr(tensor, is_cpu_name)) && !ask(tensor, is_neg_name);
-}
+static PyObject *unfit; /* what is raised where a tensor is not as it must be */
 
 /* Whether the tensor is what x must be. */
-static int read_x(problem *p, PyObject *x)
+static int read_x(problem *p, PyObject *tensor, view *x)
 {
-    int64_t sizes[MOST_AXES];
-    int axes = read_shape(x, sizes), dtype = dtype_of(x);
-    if (axes < 2 || dtype < 0 || !is_plain(x)) return 0;
-    p->samples = sizes[0];
-    p->channels = sizes[1];
-    p->pixels = 1;
-    for (int i = 2; i < axes; i++) p->pixels *= sizes[i];
-    p->dtype = dtype;
-    p->channels_last = !is_contiguous(x, 0);
-    if (p->channels_last && !is_contiguous(x, 1)) return 0;
+    if (!evonorm_read_plain(tensor, x) || x->axes != 4 || x->dtype < 0) return 0;
+    p->samples = x->sizes[0];
+    p->channels = x->sizes[1];
+    p->pixels = x->sizes[2] * x->sizes[3];
+    p->dtype = x->dtype;
+    p->channels_last = !evonorm_is_contiguous(x);
+    if (p->channels_last && !evonorm_is_channels_last(x)) return 0;
     return p->samples * p->channels * p->pixels > 0;
 }
 
-static int is_like_x(const problem *p, PyObject *x, PyObject *dy)
+static int is_like_x(const problem *p, const view *x, const view *dy)
 {
-    int64_t sizes[MOST_AXES], wanted[MOST_AXES];
-    if (read_shape(dy, sizes) != read_shape(x, wanted) || dtype_of(dy) != p->dtype) return 0;
-    for (int i = 0; i < MOST_AXES; i++)
-        if (sizes[i] != wanted[i]) return 0;
-    return is_plain(dy) && is_contiguous(dy, p->channels_last);
+    if (dy->axes != x->axes || dy->dtype != x->dtype) return 0;
+    for (int i = 0; i < x->axes; i++)
+        if (dy->sizes[i] != x->sizes[i]) return 0;
+    return p->channels_last ? evonorm_is_channels_last(dy) : evonorm_is_contiguous(dy);
 }
 
 /* Whether the shape is one that the type allows; sets what depends on it. */
-static int has_shape(problem *p, int type, PyObject *tensor)
+static int has_shape(problem *p, int type, const view *t)
 {
-    int64_t sizes[MOST_AXES], n = p->samples, c = p->channels;
-    int axes = read_shape(tensor, sizes);
-    int is_channel = axes == 1 && sizes[0] == c;
-    int is_own = axes == 2 && sizes[0] == n && sizes[1] == c;
+    int64_t n = p->samples, c = p->channels;
+    int is_channel = t->axes == 1 && t->sizes[0] == c;
+    int is_own = t->axes == 2 && t->sizes[0] == n && t->sizes[1] == c;
     switch (type) {
     case GAMMA: p->affine_stride = is_own ? c : 0; return is_channel || is_own;
     case LIKE_GAMMA: return p->affine_stride ? is_own : is_channel;
     case OF_CHANNEL: return is_channel;
     case OF_OWN: return is_own;
     default: /* OF_GROUP */
-        if (axes != 2 || sizes[0] != n || (p->groups && sizes[1] != p->groups)) return 0;
-        p->groups = sizes[1];
+        if (t->axes != 2 || t->sizes[0] != n || (p->groups && t->sizes[1] != p->groups)) return 0;
+        p->groups = t->sizes[1];
         return 1;
     }
 }
 
 /* Whether it is what it must be. */
-static int read_argument(problem *p, PyObject *x, const field *f, PyObject *value)
+static int read_argument(problem *p, view *x, const field *f, PyObject *value)
 {
     char *at = (char *)p + f->offset;
+    view t;
     switch (f->type) {
     case INT64: *(int64_t *)at = PyLong_AsLongLong(value); return 1;
     case INT32: *(int32_t *)at = (int32_t)PyLong_AsLong(value); return 1;
-    case NUMBER: *(double *)at = PyFloat_AsDouble(value); return 1;
+    case NUMBER: {
+        double number = PyFloat_AsDouble(value);
+        *(double *)at = number;
+        return number >= 0 && isfinite(number);
+    }
     case X:
-        if (!read_x(p, value)) return 0;
-        break;
+        if (!read_x(p, value, x)) return 0;
+        *(void **)at = x->data;
+        return x->data != NULL;
     case LIKE_X:
-        if (!is_like_x(p, x, value)) return 0;
+        if (!evonorm_read_plain(value, &t) || !is_like_x(p, x, &t)) return 0;
         break;
     case RESULT:
         if (value == Py_None) return 1;
+        if (!evonorm_read_view(value, &t)) return 0;
         break;
     default:
         if (value == Py_None) return 1;
-        if (dtype_of(value) != FLOAT32 || !has_shape(p, f->type, value) || !is_plain(value)
-            || !is_contiguous(value, 0))
+        if (!evonorm_read_plain(value, &t) || t.dtype != FLOAT32 || !has_shape(p, f->type, &t)
+            || !evonorm_is_contiguous(&t))
             return 0;
     }
-    *(void **)at = address_of(value);
-    return *(void **)at != NULL;
+    *(void **)at = t.data;
+    return t.data != NULL;
 }
 
 static PyObject *finish(const problem *p, int status)
@@ -260,10 +202,11 @@ static PyObject *call_entry(PyObject *self, PyObject *const *arguments, Py_ssize
 {
     const entry *e = PyCapsule_GetPointer(self, NULL);
     problem p = {0};
+    view x;
     Py_ssize_t i = 0;
     if (!e) return NULL;
     for (; e->fields[i].type && i < given; i++)
-        if (!read_argument(&p, arguments[1], &e->fields[i], arguments[i])) return finish(&p, REFUSED);
+        if (!read_argument(&p, &x, &e->fields[i], arguments[i])) return finish(&p, REFUSED);
     if (PyErr_Occurred()) return NULL;
     if (e->fields[i].type || i < given)
         return PyErr_Format(PyExc_TypeError, "%s was given %zd arguments", e->name, given);
@@ -279,22 +222,21 @@ static PyObject *call_entry(PyObject *self, PyObject *const *arguments, Py_ssize
 static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     (void)self;
-    problem p = {0};
-    int64_t sizes[MOST_AXES];
+    view average_view, value_view;
     if (given != 3)
         return PyErr_Format(PyExc_TypeError, "move_average was given %zd arguments", given);
     float share = (float)PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    read_shape(arguments[0], sizes);
-    p.channels = sizes[0];
-    float *average;
-    const float *value;
-    field f = {OF_CHANNEL, offsetof(problem, batch_var)};
-    if (!read_argument(&p, NULL, &f, arguments[0])) return finish(&p, REFUSED);
-    average = p.batch_var;
-    if (!read_argument(&p, NULL, &f, arguments[1])) return finish(&p, REFUSED);
-    value = p.batch_var;
-    if (!average || !value) return finish(&p, REFUSED);
+    problem p = {0};
+    if (!evonorm_read_plain(arguments[0], &average_view)) return finish(&p, REFUSED);
+    if (!evonorm_read_plain(arguments[1], &value_view)) return finish(&p, REFUSED);
+    p.channels = average_view.axes == 1 ? average_view.sizes[0] : -1;
+    if (average_view.dtype != FLOAT32 || value_view.dtype != FLOAT32
+        || !has_shape(&p, OF_CHANNEL, &value_view) || !evonorm_is_contiguous(&average_view)
+        || !evonorm_is_contiguous(&value_view))
+        return finish(&p, REFUSED);
+    float *average = average_view.data;
+    const float *value = value_view.data;
     for (int64_t i = 0; i < p.channels; i++) {
         float step = value[i] - average[i];
         /* From the nearer end, as torch.lerp: a share of 1 gives the value itself. */
@@ -304,23 +246,16 @@ static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssi
     Py_RETURN_NONE;
 }
 
-/* What is raised where a tensor is not as it must be; the dtypes, in the order of the enum; the
-   keywords that ask is_contiguous for channels_last. */
+/* What is raised where a tensor is not as it must be; and for tensors.h the dtypes, in the order of
+   the enum, and of torch.Tensor __dlpack_c_exchange_api__, or None. */
 static PyObject *prepare(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    if (!PyArg_ParseTuple(arguments, "OOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2],
-                          &as_channels_last))
+    PyObject *dtypes[3], *functions;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2], &functions))
         return NULL;
-    Py_INCREF(unfit), Py_INCREF(as_channels_last);
-    for (int i = 0; i < 3; i++) Py_INCREF(dtypes[i]);
-    no_arguments = PyTuple_New(0);
-    dtype_name = PyUnicode_InternFromString("dtype");
-    shape_name = PyUnicode_InternFromString("shape");
-    is_cpu_name = PyUnicode_InternFromString("is_cpu");
-    is_contiguous_name = PyUnicode_InternFromString("is_contiguous");
-    is_neg_name = PyUnicode_InternFromString("is_neg");
-    data_ptr_name = PyUnicode_InternFromString("data_ptr");
+    Py_INCREF(unfit);
+    if (!evonorm_prepare_tensors(dtypes, functions)) return NULL;
     Py_RETURN_NONE;
 }
 

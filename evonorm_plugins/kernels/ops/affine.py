@@ -9,24 +9,24 @@ from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
 
 def _forward(x, weight, bias, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    if impl == "cpu" and weight is not None:
+    if impl == "cpu" and arguments.may_fit(x, weight):
         try:
             return cpu.affine_forward(x, weight, bias)
         except cpu.Unfit:
             pass  # what follows makes x and parameters fit, or says what is wrong
+    n, channels, _, _ = arguments.sizes(x)
     weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
     return module.affine_forward(x, weight, bias) if x.numel() else torch.empty_like(x)
 
 
 def _backward(dy, x, weight, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    if impl == "cpu" and weight is not None:
+    if impl == "cpu" and arguments.may_fit(x, weight):
         try:
             return cpu.affine_backward(dy, x, weight)
         except cpu.Unfit:
             pass
+    n, channels, _, _ = arguments.sizes(x)
     weight32 = arguments.gamma(weight, x, n, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:

@@ -8,7 +8,7 @@ from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 from evonorm_plugins.statistics import batch_variance
 
-KINDS = ("b0", "b1", "b2")
+KINDS = {"b0": True, "b1": False, "b2": False}  # whether it has a v
 
 
 def formula_of(kind, eps, group=None):
@@ -26,14 +26,14 @@ def formula_of(kind, eps, group=None):
 
 
 def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    arguments.check_kind(kind, KINDS, v)
-    arguments.check_eps(eps)
-    if impl == "cpu" and weight is not None:
+    if impl == "cpu" and KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
         try:
             return cpu.batch_forward(x, weight, bias, v, batch_var, kind, eps)
         except cpu.Unfit:
             pass  # what follows makes x and parameters fit, or says what is wrong
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, KINDS, v)
+    arguments.check_eps(eps)
     weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
     v = None if v is None else arguments.per_channel("v", v, x, channels)
     if batch_var is not None:
@@ -47,15 +47,19 @@ def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    arguments.check_kind(kind, KINDS, v)
-    arguments.check_eps(eps)
-    if impl == "cpu" and weight is not None and batch_var is not None:
+    if (
+        impl == "cpu"
+        and KINDS.get(kind) is (v is not None)
+        and arguments.may_fit(x, weight, batch_var)
+    ):
         given = mean, var, batch_mean, batch_var
         try:
             return cpu.batch_backward(dy, x, weight, v, *given, kind, eps)
         except cpu.Unfit:
             pass
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, KINDS, v)
+    arguments.check_eps(eps)
     mean = arguments.per_sample("mean", mean, x, n, channels)
     var = arguments.per_sample("var", var, x, n, channels)
     weight32 = arguments.gamma(weight, x, n, channels)

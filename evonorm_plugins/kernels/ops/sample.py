@@ -7,19 +7,19 @@ from evonorm_plugins.kernels import cpu
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
-_KINDS = ("s0", "s1", "s2")
+_KINDS = {"s0": True, "s1": False, "s2": False}  # whether it has a v
 
 
 def _forward(x, weight, bias, v, kind, groups, eps, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    arguments.check_kind(kind, _KINDS, v)
-    arguments.check_groups(groups, channels)
-    arguments.check_eps(eps)
-    if impl == "cpu" and weight is not None:
+    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
         try:
             return cpu.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
         except cpu.Unfit:
             pass  # what follows makes x and parameters fit, or says what is wrong
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, _KINDS, v)
+    arguments.check_groups(groups, channels)
+    arguments.check_eps(eps)
     weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
     v = None if v is None else arguments.per_channel("v", v, x, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
@@ -29,14 +29,14 @@ def _forward(x, weight, bias, v, kind, groups, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, rstd, kind, impl):
-    n, channels, _, _ = arguments.sizes(x)
-    arguments.check_kind(kind, _KINDS, v)
-    groups = arguments.groups_of(mean, channels)
-    if impl == "cpu" and weight is not None:
+    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
         try:
             return cpu.sample_backward(dy, x, weight, v, mean, rstd, kind != "s2")
         except cpu.Unfit:
             pass
+    n, channels, _, _ = arguments.sizes(x)
+    arguments.check_kind(kind, _KINDS, v)
+    groups = arguments.groups_of(mean, channels)
     mean = arguments.per_sample("mean", mean, x, n, groups)
     rstd = arguments.per_sample("rstd", rstd, x, n, groups)
     weight32 = arguments.gamma(weight, x, n, channels)
