@@ -94,7 +94,8 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
     shape = x.shape[0], max(0, min(groups, x.shape[1]))
-    y, mean, rstd = torch.empty_like(x), weight.new_empty(shape), weight.new_empty(shape)
+    y, mean = torch.empty_like(x), weight.new_empty(shape)
+    rstd = torch.empty_like(mean)
     _library.sample_forward(*(_threads(), x, weight, v, bias, groups, eps, centred), y, mean, rstd)
     return y, mean, rstd
 
@@ -132,9 +133,10 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     """
     own = batch_var is None
     shape = x.shape[:2]
-    y, mean, var = torch.empty_like(x), weight.new_empty(shape), weight.new_empty(shape)
+    y, mean = torch.empty_like(x), weight.new_empty(shape)
     channels = shape[1] if own else 0
-    new_mean, new_var = weight.new_empty(channels), weight.new_empty(channels)
+    new_mean = weight.new_empty(channels)
+    var, new_var = torch.empty_like(mean), torch.empty_like(new_mean)
     used = (new_mean, new_var) if own else (None, batch_var)
     _library.batch_forward(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, *used),
