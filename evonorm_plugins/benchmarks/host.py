@@ -13,7 +13,8 @@ from evonorm_plugins.benchmarks.layers import FORMATS, build_pair
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.text_table import aligned
 
-CALLS = 40  # of which a mean is taken; few, for what disturbs it comes now and then
+CALLS = 20  # of which a mean is taken; few, for what disturbs it comes now and then
+UNTIMED = 5  # before them: another competitor was at work
 WARMUP = 3
 RIVAL = "BN+ReLU"
 PHASES = ("forward", "fwd+bwd")
@@ -85,7 +86,7 @@ def _calls(module, x, dy):
 def host_times(runs, repeats, waits=False, now=time.perf_counter):
     """Microseconds of a call: ``{key: {phase: least of the means over CALLS calls}}``.
 
-    The competitors take turns, so that none finds the processor's caches as it has left them.
+    The competitors take turns; what slows the machine down for a while meets all of them.
 
     Args:
         runs: ``{key: {phase: function}}``.
@@ -97,6 +98,8 @@ def host_times(runs, repeats, waits=False, now=time.perf_counter):
             for phase, call in phases.items():
                 if waits:
                     torch.cuda.synchronize()
+                for _ in range(UNTIMED):
+                    call()
                 start = now()
                 for _ in range(CALLS):
                     call()

@@ -1,6 +1,6 @@
 """Host time of a layer: microseconds of one forward pass, and of one forward and backward.
 
-Least of the means over 40 calls, the competitors in turns. On tiny tensors of the CPU it is all the
+Least of the means over 20 calls, the competitors in turns. On tiny tensors of the CPU it is all the
 time there is; on a GPU it is the time that queuing takes, kernels apart.
 """
 
@@ -32,7 +32,7 @@ def add_arguments(parser):
     )
     add("--device", choices=("cpu", "cuda"), default="cpu", help="(default: %(default)s)")
     add("--threads", type=count, default=1, help="of torch (default: %(default)s)")
-    add("--repeats", type=count, default=50, help="means to take (default: %(default)s)")
+    add("--repeats", type=count, default=200, help="means to take (default: %(default)s)")
     add("--csv", metavar="FILE", help="write all numbers")
     add("--force", action="store_true", help="replace a file that no benchmark wrote")
     add("--json", action="store_true", help="print JSON instead of tables")
