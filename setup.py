@@ -1,21 +1,24 @@
 """What pyproject.toml cannot say: the C library, the wheel's tag, the configs' place."""
 
+import sysconfig
 import warnings
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
+STEMS = ("module", "tensors", "driver", "sample", "batch", "affine")
 CSRC = "evonorm_plugins/kernels/csrc"
 OPENMP = "-fopenmp"
-# Plain C, loaded with ctypes: needs neither torch's headers nor Python's. Optional: where it cannot
-# be compiled, the layers run in plain torch and say so.
+# Needs no header of torch, and of Python the stable ABI alone, so that one library serves every
+# version (one without the global lock has none, and a library of its own). Optional: where it
+# cannot be compiled, the layers run in plain torch and say so.
+OLDEST = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
-    sources=[f"{CSRC}/{stem}.c" for stem in ("driver", "sample", "batch", "affine", *LOOPS)],
+    sources=[f"{CSRC}/{stem}.c" for stem in (*STEMS, *LOOPS)],
     depends=sorted(map(str, Path(CSRC).glob("*.h"))),
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[
@@ -23,6 +26,8 @@ KERNELS = Extension(
         *("-fopenmp-simd", OPENMP),
     ],
     extra_link_args=[OPENMP],
+    define_macros=[("Py_LIMITED_API", "0x030A0000")] if OLDEST else [],
+    py_limited_api=bool(OLDEST),
     optional=True,
 )
 # Folders of the checkout that a wheel holds below evonorm_plugins/_configs; evonorm_plugins.configs
@@ -31,14 +36,7 @@ CONFIGS = {f"evonorm_plugins._configs.{name}": name for name in ("configs", "det
 
 
 class BuildLibrary(build_ext):
-    """The library under a name without Python's version, which it does not depend on."""
-
-    def get_ext_filename(self, fullname):
-        return str(Path(*fullname.split("."))) + ".so"
-
-    def get_export_symbols(self, ext):
-        # Not PyInit_..., which a linker for Windows would look for.
-        return []
+    """Without OpenMP where the compiler has none."""
 
     def build_extension(self, ext):
         try:
@@ -50,13 +48,6 @@ class BuildLibrary(build_ext):
             super().build_extension(ext)
 
 
-class PlatformWheel(bdist_wheel):
-    """A wheel of this platform for every Python."""
-
-    def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
-
-
 setup(
     packages=[*find_packages(include=["evonorm_plugins*", "biggan*"]), *CONFIGS],
     package_dir=CONFIGS,
@@ -66,5 +57,6 @@ setup(
         "biggan": ["configs/*.yaml", "py.typed"],
     },
     ext_modules=[KERNELS],
-    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
+    cmdclass={"build_ext": BuildLibrary},
+    options={"bdist_wheel": {"py_limited_api": OLDEST}} if OLDEST else {},
 )

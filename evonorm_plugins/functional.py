@@ -74,7 +74,7 @@ def evonorm_s0(
     impl: str = "auto",
 ) -> Tensor:
     """EvoNorm-S0: ``x * sigmoid(v * x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
-    return _sample("s0", x, weight, bias, v, groups, eps, impl)
+    return series_s("s0", x, weight, bias, v, groups, eps, impl)
 
 
 def evonorm_s1(
@@ -87,7 +87,7 @@ def evonorm_s1(
     impl: str = "auto",
 ) -> Tensor:
     """EvoNorm-S1: ``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
-    return _sample("s1", x, weight, bias, None, groups, eps, impl)
+    return series_s("s1", x, weight, bias, None, groups, eps, impl)
 
 
 def evonorm_s2(
@@ -100,7 +100,7 @@ def evonorm_s2(
     impl: str = "auto",
 ) -> Tensor:
     """EvoNorm-S2: ``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3)."""
-    return _sample("s2", x, weight, bias, None, groups, eps, impl)
+    return series_s("s2", x, weight, bias, None, groups, eps, impl)
 
 
 def evonorm_b0(
@@ -118,7 +118,7 @@ def evonorm_b0(
     ``batch_var`` ``(C,)`` is the variance under the first square root, such as the moving variance
     in inference. In training :func:`evonorm_b0_train` computes it in passing.
     """
-    return _batch("b0", x, weight, bias, v, batch_var, eps, impl)
+    return series_b("b0", x, weight, bias, v, batch_var, eps, impl)
 
 
 def evonorm_b1(
@@ -131,7 +131,7 @@ def evonorm_b1(
     impl: str = "auto",
 ) -> Tensor:
     """EvoNorm-B1: ``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2)."""
-    return _batch("b1", x, weight, bias, None, batch_var, eps, impl)
+    return series_b("b1", x, weight, bias, None, batch_var, eps, impl)
 
 
 def evonorm_b2(
@@ -144,7 +144,7 @@ def evonorm_b2(
     impl: str = "auto",
 ) -> Tensor:
     """EvoNorm-B2: ``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2)."""
-    return _batch("b2", x, weight, bias, None, batch_var, eps, impl)
+    return series_b("b2", x, weight, bias, None, batch_var, eps, impl)
 
 
 def evonorm_b0_train(
@@ -163,7 +163,7 @@ def evonorm_b0_train(
     gradients flow, in fewer passes over memory. The ``batch_var`` ``(C,)`` returned is for moving
     averages and has no gradient; it is NaN where there are no elements.
     """
-    return _batch_train("b0", x, weight, bias, v, group, eps, impl)
+    return series_b_train("b0", x, weight, bias, v, group, eps, impl)
 
 
 def evonorm_b1_train(
@@ -176,7 +176,7 @@ def evonorm_b1_train(
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """EvoNorm-B1 with the variance of the batch; see :func:`evonorm_b0_train`."""
-    return _batch_train("b1", x, weight, bias, None, group, eps, impl)
+    return series_b_train("b1", x, weight, bias, None, group, eps, impl)
 
 
 def evonorm_b2_train(
@@ -189,15 +189,16 @@ def evonorm_b2_train(
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """EvoNorm-B2 with the variance of the batch; see :func:`evonorm_b0_train`."""
-    return _batch_train("b2", x, weight, bias, None, group, eps, impl)
+    return series_b_train("b2", x, weight, bias, None, group, eps, impl)
 
 
 def channel_affine(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     """``gamma * x + beta`` per channel: what the paper puts where no activation follows."""
-    impl = select(impl, x)
+    direct = ops.is_direct(x, weight, bias)
+    impl = select(impl, x, direct)
     if impl == "torch":
         return apply(formulas.affine, x, weight, bias)
-    return ops.apply_affine(x, weight, bias, impl)
+    return ops.apply_affine(x, weight, bias, impl, direct=direct)
 
 
 def pixelnorm_relu(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -253,7 +254,7 @@ def rs_rej_layer(
     return apply(formulas.rs_rej, x, weight, bias, batch_mean_square, eps=eps)
 
 
-def _sample(
+def series_s(
     kind: str,
     x: Tensor,
     weight: Tensor,
@@ -263,13 +264,14 @@ def _sample(
     eps: float,
     impl: str,
 ) -> Tensor:
-    impl = select(impl, x)
+    direct = ops.is_direct(x, weight, bias, v)
+    impl = select(impl, x, direct)
     groups = effective_groups(x.shape[1], groups)
     if impl == "torch":
         _check_v(kind, v)
         tensors = [x, weight, bias] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
-    return ops.apply_sample(x, weight, bias, v, kind, groups, eps, impl)
+    return ops.apply_sample(x, weight, bias, v, kind, groups, eps, impl, direct=direct)
 
 
 def _check_v(kind: str, v: Tensor | None) -> None:
@@ -277,7 +279,7 @@ def _check_v(kind: str, v: Tensor | None) -> None:
         raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
 
 
-def _batch(
+def series_b(
     kind: str,
     x: Tensor,
     weight: Tensor,
@@ -289,15 +291,16 @@ def _batch(
 ) -> Tensor:
     if batch_var is None:
         raise ValueError(f"batch_var is None: evonorm_{kind}_train takes that of x")
-    impl = select(impl, x)
+    direct = ops.is_direct(x, weight, bias, v, batch_var)
+    impl = select(impl, x, direct)
     if impl == "torch":
         _check_v(kind, v)
         tensors = [x, weight, bias, batch_var] + ([] if v is None else [v])
         return apply(getattr(formulas, kind), *tensors, eps=eps)
-    return ops.apply_batch(x, weight, bias, v, batch_var, kind, eps, impl)[0]
+    return ops.apply_batch(x, weight, bias, v, batch_var, kind, eps, impl, direct=direct)[0]
 
 
-def _batch_train(
+def series_b_train(
     kind: str,
     x: Tensor,
     weight: Tensor,
@@ -307,14 +310,15 @@ def _batch_train(
     eps: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    impl = select(impl, x)
+    direct = ops.is_direct(x, weight, bias, v)
+    impl = select(impl, x, direct)
     if impl != "torch" and group is None:
-        y, batch_var = ops.apply_batch(x, weight, bias, v, None, kind, eps, impl)
-    elif impl != "torch" and not is_captured():
+        return ops.apply_batch(x, weight, bias, v, None, kind, eps, impl, direct=direct)
+    if impl != "torch" and not is_captured():
         y, batch_var = ops.apply_batch_of_group(x, weight, bias, v, group, kind, eps, impl)
     else:
         batch_var, count = batch_variance(x, group=group)
         # Without elements anything will do, but NaN would reach the gradients of parameters.
         used = torch.where(count > 0, batch_var, 1)
-        y = _batch(kind, x, weight, bias, v, used, eps, "torch")
+        y = series_b(kind, x, weight, bias, v, used, eps, "torch")
     return y, batch_var.detach()

@@ -27,6 +27,8 @@ try:
     _count_modes = torch._C._len_torch_dispatch_stack
     _innermost_transform = torch._C._functorch.peek_interpreter_stack
     _is_profiled = torch.autograd._profiler_enabled
+    _tracing = torch._C._get_tracing_state
+    _ = forward_ad._current_level
 except AttributeError:
 
     def nobody_looks_on() -> bool:
@@ -36,5 +38,11 @@ except AttributeError:
 else:
 
     def nobody_looks_on() -> bool:
-        """Whether no mode, transform or profiler has a say in what operators do."""
-        return not _count_modes() and _innermost_transform() is None and not _is_profiled()
+        """Whether no mode, transform, tracer or profiler has a say in what operators do."""
+        return (
+            not _count_modes()
+            and _innermost_transform() is None
+            and forward_ad._current_level < 0
+            and _tracing() is None
+            and not _is_profiled()
+        )

@@ -106,7 +106,7 @@ def _build_modules(args, channels):
             modules[layer, f"{impl} compiled"] = compiled
     for pair in PAIRS:
         if pair in args.rivals:
-            modules[pair, "torch.nn"] = _pair(pair, channels)
+            modules[pair, "torch.nn"] = build_pair(pair, channels)
     for module in modules.values():
         module.to(args.device).train(args.mode == "train")
     if args.device == "cuda":
@@ -137,7 +137,7 @@ def _timm_b0(channels):
 TIMM = {"EvoNormS0": _timm_s0, "EvoNormB0": _timm_b0}
 
 
-def _pair(name, channels):
+def build_pair(name, channels):
     if name == "BN+ReLU":
         return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
     norm = nn.GroupNorm(effective_groups(channels, GROUPS), channels)

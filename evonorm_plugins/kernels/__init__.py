@@ -55,13 +55,23 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def select(impl: str, x: torch.Tensor) -> str:
+def select(impl: str, x: torch.Tensor, direct: bool = False) -> str:
     """The implementation that computes ``x``: one of ``IMPLEMENTATIONS`` other than ``"auto"``.
+
+    ``direct`` says that nobody looks on, which is then not asked again; see ``ops.is_direct``.
 
     Raises:
         ValueError: no such implementation.
         RuntimeError: the one asked for cannot run on ``x``.
     """
+    if (
+        direct
+        and x.is_cpu
+        and impl in ("auto", "cpu")
+        and x.dtype in DTYPES
+        and not _MISSING["cpu"]
+    ):
+        return "cpu"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if impl == "torch":

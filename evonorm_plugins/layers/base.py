@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -86,17 +86,22 @@ class NormAct(nn.Module):
         """
         if isinstance(x, fx.Proxy):
             return as_one_operation(self, *((x,) if weight is None else (x, weight, bias)))
-        self._check_input(x)
-        if self.affine != (weight is None) or self.affine != (bias is None):
+        shape = x.shape
+        if len(shape) != 4 or shape[1] != self.num_features or not x.is_floating_point():
+            self._refuse(x)
+        affine = self.affine
+        if affine is not (weight is None) or affine is not (bias is None):
             name = type(self).__name__
             raise ValueError(
                 f"{name} has its own weight and bias; release_affine() gives them up"
-                if self.affine
+                if affine
                 else f"{name} gave up its weight and bias: call it with both"
             )
-        if self.affine:
+        if affine:
             weight, bias = self._own_affine()
-        return (self._norm_act if self.apply_act else self._norm)(x, weight, bias)
+        if self.apply_act:
+            return self._norm_act(x, weight, bias)
+        return self._norm(x, weight, bias)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -133,7 +138,16 @@ class NormAct(nn.Module):
         return {"weight", "bias"} <= self._buffers.keys()
 
     def _own_affine(self) -> tuple[Any, Any]:
-        return self.weight, self.bias
+        # Not as attributes, which nn.Module finds last of all.
+        own = self._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or bias is None:  # constants, or computed, as parametrizations are
+            return self.weight, self.bias
+        return weight, bias
+
+    def _own_v(self) -> Any:
+        v = self._parameters.get("v")
+        return self.v if v is None else v
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         raise NotImplementedError
@@ -179,7 +193,7 @@ class NormAct(nn.Module):
         shown = {"apply_act": self.apply_act, **self.options()}
         return ", ".join([str(self.num_features), *(f"{k}={v}" for k, v in shown.items())])
 
-    def _check_input(self, x: Tensor) -> None:
+    def _refuse(self, x: Tensor) -> NoReturn:
         name = type(self).__name__
         if x.dim() != 4:
             raise ValueError(
@@ -190,8 +204,7 @@ class NormAct(nn.Module):
             raise ValueError(
                 f"{name}({self.num_features}) got {x.shape[1]} channels in {tuple(x.shape)}"
             )
-        if not x.is_floating_point():
-            raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
+        raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
 
 
 class Fused(NormAct):

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evonorm_plugins import functional as F
+from evonorm_plugins.kernels.ops import move_average
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
-from evonorm_plugins.statistics import update_moving_average
 from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
@@ -144,18 +144,16 @@ def moving_statistics_of(module: nn.Module) -> tuple[str, ...]:
 
 
 class _EvoNormB(Fused, BatchStatistics):
-    # Name of the functions of :mod:`evonorm_plugins.functional`.
-    function: str
+    kind: str
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        parameters = [weight, bias] + ([] if self.v is None else [self.v])
-        options = {"eps": self.eps, "impl": self.impl}
+        v = None if self.v_init is None else self._own_v()
         given = self._given_variance(x)
         if given is not None:
-            return getattr(F, self.function)(x, *parameters, given, **options)
+            return F.series_b(self.kind, x, weight, bias, v, given, self.eps, self.impl)
         group = self._statistics_group()
-        y, var = getattr(F, f"{self.function}_train")(x, *parameters, group=group, **options)
-        update_moving_average(self.running_var, var, self.momentum)
+        y, var = F.series_b_train(self.kind, x, weight, bias, v, group, self.eps, self.impl)
+        move_average(self._buffers["running_var"], var, self.momentum)
         return y
 
 
@@ -170,7 +168,7 @@ class EvoNormB0(_EvoNormB):
     """
 
     v_init = 1
-    function = "evonorm_b0"
+    kind = "b0"
 
 
 class EvoNormB1(_EvoNormB):
@@ -179,7 +177,7 @@ class EvoNormB1(_EvoNormB):
     See :class:`EvoNormB0` for the arguments.
     """
 
-    function = "evonorm_b1"
+    kind = "b1"
 
 
 class EvoNormB2(_EvoNormB):
@@ -188,7 +186,7 @@ class EvoNormB2(_EvoNormB):
     See :class:`EvoNormB0` for the arguments.
     """
 
-    function = "evonorm_b2"
+    kind = "b2"
 
 
 def statistics_group(process_group: ProcessGroup | None) -> ProcessGroup | None:

@@ -44,20 +44,19 @@ class EvoNormS0(Fused, _GroupStatistics):
     v_init = 1
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.evonorm_s0(
-            x, weight, bias, self.v, groups=self.groups, eps=self.eps, impl=self.impl
-        )
+        v = self._own_v()
+        return F.series_s("s0", x, weight, bias, v, self.groups, self.eps, self.impl)
 
 
 class EvoNormS1(Fused, _GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.evonorm_s1(x, weight, bias, groups=self.groups, eps=self.eps, impl=self.impl)
+        return F.series_s("s1", x, weight, bias, None, self.groups, self.eps, self.impl)
 
 
 class EvoNormS2(Fused, _GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.evonorm_s2(x, weight, bias, groups=self.groups, eps=self.eps, impl=self.impl)
+        return F.series_s("s2", x, weight, bias, None, self.groups, self.eps, self.impl)

@@ -223,7 +223,8 @@ def test_numbers_that_are_stored_negated(name):
 
 
 PRIVATE = ["_C._len_torch_dispatch_stack", "_C._functorch.peek_interpreter_stack"]
-PRIVATE += ["autograd._profiler_enabled"]
+PRIVATE += ["autograd._profiler_enabled", "_C._get_tracing_state"]
+PRIVATE += ["autograd.forward_ad._current_level"]
 
 
 @NEEDS_CPU
@@ -242,3 +243,51 @@ def test_without_a_private_name_of_torch(kind, name, draw, differentiate, monkey
     actual = differentiate(kind, arguments, dy, "cpu")
     assert expected.keys() == actual.keys()
     assert all(torch.equal(actual[k], expected[k]) for k in expected)
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("kind", ["s0", "b0", "affine"])
+def test_without_the_dlpack_protocol(kind, draw, differentiate):
+    """As before torch 2.10: tensors are read by their attributes, with the same numbers."""
+    cpu = kernels.cpu
+    for layout in (torch.contiguous_format, torch.channels_last):
+        arguments, dy = draw((2, 8, 5, 7), conditional=layout is torch.channels_last)
+        arguments["x"] = arguments["x"].to(memory_format=layout)
+        expected = differentiate(kind, arguments, dy, "cpu")
+        try:
+            cpu._library.prepare(cpu.Unfit, *cpu._DTYPES, None)
+            actual = differentiate(kind, arguments, dy, "cpu")
+            with pytest.raises(cpu.Unfit):
+                cpu.affine_forward(dy, arguments["weight"][..., 1:], arguments["bias"])
+        finally:
+            cpu.connect(cpu._library)
+        assert all(torch.equal(actual[k], expected[k]) for k in expected)
+
+
+@NEEDS_CPU
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+def test_a_call_knows_nothing_of_the_one_before(name):
+    """The same layer object with another shape, dtype, format, grad mode, gamma or device."""
+    layer, x = get_norm_act(name, 8), torch.randn(2, 8, 3, 5)
+    plain = get_norm_act(name, 8, impl="torch")
+    layer(x.requires_grad_()).sum().backward()
+    x = x.detach()
+    for other in (
+        x[:1],
+        x.bfloat16(),
+        x.double(),
+        x.to(memory_format=torch.channels_last),
+        x.expand(3, 2, 8, 3, 5)[1],
+    ):
+        torch.testing.assert_close(layer(other), plain(other), rtol=1e-2, atol=1e-2)
+        assert layer(other).dtype == other.dtype
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+    assert layer(x).requires_grad
+    assert not layer.requires_grad_(False)(x).requires_grad
+    layer.weight.data = torch.full((8,), 2.0)
+    plain.weight.data = layer.weight.data.clone()
+    torch.testing.assert_close(layer(x), plain(x))
+    layer.bfloat16()
+    torch.testing.assert_close(layer(x), plain(x), rtol=1e-2, atol=1e-2)
+    assert layer.to("meta")(x.to("meta")).is_meta

@@ -1,7 +1,6 @@
 """Which implementation runs, and what is said where one cannot."""
 
 import re
-import unittest.mock
 import warnings
 
 import pytest
@@ -74,11 +73,17 @@ def test_show_config():
 @NEEDS_CPU
 def test_a_library_of_another_version_is_not_used(monkeypatch):
     """One that was built before the package was updated."""
+    monkeypatch.setattr(kernels.cpu._library, "INTERFACE", 0)
+    assert re.match(r"_evonorm is of another version of the package; ", kernels.cpu._load())
 
-    class Old:
-        def __init__(self, path):
-            self.evonorm_problem_size = unittest.mock.Mock(return_value=8)
 
-    monkeypatch.setattr(kernels.cpu.ctypes, "CDLL", Old)
-    reason = kernels.cpu._load.__wrapped__()
-    assert re.match(r"_evonorm.*\.so cannot be loaded .*evonorm_sample_forward", reason)
+def test_a_library_that_is_no_module_is_not_used(monkeypatch):
+    """One that was built when the kernels were called in another way, or a damaged one."""
+
+    def refuse(name):
+        raise ImportError("dynamic module does not define module export function")
+
+    monkeypatch.setattr(kernels.cpu.importlib, "import_module", refuse)
+    monkeypatch.setattr(kernels.cpu.importlib.util, "find_spec", lambda name: name)
+    reason = kernels.cpu._load()
+    assert re.match(r"_evonorm cannot be loaded \(dynamic module .*install the package", reason)

@@ -214,3 +214,13 @@ def test_moving_variance_in_half_precision_is_rounded_once(dtype, draw, device):
     layer(x)
     expected = (0.9 + 0.1 * statistic("EvoNormB0", x.double())).to(dtype)
     torch.testing.assert_close(layer.running_var, expected, rtol=torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("name", B_SERIES)
+def test_who_kept_the_moving_average_is_told_of_its_change(name, make, draw):
+    """As after any change in place: a wrong gradient would come of it without a word."""
+    layer, factor = make(name), torch.ones(8, requires_grad=True)
+    kept = (layer.running_var * factor).sum()
+    layer(draw(3, 8, 5, 7))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()

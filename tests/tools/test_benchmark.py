@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from evonorm_plugins import cli, command
-from evonorm_plugins.benchmarks import layers, measure
+from evonorm_plugins.benchmarks import host, layers, measure
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -377,3 +377,26 @@ def test_mask_rcnn_does_the_same_work_with_every_norm(load, monkeypatch):
         kept[norm] = training.kept_bytes()
     assert regions["BN"] == regions["EvoNormB0"] == [128, 32] * 3
     assert kept["EvoNormB0"] == pytest.approx(kept["BN"], rel=0.02)
+
+
+def test_host_time_is_the_least_mean_of_turns(main, capsys):
+    """Every competitor beside BN+ReLU, both phases, and launches where they are counted."""
+    options = ["--shapes", "1x8x2x2", "--layers", "EvoNormS0", "--repeats", "1", "--json"]
+    assert main(["host", *options]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    names = ["BN+ReLU", "GN+ReLU", "GN+SiLU", "EvoNormS0", "affine"]
+    assert [row["competitor"] for row in rows] == names
+    assert all(row["forward_us"] > 0 and row["fwd+bwd_us"] > 0 for row in rows)
+    assert rows[0]["fwd+bwd_of_BN+ReLU"] == 1
+    order, ticks = [], iter(range(100))
+    runs = {key: {"forward": lambda key=key: order.append(key)} for key in "ab"}
+    times = host.host_times(runs, 2, now=lambda: next(ticks))
+    calls = host.UNTIMED + host.CALLS
+    assert order == (["a"] * calls + ["b"] * calls) * (2 + host.WARMUP)
+    assert times == {key: {"forward": 1e6 / host.CALLS} for key in "ab"}
+    counter = iter(range(100))
+    args = SimpleNamespace(shapes=[(1, 8, 2, 2)], layers=[], layout="contiguous", device="cpu")
+    args.repeats, args.impl = 1, "auto"
+    counted = host.run_host(args, lambda: next(counter))
+    assert all(row["forward_launches"] == row["fwd+bwd_launches"] == 1 for row in counted)
+    assert "fwd+bwd launches" in host.host_report(counted)

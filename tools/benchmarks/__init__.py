@@ -6,12 +6,14 @@ is reported are medians over the rounds.
 
 COMMANDS = {
     "layers": "layers on tensors, as `evonorm bench`",
+    "host": "microseconds of the host that a call of a layer takes",
     "models": "norms in a ResNet-50 and in Detectron2's Mask R-CNN",
     "gan": "a training step of BigGAN-deep, beside another implementation",
 }
 EXAMPLES = """
 examples:
   tools/benchmark.py layers
+  tools/benchmark.py host
   tools/benchmark.py models --models resnet50 --size 128 --rounds 5 --csv models.csv
   tools/benchmark.py gan --norms EvoNormS0 BN-ReLU
 """

@@ -56,9 +56,6 @@ int evonorm_has_openmp(void)
 #endif
 }
 
-/* Lets the other side check that it has the same layout of `problem`. */
-int64_t evonorm_problem_size(void) { return (int64_t)sizeof(problem); }
-
 static void fold(const problem *p, const pass *a, int64_t n0, int64_t n1, int64_t c0, int64_t c1)
 {
     int64_t width = p->groups ? p->channels / p->groups : 1;
@@ -127,6 +124,17 @@ static void run_step(const problem *p, loop *step, int64_t thin)
     }
 }
 
+/* All steps of a part, channels [c0, c1) of samples [n0, n1). */
+static void run_part(const problem *p, const pass *a, int steps, int64_t n0, int64_t n1, int64_t c0,
+                     int64_t c1)
+{
+    if (steps & STEP_READ)
+        for (int64_t n = n0; n < n1; n++) a->read(p, n, c0, c1);
+    if (steps & STEP_FOLD) fold(p, a, n0, n1, c0, c1);
+    if (steps & STEP_WRITE)
+        for (int64_t n = n1; n-- > n0;) a->write(p, n, c0, c1);
+}
+
 static void run_pass(problem *p, const pass *a, int steps)
 {
     int64_t threads = p->threads;
@@ -140,6 +148,14 @@ static void run_pass(problem *p, const pass *a, int steps)
         thin = parts_of(thin, VECTOR) * VECTOR;
     }
     p->run = fused && !p->channels_last ? unit : 1;
+    if (fused && threads == 1) { /* asking OpenMP takes as long as a small tensor does */
+        for (int64_t n = 0; n < p->samples; n += together)
+            for (int64_t c = 0; c < p->channels; c += width)
+                run_part(p, a, steps, n, n + together, c, at_most(c + width, p->channels));
+        if (steps & STEP_PARAMETERS)
+            for (int64_t c = 0; c < p->channels; c++) a->fold_parameters(p, c);
+        return;
+    }
 
 #if defined(_OPENMP)
     /* Parts one after the other, as each asks for the next, yet enough for threads that come late. */
@@ -152,13 +168,8 @@ static void run_pass(problem *p, const pass *a, int steps)
 #pragma omp for schedule(dynamic, chunk)
 #endif
             for (int64_t i = 0; i < rows * columns; i++) {
-                int64_t n0 = i / columns * together, n1 = n0 + together;
-                int64_t c0 = i % columns * width, c1 = at_most(c0 + width, p->channels);
-                if (steps & STEP_READ)
-                    for (int64_t n = n0; n < n1; n++) a->read(p, n, c0, c1);
-                if (steps & STEP_FOLD) fold(p, a, n0, n1, c0, c1);
-                if (steps & STEP_WRITE)
-                    for (int64_t n = n1; n-- > n0;) a->write(p, n, c0, c1);
+                int64_t n = i / columns * together, c = i % columns * width;
+                run_part(p, a, steps, n, n + together, c, at_most(c + width, p->channels));
             }
         } else {
             if (steps & STEP_READ) run_step(p, a->read, thin);

@@ -15,6 +15,9 @@ typedef struct {
     void (*fold_parameters)(const problem *, int64_t c);       /* null forward */
 } pass;
 
+int evonorm_level(void);
+void evonorm_choose(int wanted);
+int evonorm_has_openmp(void);
 const loops *evonorm_loops(void);
 int evonorm_run(const problem *p, const pass *a, int steps);
 

@@ -11,8 +11,7 @@ enum { B0, B1, B2 };
    before rstd, gamma and beta, g for x^2 sigmoid' (S series) or dy x / max^2 (B series). */
 enum { SUM_DY, SUM_DY_F, SUM_G, SUM_G_OWN, SUM_GX_OWN, SUMS };
 
-/* One call. N samples, C channels, P pixels, G groups. The layout is that of `struct _Problem` in
-   cpu.py. */
+/* One call. N samples, C channels, P pixels, G groups. module.c fills it in. */
 typedef struct {
     int64_t samples, channels, pixels, groups;
     int64_t run;            /* set by the driver: channels whose rows `moments` takes for one */

@@ -9,8 +9,17 @@ kernel could not compute is refused with a ValueError before it is called.
 """
 
 from evonorm_plugins.kernels.ops.affine import apply_affine
+from evonorm_plugins.kernels.ops.average import move_average
 from evonorm_plugins.kernels.ops.batch import apply_batch
 from evonorm_plugins.kernels.ops.batch_of_group import apply_batch_of_group
+from evonorm_plugins.kernels.ops.operator import is_direct
 from evonorm_plugins.kernels.ops.sample import apply_sample
 
-__all__ = ["apply_affine", "apply_batch", "apply_batch_of_group", "apply_sample"]
+__all__ = [
+    "apply_affine",
+    "apply_batch",
+    "apply_batch_of_group",
+    "apply_sample",
+    "is_direct",
+    "move_average",
+]

@@ -3,16 +3,17 @@
 import torch
 
 from evonorm_plugins import formulas
+from evonorm_plugins.kernels import cpu
 from evonorm_plugins.kernels.ops import arguments, results
-from evonorm_plugins.kernels.ops.operator import Operator
-
-
-def apply_affine(x, weight, bias, impl):
-    """``x * weight + bias``."""
-    return _affine(x, weight, bias, impl)
+from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
 
 def _forward(x, weight, bias, impl):
+    if impl == "cpu" and arguments.may_fit(x, weight):
+        try:
+            return cpu.affine_forward(x, weight, bias)
+        except cpu.Unfit:
+            pass  # what follows makes x and parameters fit, or says what is wrong
     n, channels, _, _ = arguments.sizes(x)
     weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
@@ -20,13 +21,18 @@ def _forward(x, weight, bias, impl):
 
 
 def _backward(dy, x, weight, impl):
+    if impl == "cpu" and arguments.may_fit(x, weight):
+        try:
+            return cpu.affine_backward(dy, x, weight)
+        except cpu.Unfit:
+            pass
     n, channels, _, _ = arguments.sizes(x)
     weight32 = arguments.gamma(weight, x, n, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:
         return torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
     dx, dweight, dbias = module.affine_backward(dy, x, weight32)
-    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+    return dx, *results.as_given(dweight, dbias, None, weight, None)[:2]
 
 
 def _fake_forward(x, weight, bias, impl):
@@ -37,28 +43,20 @@ def _fake_backward(dy, x, weight, impl):
     return results.fake_gradients(x, weight, None)[:3]
 
 
-def _keep(ctx, inputs, output):
-    *tensors, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
 def _gradients(ctx, dy):
-    if dy is None:
-        return (None,) * 4
     x, weight, bias = ctx.saved_tensors
     if torch.is_grad_enabled():
         needed = ctx.needs_input_grad[:3]
-        return *formulas.gradients(formulas.affine, (x, weight, bias), dy, needed), None
-    return *_affine_backward(dy, x, weight, ctx.impl), None
+        return formulas.gradients(formulas.affine, (x, weight, bias), dy, needed)
+    return _affine_backward(dy, x, weight, *ctx.options)
 
 
-_affine = Operator(
+# ``x * weight + bias``.
+apply_affine = Differentiable(
     "affine(Tensor x, Tensor weight, Tensor bias, str impl) -> Tensor",
     tensors=3,
     kernel=_forward,
     fake=_fake_forward,
-    setup_context=_keep,
     backward=_gradients,
 )
 _affine_backward = Operator(

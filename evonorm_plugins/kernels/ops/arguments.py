@@ -13,6 +13,7 @@ from evonorm_plugins.kernels import DTYPES, backend
 # Looked up once, for these functions run with every call.
 FLOAT32 = torch.float32
 _STRIDED = torch.strided
+_NONE = type(None)
 
 
 def sizes(x):
@@ -26,13 +27,18 @@ def sizes(x):
     return shape
 
 
+def may_fit(x, *others):
+    """Whether it is worth a call of the CPU's kernels to learn whether they take all of them."""
+    return x is not None and _NONE not in map(type, others) and x.is_cpu and x.dim() == 4
+
+
 def check_kind(kind, kinds, v):
-    """``kind`` is one of ``kinds``, of which the first alone has a v."""
+    """``kind`` is one of ``kinds``, whose values say whether it has a v."""
     if kind not in kinds:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, kinds))}")
-    if v is None and kind == kinds[0]:
+    if v is None and kinds[kind]:
         raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
-    if v is not None and kind != kinds[0]:
+    if v is not None and not kinds[kind]:
         raise ValueError(f"v is given, but kind={kind!r} has none")
 
 

@@ -3,20 +3,12 @@
 import torch
 
 from evonorm_plugins import formulas
+from evonorm_plugins.kernels import cpu
 from evonorm_plugins.kernels.ops import arguments, results
-from evonorm_plugins.kernels.ops.operator import Operator
+from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 from evonorm_plugins.statistics import batch_variance
 
-KINDS = ("b0", "b1", "b2")
-
-
-def apply_batch(x, weight, bias, v, batch_var, kind, eps, impl):
-    """``(y, batch_var)``. ``kind`` is "b0", "b1" or "b2"; v None in the latter two.
-
-    ``batch_var`` None: the variance of x over batch and space, NaN where x is empty.
-    """
-    y, _, _, _, new_batch_var = _batch(x, weight, bias, v, batch_var, kind, eps, impl)
-    return y, new_batch_var
+KINDS = {"b0": True, "b1": False, "b2": False}  # whether it has a v
 
 
 def formula_of(kind, eps, group=None):
@@ -34,6 +26,11 @@ def formula_of(kind, eps, group=None):
 
 
 def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
+    if impl == "cpu" and KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
+        try:
+            return cpu.batch_forward(x, weight, bias, v, batch_var, kind, eps)
+        except cpu.Unfit:
+            pass  # what follows makes x and parameters fit, or says what is wrong
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, KINDS, v)
     arguments.check_eps(eps)
@@ -50,6 +47,16 @@ def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
+    if (
+        impl == "cpu"
+        and KINDS.get(kind) is (v is not None)
+        and arguments.may_fit(x, weight, batch_var)
+    ):
+        given = mean, var, batch_mean, batch_var
+        try:
+            return cpu.batch_backward(dy, x, weight, v, *given, kind, eps)
+        except cpu.Unfit:
+            pass
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, KINDS, v)
     arguments.check_eps(eps)
@@ -62,12 +69,13 @@ def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, imp
         batch_mean = arguments.per_channel("batch_mean", batch_mean, x, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:
-        return torch.empty_like(x), *results.no_gradients(weight, v), torch.zeros_like(batch_var)
+        dbatch_var = torch.zeros_like(batch_var) if batch_mean is None else None
+        return torch.empty_like(x), *results.no_gradients(weight, v), dbatch_var
     dx, dweight, dbias, dv, dbatch_var = module.batch_backward(
         dy, x, weight32, v32, mean, var, batch_mean, batch_var32, kind, eps
     )
     parameters = results.as_given(dweight, dbias, dv, weight, v)
-    return dx, *parameters, dbatch_var.to(batch_var.dtype)
+    return dx, *parameters, dbatch_var.to(batch_var.dtype) if batch_mean is None else None
 
 
 def _fake_forward(x, weight, bias, v, batch_var, kind, eps, impl):
@@ -78,46 +86,39 @@ def _fake_forward(x, weight, bias, v, batch_var, kind, eps, impl):
 
 
 def _fake_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
-    return *results.fake_gradients(x, weight, v), torch.empty_like(batch_var)
+    dbatch_var = torch.empty_like(batch_var) if batch_mean is None else results.nothing(x)
+    return *results.fake_gradients(x, weight, v), dbatch_var
 
 
-def _keep(ctx, inputs, output):
-    x, weight, bias, v, batch_var, *ctx.options = inputs
-    _, *statistics = output
-    ctx.save_for_backward(x, weight, bias, v, batch_var, *statistics)
-    ctx.mark_non_differentiable(*statistics)
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, dy, *_):
-    if dy is None:
-        return (None,) * 8
+def _gradients(ctx, dy):
     x, weight, bias, v, batch_var, mean, var, own_mean, own_var = ctx.saved_tensors
     kind, eps, impl = ctx.options
     if torch.is_grad_enabled():
         tensors, needed = (x, weight, bias, v, batch_var), ctx.needs_input_grad[:5]
-        found = formulas.gradients(formula_of(kind, eps), tensors, dy, needed)
-    elif batch_var is None:
-        found = _batch_backward(dy, x, weight, v, mean, var, own_mean, own_var, kind, eps, impl)
-    else:
-        found = _batch_backward(dy, x, weight, v, mean, var, None, batch_var, kind, eps, impl)
+        return formulas.gradients(formula_of(kind, eps), tensors, dy, needed)
+    given = (own_mean, own_var) if batch_var is None else (None, batch_var)
+    found = _batch_backward(dy, x, weight, v, mean, var, *given, kind, eps, impl)
     dx, dweight, dbias, dv, dbatch_var = found
-    if v is None:
-        dv = None
-    if batch_var is None:
-        dbatch_var = None
-    return dx, dweight, dbias, dv, dbatch_var, None, None, None
+    return (
+        dx,
+        dweight,
+        dbias,
+        dv if v is not None else None,
+        dbatch_var if batch_var is not None else None,
+    )
 
 
-_batch = Operator(
+# ``(y, batch_var)``. ``kind`` is "b0", "b1" or "b2"; v None in the latter two. ``batch_var`` None:
+# the variance of x over batch and space, NaN where x is empty.
+apply_batch = Differentiable(
     "batch(Tensor x, Tensor weight, Tensor bias, Tensor? v, Tensor? batch_var, str kind, "
     "float eps, str impl) -> "
     "(Tensor y, Tensor mean, Tensor var, Tensor batch_mean, Tensor new_batch_var)",
     tensors=5,
     kernel=_forward,
     fake=_fake_forward,
-    setup_context=_keep,
     backward=_gradients,
+    shows_last=True,
 )
 _batch_backward = Operator(
     "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean, Tensor var, "

@@ -4,31 +4,48 @@ import inspect
 
 import torch
 
+from evonorm_plugins.kernels.ops.results import nothing
 from evonorm_plugins.torch_private import nobody_looks_on
 
 _library = torch.library.Library("evonorm", "DEF")
 OPERATORS = {}  # by name
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+# Looked up once, for these functions run with every call.
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+
+
+def is_direct(*tensors):
+    """Whether a call with these tensors or Nones may go past the dispatcher, now.
+
+    The dispatcher's way through Python and back takes longer than a kernel does for a small tensor.
+    """
+    return not _is_compiling() and _PLAIN.issuperset(map(type, tensors)) and nobody_looks_on()
 
 
 class Operator:
-    """An operator and the function that it calls.
-
-    The dispatcher's way through Python and back takes longer than a kernel does for a small tensor.
+    """An operator, and the function that it calls.
 
     Args:
         schema: name, arguments and results, in the notation of ``torch.library``.
         tensors: how many arguments, the first ones, are tensors.
-        kernel: takes tensors of any device, gives the results.
+        kernel: takes tensors of any device, gives the results; None for one that does
+            not exist, in whose place the operator returns an empty tensor.
         fake: takes the same and gives tensors of the same shape, dtype and strides.
-        setup_context, backward: as of ``torch.library.register_autograd``; None: no gradient.
     """
 
-    def __init__(self, schema, tensors, kernel, fake, setup_context=None, backward=None):
+    def __init__(self, schema, tensors, kernel, fake):
         _library.define(schema)
-        name = schema.partition("(")[0]
+        self.name = schema.partition("(")[0]
         names = list(inspect.signature(kernel).parameters)[:tensors]
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
+
+        def without_none(*arguments):
+            found = kernel(*arguments)
+            if isinstance(found, tuple) and type(None) in map(type, found):
+                return tuple(nothing(arguments[0]) if t is None else t for t in found)
+            return found
+
+        _library.impl(self.name, without_none, "CompositeExplicitAutograd")
 
         def fake_on_one_device(*arguments):
             first = arguments[0].device
@@ -37,36 +54,85 @@ class Operator:
                     raise ValueError(f"{argument} is on {t.device}, {names[0]} on {first}")
             return fake(*arguments)
 
-        torch.library.register_fake(f"evonorm::{name}", fake_on_one_device, lib=_library)
-        self._tensors, self._kernel, self._apply = tensors, kernel, None
-        self._dispatched = getattr(torch.ops.evonorm, name).default
-        OPERATORS[name] = self
-        if backward is None:
-            return
+        torch.library.register_fake(f"evonorm::{self.name}", fake_on_one_device, lib=_library)
+        self.tensors, self.kernel = tensors, kernel
+        self.dispatched = getattr(torch.ops.evonorm, self.name).default
+        OPERATORS[self.name] = self
+
+    def __call__(self, *arguments):
+        if is_direct(*arguments[: self.tensors]):
+            return self.kernel(*arguments)
+        return self.dispatched(*arguments)
+
+
+class Differentiable(Operator):
+    """One with gradients, which are those of its first result; the others are statistics.
+
+    A call gives the first result, or with ``shows_last`` the first and the last. ``direct`` says
+    what :func:`is_direct` has said of the call.
+
+    Args:
+        backward: ``backward(ctx, dy)`` gives the gradients of the tensors, in their order.
+            ``ctx.needs_input_grad`` begins with theirs, ``ctx.saved_tensors`` are the tensors and
+            the statistics, ``ctx.options`` the other arguments.
+    """
+
+    def __init__(self, schema, tensors, kernel, fake, backward, shows_last=False):
+        super().__init__(schema, tensors, kernel, fake)
+        self.shows_last = shows_last
+        no_gradients = (None,) * len(inspect.signature(kernel).parameters)
+
+        def keep(ctx, inputs, output):
+            statistics = output[1:] if isinstance(output, tuple) else ()
+            ctx.save_for_backward(*inputs[:tensors], *statistics)
+            ctx.options = inputs[tensors:]
+            ctx.mark_non_differentiable(*statistics)
+            ctx.set_materialize_grads(False)
+
+        def gradients(ctx, dy, *_):
+            if dy is None:
+                return no_gradients
+            return *backward(ctx, dy), *no_gradients[tensors:]
+
         torch.library.register_autograd(
-            f"evonorm::{name}", backward, setup_context=setup_context, lib=_library
+            f"evonorm::{self.name}", gradients, setup_context=keep, lib=_library
         )
 
         class Function(torch.autograd.Function):
+            """Without the statistics among its results, each of which would cost a microsecond."""
+
             @staticmethod
             def forward(ctx, *arguments):
-                result = kernel(*arguments)
-                setup_context(ctx, arguments, result)
-                return result
+                inputs, ctx.options = arguments[:tensors], arguments[tensors]
+                results = kernel(*inputs, *ctx.options)
+                ctx.set_materialize_grads(False)
+                if not isinstance(results, tuple):
+                    ctx.save_for_backward(*inputs)
+                    return results
+                ctx.save_for_backward(*inputs, *results[1:])
+                if not shows_last:
+                    return results[0]
+                ctx.mark_non_differentiable(results[-1])
+                return results[0], results[-1]
 
-        Function.backward = staticmethod(backward)
-        self._apply = Function.apply
+            @staticmethod
+            def backward(ctx, dy, *_):
+                return no_gradients[: tensors + 1] if dy is None else (*backward(ctx, dy), None)
 
-    def __call__(self, *arguments):
-        tensors = arguments[: self._tensors]
-        if (
-            torch.compiler.is_compiling()
-            or not _PLAIN.issuperset(map(type, tensors))
-            or not nobody_looks_on()
-        ):
-            return self._dispatched(*arguments)
-        if self._apply and torch.is_grad_enabled():
-            for t in tensors:
-                if t is not None and t.requires_grad:
-                    return self._apply(*arguments)
-        return self._kernel(*arguments)
+        self.function = Function.apply
+
+    def __call__(self, *arguments, direct=None):
+        tensors = arguments[: self.tensors]
+        if direct is None:
+            direct = is_direct(*tensors)
+        if not direct:
+            results = self.dispatched(*arguments)
+        else:
+            if _is_grad_enabled():
+                for t in tensors:
+                    if t is not None and t.requires_grad:
+                        return self.function(*tensors, arguments[self.tensors :])
+            results = self.kernel(*arguments)
+        if not isinstance(results, tuple):
+            return results
+        return (results[0], results[-1]) if self.shows_last else results[0]

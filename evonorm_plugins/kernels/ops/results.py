@@ -10,20 +10,23 @@ def zeros(x, number, *shape):
 
 
 def no_gradients(weight, v):
-    """Of gamma, beta and v, where x is empty."""
-    dv = weight.new_empty(0) if v is None else torch.zeros_like(v)
+    """Of gamma, beta and v, None where there is none, where x is empty."""
+    dv = None if v is None else torch.zeros_like(v)
     return torch.zeros_like(weight), torch.zeros_like(weight), dv
 
 
 def as_given(dweight, dbias, dv, weight, v):
-    """Gradients in the dtype of the parameters; an operator cannot return None for that of v."""
+    """Gradients in the dtype of the parameters."""
     if weight.dtype is not FLOAT32:
         dweight, dbias = dweight.to(weight.dtype), dbias.to(weight.dtype)
-    if v is None:
-        dv = weight.new_empty(0)
-    elif v.dtype is not FLOAT32:
+    if v is not None and v.dtype is not FLOAT32:
         dv = dv.to(v.dtype)
     return dweight, dbias, dv
+
+
+def nothing(x):
+    """What stands for None, which an operator cannot return."""
+    return x.new_empty(0)
 
 
 def fake_like(x):
@@ -35,5 +38,5 @@ def fake_gradients(x, weight, v):
     dweight, dbias = (
         torch.empty_like(weight, memory_format=torch.contiguous_format) for _ in range(2)
     )
-    dv = weight.new_empty(0) if v is None else torch.empty_like(v)
+    dv = nothing(x) if v is None else torch.empty_like(v)
     return fake_like(x), dweight, dbias, dv

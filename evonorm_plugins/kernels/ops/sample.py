@@ -3,18 +3,19 @@
 import torch
 
 from evonorm_plugins import formulas
+from evonorm_plugins.kernels import cpu
 from evonorm_plugins.kernels.ops import arguments, results
-from evonorm_plugins.kernels.ops.operator import Operator
+from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
-_KINDS = ("s0", "s1", "s2")
-
-
-def apply_sample(x, weight, bias, v, kind, groups, eps, impl):
-    """y. ``kind`` is "s0", "s1" or "s2"; v None in the latter two; groups divide the channels."""
-    return _sample(x, weight, bias, v, kind, groups, eps, impl)[0]
+_KINDS = {"s0": True, "s1": False, "s2": False}  # whether it has a v
 
 
 def _forward(x, weight, bias, v, kind, groups, eps, impl):
+    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
+        try:
+            return cpu.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
+        except cpu.Unfit:
+            pass  # what follows makes x and parameters fit, or says what is wrong
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
     arguments.check_groups(groups, channels)
@@ -28,6 +29,11 @@ def _forward(x, weight, bias, v, kind, groups, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, rstd, kind, impl):
+    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
+        try:
+            return cpu.sample_backward(dy, x, weight, v, mean, rstd, kind != "s2")
+        except cpu.Unfit:
+            pass
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
     groups = arguments.groups_of(mean, channels)
@@ -51,17 +57,7 @@ def _fake_backward(dy, x, weight, v, mean, rstd, kind, impl):
     return results.fake_gradients(x, weight, v)
 
 
-def _keep(ctx, inputs, output):
-    x, weight, bias, v, *ctx.options = inputs
-    _, mean, rstd = output
-    ctx.save_for_backward(x, weight, bias, v, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, dy, *_):
-    if dy is None:
-        return (None,) * 8
+def _gradients(ctx, dy):
     x, weight, bias, v, mean, rstd = ctx.saved_tensors
     kind, groups, eps, impl = ctx.options
     if torch.is_grad_enabled():
@@ -70,21 +66,18 @@ def _gradients(ctx, dy, *_):
             parameters = [weight, bias] if v is None else [weight, bias, v]
             return getattr(formulas, kind)(x, *parameters, groups=groups, eps=eps)
 
-        needed = ctx.needs_input_grad[:4]
-        found = formulas.gradients(formula, (x, weight, bias, v), dy, needed)
-    else:
-        found = _sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
-    dx, dweight, dbias, dv = found
-    return dx, dweight, dbias, None if v is None else dv, None, None, None, None
+        return formulas.gradients(formula, (x, weight, bias, v), dy, ctx.needs_input_grad[:4])
+    dx, dweight, dbias, dv = _sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
+    return dx, dweight, dbias, None if v is None else dv
 
 
-_sample = Operator(
+# y. ``kind`` is "s0", "s1" or "s2"; v None in the latter two; groups divide the channels.
+apply_sample = Differentiable(
     "sample(Tensor x, Tensor weight, Tensor bias, Tensor? v, str kind, int groups, float eps, "
     "str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
     tensors=4,
     kernel=_forward,
     fake=_fake_forward,
-    setup_context=_keep,
     backward=_gradients,
 )
 _sample_backward = Operator(

@@ -1,0 +1,313 @@
+/* What Python calls: the entries of cpu.py, which take their arguments by position.
+ *
+ * An entry is a line of ENTRIES: its name, the C function, and the fields of `problem` that its
+ * arguments are put into, in their order. Of Python only the stable ABI is used, so that one
+ * library serves every version.
+ */
+#include "tensors.h"
+
+#include <math.h>
+#include <stddef.h>
+
+#include "driver.h"
+
+/* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
+enum { INTERFACE = 1 };
+/* Elements from which on other threads of Python run meanwhile: below, the switch takes longer. */
+enum { LARGE_WORK = 32 << 10 };
+
+/* How an argument is read, and what a tensor must be. Those but X and LIKE_X are contiguous and of
+   float32, and None is null. RESULT: made in cpu.py, taken as it is. */
+enum {
+    X = 1,      /* (N, C, ...), dense: sets the shape, the dtype and the memory format */
+    LIKE_X,     /* of its shape, dtype and format */
+    GAMMA,      /* (C) or (N, C): sets affine_stride */
+    LIKE_GAMMA,
+    OF_CHANNEL, /* (C) */
+    OF_OWN,     /* (N, C) */
+    OF_GROUP,   /* (N, G): sets the groups */
+    RESULT,
+    INT64,
+    INT32,
+    NUMBER
+};
+
+typedef struct {
+    int type;
+    size_t offset;
+} field;
+
+#define AT(type, name) {type, offsetof(problem, name)}
+#define COMMON AT(INT32, threads), AT(X, x)
+#define PARAMETERS AT(GAMMA, weight), AT(OF_CHANNEL, v)
+#define GRADIENTS AT(RESULT, weight_grad), AT(RESULT, bias_grad), AT(RESULT, v_grad)
+#define GIVEN AT(INT32, kind), AT(NUMBER, eps), AT(OF_OWN, mean), AT(OF_OWN, var), \
+              AT(OF_CHANNEL, batch_mean), AT(OF_CHANNEL, batch_var)
+#define DY AT(LIKE_X, dy)
+#define OUT AT(RESULT, out)
+#define BIAS AT(LIKE_GAMMA, bias)
+#define MOST_FIELDS 20
+
+int evonorm_sample_forward(const problem *p);
+int evonorm_sample_backward(const problem *p);
+int evonorm_batch_forward(const problem *p, int steps);
+int evonorm_batch_backward(const problem *p, int steps);
+int evonorm_affine_forward(const problem *p);
+int evonorm_affine_backward(const problem *p);
+
+static int batch_forward(const problem *p)
+{
+    return evonorm_batch_forward(p, STEP_READ | STEP_FOLD | STEP_WRITE);
+}
+
+static int batch_moments(const problem *p) { return evonorm_batch_forward(p, STEP_READ); }
+
+static int batch_apply(const problem *p) { return evonorm_batch_forward(p, STEP_WRITE); }
+
+static int batch_backward(const problem *p)
+{
+    return evonorm_batch_backward(p, STEP_READ | STEP_FOLD | STEP_WRITE | STEP_PARAMETERS);
+}
+
+static int batch_reduce(const problem *p)
+{
+    return evonorm_batch_backward(p, STEP_READ | STEP_FOLD | STEP_PARAMETERS);
+}
+
+static int batch_input_gradient(const problem *p) { return evonorm_batch_backward(p, STEP_WRITE); }
+
+typedef struct {
+    const char *name;
+    int (*function)(const problem *);
+    field fields[MOST_FIELDS]; /* up to the first of type 0 */
+} entry;
+
+static const entry ENTRIES[] = {
+    {"sample_forward", evonorm_sample_forward,
+     {COMMON, PARAMETERS, BIAS, AT(INT64, groups), AT(NUMBER, eps), AT(INT32, centred), OUT,
+      AT(RESULT, mean), AT(RESULT, rstd)}},
+    {"sample_backward", evonorm_sample_backward,
+     {COMMON, PARAMETERS, AT(OF_GROUP, mean), AT(OF_GROUP, rstd), AT(INT32, centred), DY, OUT,
+      GRADIENTS}},
+    {"batch_moments", batch_moments, {COMMON, AT(INT32, centred), AT(RESULT, moments)}},
+    {"batch_apply", batch_apply, {COMMON, PARAMETERS, GIVEN, BIAS, OUT}},
+    {"batch_forward", batch_forward,
+     {COMMON, PARAMETERS, GIVEN, BIAS, OUT, AT(INT32, centred), AT(INT32, own_batch)}},
+    {"batch_backward", batch_backward,
+     {COMMON, PARAMETERS, GIVEN, DY, OUT, GRADIENTS, AT(RESULT, batch_var_grad)}},
+    {"batch_reduce", batch_reduce,
+     {COMMON, PARAMETERS, GIVEN, DY, GRADIENTS, AT(RESULT, std_grad), AT(RESULT, batch_var_grad)}},
+    {"batch_input_gradient", batch_input_gradient,
+     {COMMON, PARAMETERS, GIVEN, DY, OUT, AT(OF_OWN, std_grad), AT(OF_CHANNEL, batch_var_grad),
+      AT(RESULT, batch_count)}},
+    {"affine_forward", evonorm_affine_forward, {COMMON, AT(GAMMA, weight), BIAS, OUT}},
+    {"affine_backward", evonorm_affine_backward,
+     {COMMON, AT(GAMMA, weight), DY, OUT, AT(RESULT, weight_grad), AT(RESULT, bias_grad)}},
+};
+enum { COUNT = sizeof(ENTRIES) / sizeof(ENTRIES[0]) };
+
+static PyObject *unfit; /* what is raised where a tensor is not as it must be */
+
+/* Whether the tensor is what x must be. */
+static int read_x(problem *p, PyObject *tensor, view *x)
+{
+    if (!evonorm_read_plain(tensor, x) || x->axes != 4 || x->dtype < 0) return 0;
+    p->samples = x->sizes[0];
+    p->channels = x->sizes[1];
+    p->pixels = x->sizes[2] * x->sizes[3];
+    p->dtype = x->dtype;
+    p->channels_last = !evonorm_is_contiguous(x);
+    if (p->channels_last && !evonorm_is_channels_last(x)) return 0;
+    return p->samples * p->channels * p->pixels > 0;
+}
+
+static int is_like_x(const problem *p, const view *x, const view *dy)
+{
+    if (dy->axes != x->axes || dy->dtype != x->dtype) return 0;
+    for (int i = 0; i < x->axes; i++)
+        if (dy->sizes[i] != x->sizes[i]) return 0;
+    return p->channels_last ? evonorm_is_channels_last(dy) : evonorm_is_contiguous(dy);
+}
+
+/* Whether the shape is one that the type allows; sets what depends on it. */
+static int has_shape(problem *p, int type, const view *t)
+{
+    int64_t n = p->samples, c = p->channels;
+    int is_channel = t->axes == 1 && t->sizes[0] == c;
+    int is_own = t->axes == 2 && t->sizes[0] == n && t->sizes[1] == c;
+    switch (type) {
+    case GAMMA: p->affine_stride = is_own ? c : 0; return is_channel || is_own;
+    case LIKE_GAMMA: return p->affine_stride ? is_own : is_channel;
+    case OF_CHANNEL: return is_channel;
+    case OF_OWN: return is_own;
+    default: /* OF_GROUP */
+        if (t->axes != 2 || t->sizes[0] != n || (p->groups && t->sizes[1] != p->groups)) return 0;
+        p->groups = t->sizes[1];
+        return 1;
+    }
+}
+
+/* Whether it is what it must be. */
+static int read_argument(problem *p, view *x, const field *f, PyObject *value)
+{
+    char *at = (char *)p + f->offset;
+    view t;
+    switch (f->type) {
+    case INT64: *(int64_t *)at = PyLong_AsLongLong(value); return 1;
+    case INT32: *(int32_t *)at = (int32_t)PyLong_AsLong(value); return 1;
+    case NUMBER: {
+        double number = PyFloat_AsDouble(value);
+        *(double *)at = number;
+        return number >= 0 && isfinite(number);
+    }
+    case X:
+        if (!read_x(p, value, x)) return 0;
+        *(void **)at = x->data;
+        return x->data != NULL;
+    case LIKE_X:
+        if (!evonorm_read_plain(value, &t) || !is_like_x(p, x, &t)) return 0;
+        break;
+    case RESULT:
+        if (value == Py_None) return 1;
+        if (!evonorm_read_view(value, &t)) return 0;
+        break;
+    default:
+        if (value == Py_None) return 1;
+        if (!evonorm_read_plain(value, &t) || t.dtype != FLOAT32 || !has_shape(p, f->type, &t)
+            || !evonorm_is_contiguous(&t))
+            return 0;
+    }
+    *(void **)at = t.data;
+    return t.data != NULL;
+}
+
+static PyObject *finish(const problem *p, int status)
+{
+    if (status == SHORT_OF_MEMORY)
+        return PyErr_Format(PyExc_MemoryError,
+                            "no memory for the sums over x of (N, C, H * W) = (%lld, %lld, %lld)",
+                            (long long)p->samples, (long long)p->channels, (long long)p->pixels);
+    if (status != DONE) {
+        PyErr_Clear(); /* such as that a sparse tensor has no address */
+        PyErr_SetString(unfit ? unfit : PyExc_RuntimeError,
+                        "the CPU kernels were not given all they need, or a tensor that they "
+                        "cannot take, or one without memory");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* Every function of ENTRIES. */
+static PyObject *call_entry(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    const entry *e = PyCapsule_GetPointer(self, NULL);
+    problem p = {0};
+    view x;
+    Py_ssize_t i = 0;
+    if (!e) return NULL;
+    for (; e->fields[i].type && i < given; i++)
+        if (!read_argument(&p, &x, &e->fields[i], arguments[i])) return finish(&p, REFUSED);
+    if (PyErr_Occurred()) return NULL;
+    if (e->fields[i].type || i < given)
+        return PyErr_Format(PyExc_TypeError, "%s was given %zd arguments", e->name, given);
+    if (p.samples * p.channels * p.pixels < LARGE_WORK) return finish(&p, e->function(&p));
+    PyThreadState *others = PyEval_SaveThread();
+    int status = e->function(&p);
+    PyEval_RestoreThread(others);
+    return finish(&p, status);
+}
+
+/* The average, the value, and its share in what comes of both; (C) each. An average that would not be
+   finite stays as it is. */
+static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    (void)self;
+    view average_view, value_view;
+    if (given != 3)
+        return PyErr_Format(PyExc_TypeError, "move_average was given %zd arguments", given);
+    float share = (float)PyFloat_AsDouble(arguments[2]);
+    if (PyErr_Occurred()) return NULL;
+    problem p = {0};
+    if (!evonorm_read_plain(arguments[0], &average_view)) return finish(&p, REFUSED);
+    if (!evonorm_read_plain(arguments[1], &value_view)) return finish(&p, REFUSED);
+    p.channels = average_view.axes == 1 ? average_view.sizes[0] : -1;
+    if (average_view.dtype != FLOAT32 || value_view.dtype != FLOAT32
+        || !has_shape(&p, OF_CHANNEL, &value_view) || !evonorm_is_contiguous(&average_view)
+        || !evonorm_is_contiguous(&value_view))
+        return finish(&p, REFUSED);
+    float *average = average_view.data;
+    const float *value = value_view.data;
+    for (int64_t i = 0; i < p.channels; i++) {
+        float step = value[i] - average[i];
+        /* From the nearer end, as torch.lerp: a share of 1 gives the value itself. */
+        float moved = share < 0.5f ? average[i] + share * step : value[i] - (1 - share) * step;
+        if (isfinite(moved)) average[i] = moved;
+    }
+    Py_RETURN_NONE;
+}
+
+/* What is raised where a tensor is not as it must be; and for tensors.h the dtypes, in the order of
+   the enum, and of torch.Tensor __dlpack_c_exchange_api__, or None. */
+static PyObject *prepare(PyObject *self, PyObject *arguments)
+{
+    (void)self;
+    PyObject *dtypes[3], *functions;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2], &functions))
+        return NULL;
+    Py_INCREF(unfit);
+    if (!evonorm_prepare_tensors(dtypes, functions)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *level(PyObject *self, PyObject *none)
+{
+    (void)self, (void)none;
+    return PyLong_FromLong(evonorm_level());
+}
+
+static PyObject *choose(PyObject *self, PyObject *wanted)
+{
+    (void)self;
+    long number = PyLong_AsLong(wanted);
+    if (PyErr_Occurred()) return NULL;
+    evonorm_choose((int)number);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef OTHERS[] = {
+    {"move_average", (PyCFunction)(void (*)(void))move_average, METH_FASTCALL, NULL},
+    {"prepare", prepare, METH_VARARGS, NULL},
+    {"level", level, METH_NOARGS, NULL},
+    {"choose", choose, METH_O, NULL},
+    {NULL, NULL, 0, NULL},
+};
+static struct PyModuleDef DEFINITION = {PyModuleDef_HEAD_INIT, .m_name = "_evonorm", .m_size = -1,
+                                        .m_methods = OTHERS};
+static PyMethodDef METHODS[COUNT];
+
+/* The module's function of an entry, which is handed the entry in place of the module. */
+static int add_entry(PyObject *module, int i)
+{
+    PyObject *self = PyCapsule_New((void *)&ENTRIES[i], NULL, NULL);
+    if (!self) return -1;
+    METHODS[i] = (PyMethodDef){ENTRIES[i].name, (PyCFunction)(void (*)(void))call_entry,
+                               METH_FASTCALL, NULL};
+    PyObject *function = PyCFunction_NewEx(&METHODS[i], self, NULL);
+    Py_DECREF(self);
+    if (!function) return -1;
+    int status = PyObject_SetAttrString(module, ENTRIES[i].name, function);
+    Py_DECREF(function);
+    return status;
+}
+
+PyMODINIT_FUNC PyInit__evonorm(void)
+{
+    PyObject *module = PyModule_Create(&DEFINITION);
+    if (!module) return NULL;
+    int status = PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
+    if (!status) status = PyModule_AddIntConstant(module, "HAS_OPENMP", evonorm_has_openmp());
+    for (int i = 0; i < COUNT && !status; i++) status = add_entry(module, i);
+    if (!status) return module;
+    Py_DECREF(module);
+    return NULL;
+}
