@@ -1,0 +1,192 @@
+"""Detectron2's evaluators by the type of a test set, as its own training script takes them."""
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+from evonorm_plugins.errors import BrokenImageError, DataError, RunError, reason
+
+
+class Type(NamedTuple):
+    """What belongs to an ``evaluator_type``: the outputs of a model of which the evaluator reads
+    one, and the package that it imports, if any."""
+
+    outputs: tuple[str, ...]
+    package: str | None = None
+
+
+_TYPES = {
+    "coco": Type(("instances", "proposals")),
+    "coco_panoptic_seg": Type(("panoptic_seg",), "panopticapi"),
+    "sem_seg": Type(("sem_seg",)),
+    "pascal_voc": Type(("instances",)),
+    "lvis": Type(("instances", "proposals"), "lvis"),
+    "cityscapes_instance": Type(("instances",), "cityscapesscripts"),
+    "cityscapes_sem_seg": Type(("sem_seg",), "cityscapesscripts"),
+}
+
+
+def evaluator_type(dataset: str) -> str:
+    """The ``evaluator_type`` of a registered set; "coco" where it has none."""
+    return MetadataCatalog.get(dataset).get("evaluator_type", "coco")
+
+
+def type_of(dataset: str) -> Type:
+    """What belongs to the ``evaluator_type`` of a registered set.
+
+    Raises:
+        DataError: there is no evaluator for it.
+    """
+    kind = evaluator_type(dataset)
+    if kind not in _TYPES:
+        raise DataError(
+            f"the dataset {dataset} has the evaluator_type {kind!r}; there are evaluators for "
+            f"{', '.join(_TYPES)}"
+        )
+    return _TYPES[kind]
+
+
+def build_evaluator(cfg: CfgNode, dataset: str, folder: str | None = None) -> DatasetEvaluator:
+    """The evaluators of a test set.
+
+    Args:
+        cfg: the configuration.
+        dataset: name of a registered set; one without an ``evaluator_type`` is converted to COCO's
+            format.
+        folder: for what the evaluators write; ``OUTPUT_DIR/inference`` if not given. Where there
+            are several test sets, each has a folder of its name in it.
+
+    Raises:
+        DataError: there is no evaluator for the set's type.
+    """
+    folder = folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        folder = os.path.join(folder, dataset)
+    type_of(dataset)
+    kind = evaluator_type(dataset)
+    if kind in ("coco", "coco_panoptic_seg"):
+        coco = COCOEvaluator(
+            dataset, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
+        )
+        if kind == "coco":
+            return coco
+        panoptic = COCOPanopticEvaluator(dataset, folder)
+        return DatasetEvaluators([_semantic(dataset, folder), coco, panoptic])
+    if kind == "sem_seg":
+        return _semantic(dataset, folder)
+    if kind == "pascal_voc":
+        return PascalVOCDetectionEvaluator(dataset)
+    if kind == "lvis":
+        return _LVISEvaluator(dataset, output_dir=folder)
+    if kind == "cityscapes_instance":
+        return _CityscapesInstanceEvaluator(dataset)
+    return _CityscapesSemSegEvaluator(dataset)
+
+
+def _semantic(dataset: str, folder: str) -> SemSegEvaluator:
+    return SemSegEvaluator(
+        dataset, distributed=True, output_dir=folder, sem_seg_loading_fn=_Labels(dataset)
+    )
+
+
+class _Labels:
+    """Reads label images for ``SemSegEvaluator``, which fails on others without naming them."""
+
+    def __init__(self, dataset: str) -> None:
+        meta = MetadataCatalog.get(dataset)
+        self.classes, self.ignored = len(meta.stuff_classes), meta.ignore_label
+
+    def __call__(self, path: str, dtype: Any = None) -> np.ndarray:
+        from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
+
+        try:
+            labels = load_image_into_numpy_array(path, dtype=dtype)
+        except (OSError, SyntaxError) as error:
+            raise BrokenImageError(f"{path} cannot be read as an image: {reason(error)}") from None
+        check_labels(labels, path, self.classes, self.ignored)
+        return labels.copy()  # the evaluator writes into it
+
+
+def check_labels(labels: np.ndarray, path: str, classes: int, ignored: int) -> None:
+    """Raise DataError where a label image (H, W) holds what is no class."""
+    largest = labels[labels != ignored].max(initial=0)
+    if labels.ndim != 2 or largest >= classes:
+        found = f"the label {largest}" if labels.ndim == 2 else f"the shape {labels.shape}"
+        raise DataError(
+            f"{path} has {found}; a label image is (H, W) with the classes 0 to {classes - 1} and "
+            f"{ignored} for pixels without one"
+        )
+
+
+class _LVISEvaluator(LVISEvaluator):
+    def evaluate(self) -> dict:
+        # lvis 0.5.3, the newest release, says np.float, which NumPy dropped in 1.24.
+        with mock.patch.object(np, "float", float, create=True):
+            return super().evaluate()
+
+
+@contextlib.contextmanager
+def _exits_as_errors() -> Iterator[None]:
+    """cityscapesscripts print an error and end the program."""
+    try:
+        yield
+    except SystemExit:
+        raise RunError("cityscapesscripts could not evaluate; they say why above") from None
+
+
+class _CityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
+    def evaluate(self) -> dict:
+        with _exits_as_errors():
+            return super().evaluate()
+
+
+class _CityscapesSemSegEvaluator(CityscapesSemSegEvaluator):
+    def evaluate(self) -> dict:
+        with _exits_as_errors():
+            return super().evaluate()
+
+
+_OF_FACEBOOK = "deeplearning.projects.cityscapesApi"
+_SCRIPTS = (
+    *("", ".helpers.labels", ".helpers.csHelpers"),
+    ".evaluation.evalInstanceLevelSemanticLabeling",
+    ".evaluation.evalPixelLevelSemanticLabeling",
+)
+
+
+def find_cityscapesscripts() -> None:
+    """Let Detectron2 find cityscapesscripts, where they are installed.
+
+    Since its commit 4823082 of December 2024 it imports them by their place in Facebook's own
+    repository, which nobody else has. Call it before a Cityscapes set is read.
+    """
+    if importlib.util.find_spec("cityscapesscripts") is None or _OF_FACEBOOK in sys.modules:
+        return
+    parts = _OF_FACEBOOK.split(".")
+    for k in range(len(parts)):
+        name = ".".join(parts[: k + 1])
+        sys.modules.setdefault(name, ModuleType(name))
+    for name in _SCRIPTS:
+        module = importlib.import_module(f"cityscapesscripts{name}")
+        sys.modules[f"{_OF_FACEBOOK}.cityscapesscripts{name}"] = module
