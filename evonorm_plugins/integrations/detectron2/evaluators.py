@@ -1,11 +1,10 @@
 """Detectron2's evaluators by the type of a test set, as its own training script takes them."""
 
-import contextlib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -139,39 +138,45 @@ def check_labels(labels: np.ndarray, path: str, classes: int, ignored: int) -> N
         )
 
 
-class _LVISEvaluator(LVISEvaluator):
+# Names that NumPy has dropped, and lvis 0.5.3 and cityscapesscripts 2.3.0, the newest, still use.
+_OLDER_NUMPY = {"float": float, "in1d": np.isin}
+_INSTANCES = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+
+
+class _ByOlderPackage:
+    """An evaluator whose package needs an older NumPy, and ends the program where it fails."""
+
     def evaluate(self) -> dict:
-        # lvis 0.5.3, the newest release, says np.float, which NumPy dropped in 1.24.
-        with mock.patch.object(np, "float", float, create=True):
+        lent = {name: value for name, value in _OLDER_NUMPY.items() if not hasattr(np, name)}
+        try:
+            with mock.patch.multiple(np, create=True, **lent) if lent else nullcontext():
+                return super().evaluate()
+        except SystemExit:
+            raise RunError(
+                f"{type(self).__bases__[1].__name__} could not evaluate; its package says why above"
+            ) from None
+
+
+class _LVISEvaluator(_ByOlderPackage, LVISEvaluator):
+    pass
+
+
+class _CityscapesInstanceEvaluator(_ByOlderPackage, CityscapesInstanceEvaluator):
+    def evaluate(self) -> dict:
+        # They write what nobody reads, a part of it to the current folder, and cannot since
+        # NumPy 2.4 counts in numbers of its own.
+        with mock.patch.object(importlib.import_module(_INSTANCES), "writeDict2JSON"):
             return super().evaluate()
 
 
-@contextlib.contextmanager
-def _exits_as_errors() -> Iterator[None]:
-    """cityscapesscripts print an error and end the program."""
-    try:
-        yield
-    except SystemExit:
-        raise RunError("cityscapesscripts could not evaluate; they say why above") from None
-
-
-class _CityscapesInstanceEvaluator(CityscapesInstanceEvaluator):
-    def evaluate(self) -> dict:
-        with _exits_as_errors():
-            return super().evaluate()
-
-
-class _CityscapesSemSegEvaluator(CityscapesSemSegEvaluator):
-    def evaluate(self) -> dict:
-        with _exits_as_errors():
-            return super().evaluate()
+class _CityscapesSemSegEvaluator(_ByOlderPackage, CityscapesSemSegEvaluator):
+    pass
 
 
 _OF_FACEBOOK = "deeplearning.projects.cityscapesApi"
 _SCRIPTS = (
-    *("", ".helpers.labels", ".helpers.csHelpers"),
-    ".evaluation.evalInstanceLevelSemanticLabeling",
-    ".evaluation.evalPixelLevelSemanticLabeling",
+    *("cityscapesscripts", "cityscapesscripts.helpers.labels", _INSTANCES),
+    "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
 )
 
 
@@ -181,12 +186,12 @@ def find_cityscapesscripts() -> None:
     Since its commit 4823082 of December 2024 it imports them by their place in Facebook's own
     repository, which nobody else has. Call it before a Cityscapes set is read.
     """
-    if importlib.util.find_spec("cityscapesscripts") is None or _OF_FACEBOOK in sys.modules:
+    if importlib.util.find_spec("cityscapesscripts") is None:
         return
+    modules = {name: importlib.import_module(name) for name in _SCRIPTS}
     parts = _OF_FACEBOOK.split(".")
     for k in range(len(parts)):
         name = ".".join(parts[: k + 1])
         sys.modules.setdefault(name, ModuleType(name))
-    for name in _SCRIPTS:
-        module = importlib.import_module(f"cityscapesscripts{name}")
-        sys.modules[f"{_OF_FACEBOOK}.cityscapesscripts{name}"] = module
+    for name, module in modules.items():
+        sys.modules.setdefault(f"{_OF_FACEBOOK}.{name}", module)

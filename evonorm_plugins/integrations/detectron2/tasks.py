@@ -1,7 +1,7 @@
 """What a config's task needs of its sets and of other packages: known before any work is done."""
 
 import functools
-import importlib.util
+import importlib
 import inspect
 import operator
 import os
@@ -36,6 +36,12 @@ _SHOWN = {
     "panoptic_seg": "panoptic segments",
 }
 _INSTALL = {"panopticapi": "git+https://github.com/cocodataset/panopticapi"}
+# What of a package the evaluator imports.
+_IMPORTED = {
+    "panopticapi": "panopticapi.evaluation",
+    "cityscapesscripts": "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
+    "shapely": "shapely.geometry",
+}
 _COCO_KEYPOINTS = 17
 # What Detectron2's functions raise for files that are not as they should be.
 _UNREADABLE = (
@@ -120,11 +126,13 @@ def _check_packages(name: str, *, evaluated: bool) -> None:
     if kind == "cityscapes_instance":
         needed.append("shapely")
     for package in filter(None, needed):
-        if importlib.util.find_spec(package) is None:
+        try:
+            importlib.import_module(_IMPORTED.get(package, package))
+        except ImportError as error:
             raise ConfigError(
-                f"the dataset {name} needs the package {package}, which is not installed; install "
-                f"it with: pip install {_INSTALL.get(package, package)}"
-            )
+                f"the dataset {name} needs the package {package} ({reason(error)}); install it "
+                f"with: pip install {_INSTALL.get(package, package)}"
+            ) from None
 
 
 def _check_labels(cfg: CfgNode, name: str) -> None:
