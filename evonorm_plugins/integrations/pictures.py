@@ -145,7 +145,7 @@ def class_items(
 def points_mask(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Discs around points (N, 2) of x and y, as a mask (H, W) of an image of that shape."""
     rows, columns = np.ogrid[: shape[0], : shape[1]]
-    radius = max(1.0, max(shape) / 80)
+    radius = max(1.5, max(shape) / 60)
     mask = np.zeros(shape, bool)
     for x, y in points:
         mask |= (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2

@@ -26,10 +26,11 @@ def report_lines(results: Results, cost: dict | None, dataset: str | None) -> li
     lines = []
     for columns, tasks in _tables(results):
         width = max(len(task) for task in ("task", *tasks)) + 1
-        rows = ["task".ljust(width) + "".join(f"{name:>8}" for name in columns)]
+        wide = max(8, *(len(name) + 1 for name in columns))
+        rows = ["task".ljust(width) + "".join(f"{name:>{wide}}" for name in columns)]
         for task in tasks:
             values = (results[task].get(name, float("nan")) for name in columns)
-            rows.append(task.ljust(width) + "".join(f"{value:8.2f}" for value in values))
+            rows.append(task.ljust(width) + "".join(f"{value:{wide}.2f}" for value in values))
         lines.append("\n".join([f"{columns[0]} in percent on {dataset}:", *rows]))
     if cost and cost["seconds_per_iteration"]:
         lines.append(

@@ -81,11 +81,16 @@ def register_coco(
     return report
 
 
-def set_datasets(cfg: CfgNode, split: str, json_file: str, image_root: str, **options: Any) -> None:
+def set_datasets(
+    cfg: CfgNode, split: str, json_file: str, image_root: str, **options: Any
+) -> CocoReport:
     """Register a set for training ("train") or evaluation ("val"), and name it in a config.
 
     Args:
         options: of :func:`register_coco`.
+
+    Returns:
+        CocoReport
 
     Raises:
         DataError: the set cannot be used, or has more categories than the model.
@@ -97,18 +102,18 @@ def set_datasets(cfg: CfgNode, split: str, json_file: str, image_root: str, **op
         json_file,
         image_root,
         masks=cfg.MODEL.MASK_ON and "instances" in learns,
-        keypoints=cfg.MODEL.KEYPOINT_ON,
         **options,
     )
     setattr(cfg.DATASETS, SPLITS[split], (name,))
     if "instances" not in learns:
-        return
+        return report
     key = class_key(cfg, "instances")
     classes, needed = value_of(cfg, key), len(report.instances)
     if needed > classes:
         raise DataError(
             f"{json_file} has {needed} categories, {key} is {classes}; set it to {needed}"
         )
+    return report
 
 
 def check_registered(cfg: CfgNode, split: str) -> None:
@@ -148,11 +153,11 @@ class NamingMapper:
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool) -> None:
-        if not is_train:
-            # It asks the training sets for their keypoints, and they need not be there.
+        if not is_train and cfg.MODEL.KEYPOINT_ON:
+            # It would ask the training sets for their keypoints, and they need not be there.
             cfg = cfg.clone()
             cfg.defrost()
-            cfg.DATASETS.TRAIN = cfg.DATASETS.TEST
+            cfg.MODEL.KEYPOINT_ON = False
         self.mapper = DatasetMapper(cfg, is_train)
         head = cfg.MODEL.SEM_SEG_HEAD
         self.classes, self.ignored = head.NUM_CLASSES, head.IGNORE_VALUE

@@ -32,28 +32,30 @@ def write_report(
     """
     if isinstance(inside := getattr(model, "module", None), nn.Module):
         model = inside
+    tests = cfg.DATASETS.TEST
+    unscored = [n for n in tests if not (results if len(tests) == 1 else results.get(n))]
     results = _by_task(results)
     path = write_results(
         Path(cfg.OUTPUT_DIR),
         model,
         results,
         cost,
-        dataset=list(cfg.DATASETS.TEST),
+        dataset=list(tests),
         weights=cfg.MODEL.WEIGHTS,
         command=command,
     )
-    for line in report_lines(results, cost, ", ".join(cfg.DATASETS.TEST)):
+    for line in report_lines(results, cost, ", ".join(tests)):
         logger.info(line)
-    if cfg.DATASETS.TEST and not results:
+    if unscored:
         logger.info(
             "%s: there are no annotations to evaluate with. What the model found is in %s.",
-            ", ".join(cfg.DATASETS.TEST),
+            ", ".join(unscored),
             Path(cfg.OUTPUT_DIR, "inference"),
         )
     written = [path]
-    if cfg.DATASETS.TEST:
+    if tests:
         picture = Path(cfg.OUTPUT_DIR, "predictions.png")
-        picture_predictions(cfg, model, cfg.DATASETS.TEST[0], picture, images)
+        picture_predictions(cfg, model, tests[0], picture, images)
         written.append(picture)
     logger.info("Wrote %s.", " and ".join(map(str, written)))
 

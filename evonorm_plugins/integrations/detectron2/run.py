@@ -15,7 +15,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from evonorm_plugins import errors
 from evonorm_plugins.configs import find_config
-from evonorm_plugins.errors import ConfigError, InputError, RunError
+from evonorm_plugins.errors import ConfigError, DataError, InputError, RunError, first
 from evonorm_plugins.files import check_folder
 from evonorm_plugins.integrations.detectron2.config import check_config, load_config
 from evonorm_plugins.integrations.detectron2.data import SPLITS, check_registered, set_datasets
@@ -75,13 +75,22 @@ def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
     Raises:
         DataError: a set cannot be used, or is not there.
     """
+    categories = {}
     for split in SPLITS:
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if json_file:
             every = split == "train" and not args.allow_empty_categories
-            set_datasets(cfg, split, json_file, images, every_category=every)
+            options = {"every_category": every, "keypoints": cfg.MODEL.KEYPOINT_ON}
+            report = set_datasets(cfg, split, json_file, images, **options)
+            categories[json_file] = list(report.instances)
         elif split == "val" or not args.eval_only:
             check_registered(cfg, split)
+    if len({tuple(names) for names in categories.values()}) > 1:
+        (one, names), (other, others) = categories.items()
+        raise DataError(
+            f"the categories of {one} ({first(names)}) and {other} ({first(others)}) must be the "
+            "same, in the order of their ids"
+        )
 
 
 def _check_processes(args: argparse.Namespace) -> None:
