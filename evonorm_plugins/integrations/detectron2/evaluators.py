@@ -23,26 +23,31 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 
 from evonorm_plugins.errors import BrokenImageError, DataError, RunError, reason
 
 
 class Type(NamedTuple):
-    """What belongs to an ``evaluator_type``: the outputs of a model of which the evaluator reads
-    one, and the package that it imports, if any."""
+    """What belongs to an ``evaluator_type``.
+
+    The outputs of a model of which the evaluator reads one, the labels that a set has to learn
+    from, and the package that the evaluator imports, if any.
+    """
 
     outputs: tuple[str, ...]
+    labels: tuple[str, ...]
     package: str | None = None
 
 
-_TYPES = {
-    "coco": Type(("instances", "proposals")),
-    "coco_panoptic_seg": Type(("panoptic_seg",), "panopticapi"),
-    "sem_seg": Type(("sem_seg",)),
-    "pascal_voc": Type(("instances",)),
-    "lvis": Type(("instances", "proposals"), "lvis"),
-    "cityscapes_instance": Type(("instances",), "cityscapesscripts"),
-    "cityscapes_sem_seg": Type(("sem_seg",), "cityscapesscripts"),
+TYPES = {
+    "coco": Type(("instances", "proposals"), ("instances",)),
+    "coco_panoptic_seg": Type(("panoptic_seg",), ("instances", "sem_seg"), "panopticapi"),
+    "sem_seg": Type(("sem_seg",), ("sem_seg",)),
+    "pascal_voc": Type(("instances",), ("instances",)),
+    "lvis": Type(("instances", "proposals"), ("instances",), "lvis"),
+    "cityscapes_instance": Type(("instances",), ("instances",), "cityscapesscripts"),
+    "cityscapes_sem_seg": Type(("sem_seg",), ("sem_seg",), "cityscapesscripts"),
 }
 
 
@@ -58,12 +63,12 @@ def type_of(dataset: str) -> Type:
         DataError: there is no evaluator for it.
     """
     kind = evaluator_type(dataset)
-    if kind not in _TYPES:
+    if kind not in TYPES:
         raise DataError(
             f"the dataset {dataset} has the evaluator_type {kind!r}; there are evaluators for "
-            f"{', '.join(_TYPES)}"
+            f"{', '.join(TYPES)}"
         )
-    return _TYPES[kind]
+    return TYPES[kind]
 
 
 def build_evaluator(cfg: CfgNode, dataset: str, folder: str | None = None) -> DatasetEvaluator:
@@ -117,14 +122,12 @@ class _Labels:
         self.classes, self.ignored = len(meta.stuff_classes), meta.ignore_label
 
     def __call__(self, path: str, dtype: Any = None) -> np.ndarray:
-        from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
-
         try:
             labels = load_image_into_numpy_array(path, dtype=dtype)
         except (OSError, SyntaxError) as error:
             raise BrokenImageError(f"{path} cannot be read as an image: {reason(error)}") from None
         check_labels(labels, path, self.classes, self.ignored)
-        return labels.copy()  # the evaluator writes into it
+        return labels
 
 
 def check_labels(labels: np.ndarray, path: str, classes: int, ignored: int) -> None:
@@ -139,11 +142,11 @@ def check_labels(labels: np.ndarray, path: str, classes: int, ignored: int) -> N
 
 
 # Names that NumPy has dropped, and lvis 0.5.3 and cityscapesscripts 2.3.0, the newest, still use.
-_OLDER_NUMPY = {"float": float, "in1d": np.isin}
+_OLDER_NUMPY: dict[str, Any] = {"float": float, "in1d": np.isin}
 _INSTANCES = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
 
 
-class _ByOlderPackage:
+class _ByOlderPackage(DatasetEvaluator):
     """An evaluator whose package needs an older NumPy, and ends the program where it fails."""
 
     def evaluate(self) -> dict:

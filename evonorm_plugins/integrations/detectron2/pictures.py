@@ -177,8 +177,9 @@ def _truth(record: dict, shape: tuple[int, int], meta: Metadata) -> list[Item]:
 
 
 def _found(output: dict, meta: Metadata) -> list[Item]:
-    if output.get("panoptic_seg", (None, None))[1] is not None:
-        return _segments(*output["panoptic_seg"], meta)
+    labels, segments = output.get("panoptic_seg", (None, None))
+    if segments is not None:
+        return _segments(labels, segments, meta)
     items = []
     if "sem_seg" in output:
         labels = output["sem_seg"].argmax(dim=0).cpu().numpy()

@@ -61,7 +61,7 @@ def _images_of(file: str, trust: bool) -> set[str]:
     if not found:
         raise DataError(f"there is no file of proposals {file}")
     content = _content(path, trust)
-    lists = [content.get(key) for key in ("ids", "boxes", "objectness_logits")]
+    lists: list[Any] = [content.get(key) for key in ("ids", "boxes", "objectness_logits")]
     if any(not isinstance(values, list | np.ndarray) for values in lists):
         raise DataError(f"{file} holds no proposals: they are lists ids, boxes, objectness_logits")
     ids, boxes, scores = lists

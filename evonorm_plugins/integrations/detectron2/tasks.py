@@ -16,6 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 
 from evonorm_plugins.errors import ConfigError, DataError, InputError, first, reason
 from evonorm_plugins.integrations.detectron2.evaluators import (
+    TYPES,
     evaluator_type,
     find_cityscapesscripts,
     type_of,
@@ -137,45 +138,37 @@ def _check_packages(name: str, *, evaluated: bool) -> None:
 
 def _check_labels(cfg: CfgNode, name: str) -> None:
     """Whether a training set has what the architecture learns from."""
-    given, architecture = labels_of(name), cfg.MODEL.META_ARCHITECTURE
-    if given is None or outputs_of(cfg) is None:
+    given, outputs = _labels_of(name), outputs_of(cfg)
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if given is None or outputs is None:
         return
-    needs = {"sem_seg"} & set(outputs_of(cfg))
-    if outputs_of(cfg) != ("sem_seg",):
-        needs.add("instances")
-    if "sem_seg" in needs - given:
+    if "sem_seg" in outputs and "sem_seg" not in given:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {architecture} learns from label images, of which "
             f"DATASETS.TRAIN {name} has none: a file in COCO's format lists objects alone. Name a "
             "set with label images, as coco_2017_train_panoptic_separated or ade20k_sem_seg_train "
             "are"
         )
-    if "instances" in needs - given:
+    objects = outputs != ("sem_seg",)
+    if objects and "instances" not in given:
         raise ConfigError(
             f"MODEL.META_ARCHITECTURE {architecture} learns from objects with boxes, of which "
             f"DATASETS.TRAIN {name} has none"
         )
-    if cfg.MODEL.MASK_ON and "instances" in needs and evaluator_type(name) == "pascal_voc":
+    if cfg.MODEL.MASK_ON and objects and evaluator_type(name) == "pascal_voc":
         raise ConfigError(
             f"MODEL.MASK_ON must be False: DATASETS.TRAIN {name} is of Pascal VOC, whose objects "
             "have no masks"
         )
 
 
-def labels_of(name: str) -> set[str] | None:
+def _labels_of(name: str) -> tuple[str, ...] | None:
     """What a set has to learn from, "instances" and "sem_seg"; None where that is not known."""
-    kind = MetadataCatalog.get(name).get("evaluator_type")
-    if kind == "coco_panoptic_seg" and not hasattr(MetadataCatalog.get(name), "sem_seg_root"):
-        return set()  # panoptic images alone, which Panoptic-DeepLab learns from
-    return {
-        "coco": {"instances"},
-        "lvis": {"instances"},
-        "pascal_voc": {"instances"},
-        "cityscapes_instance": {"instances"},
-        "coco_panoptic_seg": {"instances", "sem_seg"},
-        "sem_seg": {"sem_seg"},
-        "cityscapes_sem_seg": {"sem_seg"},
-    }.get(kind)
+    meta = MetadataCatalog.get(name)
+    kind = meta.get("evaluator_type")
+    if kind == "coco_panoptic_seg" and not hasattr(meta, "sem_seg_root"):
+        return ()  # panoptic images alone, which Panoptic-DeepLab learns from
+    return TYPES[kind].labels if kind in TYPES else None
 
 
 def _check_evaluation(cfg: CfgNode, name: str) -> None:
@@ -189,7 +182,7 @@ def _check_evaluation(cfg: CfgNode, name: str) -> None:
             f"DATASETS.TEST {name} evaluates {_SHOWN[reads[0]]}, a MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE} gives {' and '.join(_SHOWN[g] for g in given)}"
         )
-    if kind == "coco_panoptic_seg" and not labels_of(name):
+    if kind == "coco_panoptic_seg" and not _labels_of(name):
         raise ConfigError(
             f"DATASETS.TEST {name} has no label images; evaluate a PanopticFPN on the set "
             f"{name}_separated"
@@ -282,10 +275,10 @@ def _check_expected(cfg: CfgNode) -> None:
 
 
 def _tasks_of(cfg: CfgNode, name: str) -> list[str]:
-    kind, outputs = evaluator_type(name), outputs_of(cfg)
+    kind = evaluator_type(name)
     if kind in ("cityscapes_sem_seg", "sem_seg"):
         return ["sem_seg"]
-    if "proposals" in outputs:
+    if outputs_of(cfg) == ("proposals",):
         return ["box_proposals"]
     tasks = [] if kind == "cityscapes_instance" else ["bbox"]
     tasks += ["segm"] * (cfg.MODEL.MASK_ON and kind != "pascal_voc")
