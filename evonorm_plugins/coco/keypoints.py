@@ -36,7 +36,7 @@ def check_keypoints(content: dict[str, Any], where: str) -> Keypoints:
     if wrong:
         raise DataError(
             f"{where}: {len(wrong)} annotations have no 'keypoints' ({expected}) with the number "
-            f"of visible ones as 'num_keypoints': ids {first(wrong)}"
+            f"of those that are labelled as 'num_keypoints': ids {first(wrong)}"
         )
     if not any(any(a["keypoints"][2::3]) for a in content["annotations"] if not a["iscrowd"]):
         raise DataError(f"{where}: no keypoint of any annotation is visible, nothing can be learnt")
@@ -71,7 +71,8 @@ def _is_right(annotation: dict, count: int) -> bool:
         return False
     if not all(is_number(v) for v in values) or any(v not in (0, 1, 2) for v in values[2::3]):
         return False
-    return annotation.get("num_keypoints") == sum(v > 0 for v in values[2::3])
+    labelled = annotation.get("num_keypoints")
+    return isinstance(labelled, int) and bool(labelled) == any(values[2::3])
 
 
 def _pairs(names: list[str]) -> list[tuple[str, str]]:

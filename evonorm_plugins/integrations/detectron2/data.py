@@ -8,7 +8,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import read_image
-from detectron2.utils.file_io import PathManager
 
 from evonorm_plugins.coco.keypoints import check_keypoints
 from evonorm_plugins.coco.read import read_json
@@ -123,7 +122,7 @@ def check_registered(cfg: CfgNode, split: str) -> None:
         if name not in DatasetCatalog.list():
             raise DataError(f"DATASETS.{key}: no dataset is registered as {name!r}")
         for what, path in _files_of(name):
-            if not PathManager.exists(path):
+            if "://" not in path and not os.path.exists(path):
                 other = ""
                 if MetadataCatalog.get(name).get("evaluator_type") == "coco":
                     other = f" or give --{split}-json and --{split}-images"

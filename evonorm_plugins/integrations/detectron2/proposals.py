@@ -35,6 +35,8 @@ def check_proposals(cfg: CfgNode, *, training: bool, trust: bool = False) -> Non
         return
     for split in ("TRAIN", "TEST") if training else ("TEST",):
         names, files = cfg.DATASETS[split], cfg.DATASETS[f"PROPOSAL_FILES_{split}"]
+        if split == "TEST":
+            files = files[: len(names)]  # Detectron2, too, reads no others
         if len(files) != len(names):
             raise ConfigError(
                 f"MODEL.LOAD_PROPOSALS is True: DATASETS.PROPOSAL_FILES_{split} must name a file "
