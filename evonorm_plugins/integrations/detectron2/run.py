@@ -49,7 +49,7 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     args.config_file = str(find_config(args.config_file, "detectron2"))  # Detectron2 opens it, too
     cfg, notes = load_config(args.config_file, args.opts, trust=args.trust_config)
     register_datasets(args, cfg)
-    check_tasks(cfg, training=not args.eval_only)
+    check_tasks(cfg, training=not args.eval_only, machines=args.num_machines)
     check_config(cfg, training=not args.eval_only)
     check_proposals(cfg, training=not args.eval_only, trust=args.trust_weights)
     _check_folder(cfg, args)

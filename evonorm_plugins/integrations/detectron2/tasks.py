@@ -69,7 +69,7 @@ def value_of(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(operator.getitem, key.split("."), cfg)
 
 
-def check_tasks(cfg: CfgNode, *, training: bool) -> None:
+def check_tasks(cfg: CfgNode, *, training: bool, machines: int = 1) -> None:
     """Find what the sets of a config and their evaluators lack for its task.
 
     The test sets are read, except for Cityscapes' instances, which takes minutes.
@@ -77,6 +77,7 @@ def check_tasks(cfg: CfgNode, *, training: bool) -> None:
     Args:
         cfg: names sets that are registered, whose files are there.
         training: whether it is to be trained, not evaluated alone.
+        machines: how many take part.
 
     Raises:
         ConfigError: the config asks for what there is not.
@@ -90,6 +91,11 @@ def check_tasks(cfg: CfgNode, *, training: bool) -> None:
     for name in cfg.DATASETS.TEST:
         _check_packages(name, evaluated=True)
         _check_evaluation(cfg, name)
+        if machines > 1 and evaluator_type(name).startswith("cityscapes"):
+            raise ConfigError(
+                f"--num-machines {machines}: Detectron2 evaluates Cityscapes ({name}) on one "
+                'machine alone; train with DATASETS.TEST "()", then evaluate on one'
+            )
     for name in cfg.DATASETS.TEST:
         if evaluator_type(name) != "cityscapes_instance":
             with reading(name):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evonorm_plugins.integrations.detectron2 import tasks
 from tests.integrations.detectron2 import small_sets
 from tests.integrations.detectron2.test_tasks import (
     CITYSCAPES,
@@ -131,6 +132,15 @@ def test_an_evaluator_for_what_the_model_does_not_give(refused, tmp_path):
     assert f"{semantic} evaluates a class for every pixel" in said
     said = refused(MASKS, *on(semantic))
     assert f"learns from objects with boxes, of which DATASETS.TRAIN {semantic} has none" in said
+
+
+def test_cityscapes_on_several_machines(refused, tmp_path):
+    name = small_sets.register_cityscapes(tmp_path / "set", "sem_seg")
+    with pytest.MonkeyPatch.context() as patched:
+        # Whether its package is installed does not matter here.
+        patched.setattr(tasks, "_check_packages", lambda *_, **__: None)
+        said = refused(SEMANTIC, *on(name), *TWO, flags=("--num-machines", "2"))
+    assert f"--num-machines 2: Detectron2 evaluates Cityscapes ({name}) on one machine" in said
 
 
 def test_masks_of_pascal_voc(refused, tmp_path):
