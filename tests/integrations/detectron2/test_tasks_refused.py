@@ -4,12 +4,16 @@ import json
 import pickle
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from detectron2 import model_zoo
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from evonorm_plugins.integrations.detectron2 import tasks
+from evonorm_plugins.integrations.detectron2.config import load_config
 from tests.integrations.detectron2 import small_sets
 from tests.integrations.detectron2.test_tasks import (
     CITYSCAPES,
@@ -132,6 +136,22 @@ def test_an_evaluator_for_what_the_model_does_not_give(refused, tmp_path):
     assert f"{semantic} evaluates a class for every pixel" in said
     said = refused(MASKS, *on(semantic))
     assert f"learns from objects with boxes, of which DATASETS.TRAIN {semantic} has none" in said
+
+
+def test_no_config_of_the_model_zoo_is_refused(monkeypatch):
+    """Wherever its sets and their packages are there."""
+    monkeypatch.setattr(tasks, "_check_packages", lambda *_, **__: None)
+    monkeypatch.setattr(tasks, "_check_files", lambda *_: None)
+    monkeypatch.setattr(DatasetCatalog, "get", lambda name: [])
+    zoo = Path(model_zoo.get_config_file(MASKS)).parents[1]
+    checked = 0
+    for path in sorted(zoo.rglob("*.yaml")):
+        cfg, _ = load_config(path)
+        if cfg.DATASETS.TRAIN:
+            # Those for inference name no training set of their own.
+            tasks.check_tasks(cfg, training="inference" not in path.name)
+            checked += 1
+    assert checked > 60
 
 
 def test_cityscapes_on_several_machines(refused, tmp_path):
