@@ -22,14 +22,14 @@ _TITLE = 24
 
 
 class Item(NamedTuple):
-    """What is drawn of one object: class index, label, box (x0, y0, x1, y1), mask (H, W) or None.
+    """What is drawn of one object: class index, label, box (x0, y0, x1, y1), mask (H, W).
 
-    Boxes are in pixels of the image; masks are bool and of its size.
+    Boxes are in pixels of the image; masks are bool and of its size. One of the two may be None.
     """
 
     category: int
     label: str
-    box: list
+    box: list | None
     mask: np.ndarray | None = None
 
 
@@ -40,7 +40,8 @@ def draw_pairs(
     path: str | os.PathLike,
     *,
     columns: int = 2,
-    score_threshold: float = 0.5,
+    score_threshold: float | None = 0.5,
+    no_truth: str = "no objects",
 ) -> None:
     """Write one PNG with each image twice: ground truth on the left, predictions on the right.
 
@@ -50,17 +51,20 @@ def draw_pairs(
             ones, so the surest of what was found comes last.
         path: the ``.png`` file; written under a temporary name, then renamed.
         columns: images in a row of the picture.
-        score_threshold: of the predictions in ``found``, for the title.
+        score_threshold: of the predictions in ``found``, for the title; None where they have no
+            scores.
+        no_truth: written into an image whose list in ``truths`` is empty.
 
     Raises:
         ValueError: the arguments do not fit together; the message says which and how.
     """
     check_arguments(images, truths, found, path, columns)
     pairs = [
-        (_draw(image, true, "no objects"), _draw(image, predicted, "nothing found"))
+        (_draw(image, true, no_truth), _draw(image, predicted, "nothing found"))
         for image, true, predicted in zip(images, truths, found, strict=True)
     ]
-    titles = "ground truth", f"prediction (score >= {score_threshold:g})"
+    score = "" if score_threshold is None else f" (score >= {score_threshold:g})"
+    titles = "ground truth", f"prediction{score}"
     _save(_arrange(pairs, titles, min(columns, len(pairs))), Path(path))
 
 
@@ -121,6 +125,33 @@ def found_item(
     return Item(category, f"{class_name(class_names, category)} {score:.2f}", box, mask)
 
 
+def class_items(
+    labels: np.ndarray, class_names: list[str], *, first: int = 0, drawn: set[int] | None = None
+) -> list[Item]:
+    """Items for the classes of a label image (H, W).
+
+    Args:
+        first: number of the colour of class 0.
+        drawn: the classes that are drawn; all that have a name if None.
+    """
+    drawn = set(range(len(class_names))) if drawn is None else drawn
+    return [
+        Item(first + index, class_names[index], None, labels == index)
+        for index in np.unique(labels).tolist()
+        if index in drawn
+    ]
+
+
+def points_mask(points: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Discs around points (N, 2) of x and y, as a mask (H, W) of an image of that shape."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    radius = max(1.5, max(shape) / 60)
+    mask = np.zeros(shape, bool)
+    for x, y in points:
+        mask |= (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2
+    return mask
+
+
 def class_name(class_names: list[str], index: int) -> str:
     if not 0 <= index < len(class_names):
         raise ValueError(f"class {index} has no name; class_names has {len(class_names)}")
@@ -142,9 +173,11 @@ def _draw(image, items, if_none):
         if mask is not None:
             _paint_mask(canvas, mask, _colour(index))
     draw = ImageDraw.Draw(canvas)
-    boxes = [[min(max(v * scale, 0), size[k % 2] - 1) for k, v in enumerate(i[2])] for i in items]
-    for (index, *_), box in zip(items, boxes, strict=True):
-        draw.rectangle(_ordered(box), outline=_colour(index), width=2)
+    places = [item.box or _inside(item.mask) for item in items]
+    boxes = [[min(max(v * scale, 0), size[k % 2] - 1) for k, v in enumerate(p)] for p in places]
+    for item, box in zip(items, boxes, strict=True):
+        if item.box is not None:
+            draw.rectangle(_ordered(box), outline=_colour(item.category), width=2)
     taken = []
     # The surest is last; its label gets the best place.
     for (index, label, _, _), box in reversed(list(zip(items, boxes, strict=True))):
@@ -152,6 +185,13 @@ def _draw(image, items, if_none):
     if not items:
         _label(draw, size, if_none, [4, 4, 4, 4], (230, 230, 230), taken)
     return canvas
+
+
+def _inside(mask):
+    """A box of one point in the middle of a mask."""
+    ys, xs = np.nonzero(mask)
+    middle = len(ys) // 2
+    return [xs[middle], ys[middle]] * 2 if len(ys) else [0, 0, 0, 0]
 
 
 def _ordered(box):

@@ -12,7 +12,6 @@ import torch
 import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
-from detectron2.data import DatasetMapper
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.data.transforms import AugInput
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -21,8 +20,10 @@ from PIL import Image
 
 from evonorm_plugins.configs import find_config
 from evonorm_plugins.errors import ConfigError, DataError, InputError, reason
+from evonorm_plugins.integrations.detectron2.data import NamingMapper
 from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config, remove_idle_keys
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
+from evonorm_plugins.integrations.detectron2.tasks import value_of
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
 from evonorm_plugins.registry import get_norm_act, is_norm_act
 from evonorm_plugins.training.ranks import pick_device
@@ -192,11 +193,11 @@ def check_config(cfg: CfgNode, *, training: bool = True) -> None:
     """
     choices = {**_CHOICES, "MODEL.META_ARCHITECTURE": sorted(n for n, _ in META_ARCH_REGISTRY)}
     for key, allowed in choices.items():
-        if _value(cfg, key) not in allowed:
+        if value_of(cfg, key) not in allowed:
             known = ", ".join(map(str, allowed))
-            raise ConfigError(f"{key} {_value(cfg, key)!r} is not one of {known}")
+            raise ConfigError(f"{key} {value_of(cfg, key)!r} is not one of {known}")
     for key, least in _LEAST.items():
-        value = _value(cfg, key)
+        value = value_of(cfg, key)
         if not least <= value < _MOST:
             limit = f"below {_MOST}" if value >= _MOST else f"at least {least}"
             raise ConfigError(f"{key} {value} must be {limit}")
@@ -221,12 +222,6 @@ def check_config(cfg: CfgNode, *, training: bool = True) -> None:
         _check_images(cfg, training)
     finally:
         logging.disable(level)
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for name in key.split("."):
-        cfg = cfg[name]
-    return cfg
 
 
 def _check_norms(cfg: CfgNode) -> None:
@@ -261,6 +256,6 @@ def _check_model(cfg: CfgNode) -> None:
 def _check_images(cfg: CfgNode, training: bool) -> None:
     for is_train in (False, True) if training else (False,):
         with _as_config_errors("images cannot be prepared as INPUT says"):
-            mapper = DatasetMapper(cfg, is_train)
+            mapper = NamingMapper(cfg, is_train).mapper
             image = convert_PIL_to_numpy(Image.new("RGB", (48, 32)), mapper.image_format)
             mapper.augmentations(AugInput(image))

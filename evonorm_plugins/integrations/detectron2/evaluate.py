@@ -18,7 +18,9 @@ from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.detectron2.config import check_config, load_config
 from evonorm_plugins.integrations.detectron2.data import set_datasets
 from evonorm_plugins.integrations.detectron2.pictures import picture_predictions
+from evonorm_plugins.integrations.detectron2.proposals import check_proposals
 from evonorm_plugins.integrations.detectron2.run import original_errors
+from evonorm_plugins.integrations.detectron2.tasks import outputs_of
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer, local_file
 from evonorm_plugins.integrations.quiet import silence_libraries
@@ -59,9 +61,15 @@ def _detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], di
         raise ConfigError(f"--opts come in pairs, KEY VALUE; got {' '.join(args.opts)}")
     opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     cfg, notes = load_config(args.config_file, opts, trust=args.trust_config)
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    if "instances" not in (outputs_of(cfg) or ("instances",)):
+        raise ConfigError(
+            f"a MODEL.META_ARCHITECTURE {architecture} finds no objects with boxes to score"
+        )
     options = {"every_category": False, "content": ground_truth}
     set_datasets(cfg, "val", args.val_json, args.val_images, **options)
     check_config(cfg, training=False)
+    check_proposals(cfg, training=False, trust=args.trust_weights)
     description = _description(cfg, args)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

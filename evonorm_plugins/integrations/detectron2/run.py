@@ -10,18 +10,19 @@ from pathlib import Path
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from evonorm_plugins import errors
 from evonorm_plugins.configs import find_config
-from evonorm_plugins.errors import ConfigError, InputError, RunError
+from evonorm_plugins.errors import ConfigError, DataError, InputError, RunError, first
 from evonorm_plugins.files import check_folder
 from evonorm_plugins.integrations.detectron2.config import check_config, load_config
 from evonorm_plugins.integrations.detectron2.data import SPLITS, check_registered, set_datasets
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.detectron2.results import write_report
+from evonorm_plugins.integrations.detectron2.proposals import check_proposals
+from evonorm_plugins.integrations.detectron2.results import check_expected, write_report
+from evonorm_plugins.integrations.detectron2.tasks import check_tasks
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
 from evonorm_plugins.integrations.detectron2.weights import (
     SafeCheckpointer,
@@ -48,7 +49,9 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     args.config_file = str(find_config(args.config_file, "detectron2"))  # Detectron2 opens it, too
     cfg, notes = load_config(args.config_file, args.opts, trust=args.trust_config)
     register_datasets(args, cfg)
+    check_tasks(cfg, training=not args.eval_only, machines=args.num_machines)
     check_config(cfg, training=not args.eval_only)
+    check_proposals(cfg, training=not args.eval_only, trust=args.trust_weights)
     _check_folder(cfg, args)
     weights = cfg.MODEL.WEIGHTS
     if args.eval_only and not weights and not args.resume:
@@ -72,13 +75,22 @@ def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
     Raises:
         DataError: a set cannot be used, or is not there.
     """
+    categories = {}
     for split in SPLITS:
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
         if json_file:
             every = split == "train" and not args.allow_empty_categories
-            set_datasets(cfg, split, json_file, images, every_category=every)
+            options = {"every_category": every, "keypoints": cfg.MODEL.KEYPOINT_ON}
+            report = set_datasets(cfg, split, json_file, images, **options)
+            categories[json_file] = list(report.instances)
         elif split == "val" or not args.eval_only:
             check_registered(cfg, split)
+    if len({tuple(names) for names in categories.values()}) > 1:
+        (one, names), (other, others) = categories.items()
+        raise DataError(
+            f"the categories of {one} ({first(names)}) and {other} ({first(others)}) must be the "
+            "same, in the order of their ids"
+        )
 
 
 def _check_processes(args: argparse.Namespace) -> None:
@@ -167,9 +179,11 @@ def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> Non
         model = trainer.model
         results = getattr(trainer, "_last_eval_results", {})
         cost = trainer.steps.summary()
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, **Trainer.test_augmented(cfg, model)}
     if comm.is_main_process():
         write_report(cfg, model, results, cost, command=sys.argv)
-        verify_results(cfg, results)
+        check_expected(cfg, results)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 Detectron2's own command line, and:
   --train-json, --train-images, --val-json, --val-images   any dataset in COCO's format
+  the evaluators of every task; what it lacks is said before training
   the learning rate is scaled when SOLVER.IMS_PER_BATCH differs from the config file's
   results.json and predictions.png in OUTPUT_DIR at the end
   no code is run that a config or weights may hold, unless --trust-config, --trust-weights
@@ -62,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     trust.add_argument(
         "--trust-weights",
         action="store_true",
-        help="unpickle weights that hold more than arrays, which may run any code",
+        help="unpickle weights and proposals that hold more than arrays, which may run any code",
     )
     args = parser.parse_args(argv)
     for split in ("train", "val"):

@@ -8,7 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,14 +17,16 @@ from torch.utils.data import DataLoader
 from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.integrations import step_record
 from evonorm_plugins.integrations.detectron2.data import NamingMapper
+from evonorm_plugins.integrations.detectron2.evaluators import build_evaluator
 from evonorm_plugins.integrations.detectron2.logs import logger
+from evonorm_plugins.integrations.detectron2.tasks import reading
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census
 from evonorm_plugins.integrations.non_finite import first_non_finite
 
 
 class Trainer(DefaultTrainer):
-    """``DefaultTrainer`` with COCO evaluation and a diagnosis of non-finite losses.
+    """``DefaultTrainer`` with the evaluators of every task and a diagnosis of non-finite losses.
 
     Images that cannot be read are named; weights are read without running code that they may hold.
     ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE: "full_model"`` clips the norm of all gradients together to
@@ -52,18 +55,33 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        return build_detection_train_loader(cfg, mapper=NamingMapper(cfg, True))
+        with reading(*cfg.DATASETS.TRAIN):
+            return build_detection_train_loader(cfg, mapper=NamingMapper(cfg, True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(cfg, False))
+        with reading(dataset_name):
+            return build_detection_test_loader(cfg, dataset_name, mapper=NamingMapper(cfg, False))
 
     @classmethod
     def build_evaluator(
         cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
-    ) -> COCOEvaluator:
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        return COCOEvaluator(dataset_name, output_dir=folder)
+    ) -> DatasetEvaluator:
+        with reading(dataset_name):
+            return build_evaluator(cfg, dataset_name, output_folder)
+
+    @classmethod
+    def test_augmented(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """What ``test`` gives with augmented images, with ``_TTA`` behind the names of tasks."""
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{task}_TTA": values for task, values in results.items()}
+
+    def train(self) -> None:
+        # Not Detectron2's own, which compares with TEST.EXPECTED_RESULTS and then exits, before
+        # anything could be written about the run.
+        super(DefaultTrainer, self).train(self.start_iter, self.max_iter)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

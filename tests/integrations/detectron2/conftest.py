@@ -17,6 +17,18 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def unregister():
+    """Detectron2's sets after a test are those before it."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog.list())
+    yield
+    for name in set(DatasetCatalog.list()) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
+
+
 @pytest.fixture
 def small_cfg():
     """``make(norm, *options)``: the config of a small Mask R-CNN with that norm everywhere."""

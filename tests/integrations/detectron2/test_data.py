@@ -1,12 +1,16 @@
 import json
 
+import numpy as np
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
+from PIL import Image
 
 from evonorm_plugins.coco.train import check_coco
-from evonorm_plugins.errors import DataError
-from evonorm_plugins.integrations.detectron2.data import register_coco
+from evonorm_plugins.errors import BrokenImageError, DataError
+from evonorm_plugins.integrations.detectron2.data import NamingMapper, register_coco
+from tests.integrations.detectron2 import small_sets
 
 
 @pytest.fixture
@@ -89,3 +93,34 @@ def test_a_bad_set_is_not_registered(root, name):
     with pytest.raises(DataError):
         register_coco(name, root / "none.json", root / "images")
     assert name not in DatasetCatalog.list()
+
+
+def test_keypoints_have_the_names_of_the_file(tmp_path):
+    path, images = small_sets.write_coco(tmp_path, keypoints=True)
+    register_coco("evonorm_test_keypoints", path, images, keypoints=True)
+    meta = MetadataCatalog.get("evonorm_test_keypoints")
+    assert meta.keypoint_names == ["nose", "left_ear", "right_ear"]
+    assert meta.keypoint_flip_map == [("left_ear", "right_ear")]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        (np.full((64, 64), 9), DataError, "{path} has the label 9; a label image is (H, W) with"),
+        (np.zeros((60, 64)), DataError, "its label image {path} is (60, 64), the image (64, 64)"),
+        (None, BrokenImageError, "{path} cannot be read as an image: "),
+    ],
+)
+def test_label_images_that_are_wrong_are_named(tmp_path, labels, kind, said):
+    record = DatasetCatalog.get(small_sets.register_semantic(tmp_path))[0]
+    path = tmp_path / "labels/000001.png"
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = "SemanticSegmentor", 2
+    NamingMapper(cfg, True)(record)
+    if labels is None:
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        Image.fromarray(labels.astype(np.uint8)).save(path)
+    with pytest.raises(kind) as caught:
+        NamingMapper(cfg, True)(record)
+    assert said.format(path=path) in str(caught.value)

@@ -206,6 +206,14 @@ def test_what_is_wrong_is_said_before_the_model_runs(
         ({"opts": ["MODEL.NOTHING", "1"]}, "MODEL.NOTHING"),
         ({"opts": ["MODEL.WEIGHTS"]}, "--opts come in pairs, KEY VALUE; got MODEL.WEIGHTS"),
         ({"opts": [*SMALL, "MODEL.RESNETS.NORM", "GN"]}, "trained with another norm"),
+        (
+            {"opts": [*SMALL, "MODEL.META_ARCHITECTURE", "SemanticSegmentor"]},
+            "a MODEL.META_ARCHITECTURE SemanticSegmentor finds no objects with boxes to score",
+        ),
+        (
+            {"opts": [*SMALL, "MODEL.LOAD_PROPOSALS", "True"]},
+            "DATASETS.PROPOSAL_FILES_TEST must name a file for each of the 1 of DATASETS.TEST",
+        ),
         ({"opts": [*SMALL, "MODEL.RESNETS.NORM", "Nothing"]}, "Nothing"),
     ],
 )

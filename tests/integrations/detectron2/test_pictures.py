@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from evonorm_plugins.integrations.detectron2.pictures import _true_item, draw_predictions
-from evonorm_plugins.integrations.pictures import _colour
+from evonorm_plugins.integrations.detectron2.pictures import _found, _true_item, draw_predictions
+from evonorm_plugins.integrations.pictures import Item, _colour, draw_pairs
 
 NAMES = ["circle", "square"]
 SIDE, GAP = 384, 8  # as drawn: pixels of an image's longer side, half the space around a pair
@@ -118,6 +119,58 @@ def test_every_form_of_mask_is_decoded_alike():
         [8, 16, 24, 24],
         None,
     )
+
+
+def test_keypoints_are_discs_and_holes_in_masks(tmp_path):
+    points = [8, 8, 2, 16, 20, 1, 24, 8, 0]  # the last is not in the image
+    true = truth(true_square(keypoints=points))
+    predicted = found(boxes=[[4, 4, 12, 12]], classes=[0], scores=[0.9])
+    predicted.pred_keypoints = torch.tensor([[[20.0, 6, 1], [6, 20, 1], [6, 6, 1]]])
+    left, right = panels(draw(tmp_path / "p.png", gray(), true, predicted))
+    circle, square = (100 + (np.array(_colour(k)) - 100) * 110 / 255 for k in (0, 1))
+    np.testing.assert_allclose(left[8 * 12, 8 * 12], square, atol=1)
+    np.testing.assert_array_equal(left[20 * 12, 16 * 12], [100] * 3)
+    np.testing.assert_array_equal(left[8 * 12, 24 * 12], [100] * 3)
+    np.testing.assert_allclose(right[6 * 12, 20 * 12], circle, atol=1)
+
+
+def test_classes_of_pixels_and_segments():
+    meta = Metadata(
+        name="x", thing_classes=["box"], stuff_classes=["things", "ground", "sky"], ignore_label=255
+    )
+    labels = torch.full((8, 8), 1)
+    labels[:2], labels[4:] = 2, 0
+    logits = torch.nn.functional.one_hot(labels, 3).permute(2, 0, 1).float()
+    items = _found({"sem_seg": logits}, meta)
+    assert [item[:3] for item in items] == [(2, "ground", None), (3, "sky", None)]
+    np.testing.assert_array_equal(items[0].mask, labels.numpy() == 1)
+    segments = [
+        {"id": 1, "isthing": True, "score": 0.75, "category_id": 0, "instance_id": 0},
+        {"id": 2, "isthing": False, "category_id": 2, "area": 16},
+    ]
+    items = _found({"sem_seg": logits, "panoptic_seg": (labels, segments)}, meta)
+    assert [item[:3] for item in items] == [(3, "sky", None), (0, "box 0.75", None)]
+    np.testing.assert_array_equal(items[1].mask, labels.numpy() == 1)
+
+
+def test_the_surest_proposals_are_numbered_and_drawn_last():
+    proposals = Instances((8, 8))
+    boxes = torch.arange(12.0)[:, None] + torch.tensor([0, 0, 4, 4])
+    proposals.proposal_boxes = Boxes(boxes)
+    items = _found({"proposals": proposals}, Metadata(name="x"))
+    assert [item.label for item in items] == [str(k) for k in range(10, 0, -1)]
+    assert items[-1].box == [0, 0, 4, 4]
+
+
+def test_an_item_without_a_box_has_its_name_in_its_mask(tmp_path):
+    mask = np.zeros((32, 32), bool)
+    mask[20:28, 4:30] = True
+    path, item = tmp_path / "p.png", Item(0, "sky", None, mask)
+    draw_pairs([gray()], [[item]], [[]], path, score_threshold=None, no_truth="no annotations")
+    left, right = panels(np.asarray(Image.open(path)).astype(int))
+    assert shows(_colour(0), left[20 * 12 :])
+    assert (left[: 18 * 12] == 100).all()
+    assert not shows(_colour(0), right)
 
 
 def test_many_sizes_in_columns(tmp_path):

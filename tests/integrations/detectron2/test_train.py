@@ -461,14 +461,18 @@ def test_half_written_checkpoint(shapes, trained, tmp_path, capsys):
     assert not list(tmp_path.glob("model*"))
 
 
-def test_expected_results_that_are_missed_fail(shapes, trained, tmp_path):
+def test_expected_results_that_are_missed_fail(shapes, trained, tmp_path, capsys):
     options = (
         "OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth",
-        "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5]]",
+        "TEST.EXPECTED_RESULTS", "[['bbox', 'AP', 99.0, 0.5], ['segm', 'nothing', 1.0, 0.5]]",
     )  # fmt: skip
-    with pytest.raises(SystemExit) as stop:
-        train.main(["--eval-only", *arguments(shapes, *options)])
-    assert stop.value.code == 1
+    assert train.main(["--eval-only", *arguments(shapes, *options)]) == 1
+    found = json.loads((tmp_path / "results.json").read_text())["ap_percent"]["bbox"]["AP"]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        f"error: TEST.EXPECTED_RESULTS: bbox AP is {found:.4g}, expected 99 +- 0.5; "
+        "segm nothing is not among the results, expected 1 +- 0.5"
+    )
 
 
 def test_help_has_examples(capsys):
