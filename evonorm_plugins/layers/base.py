@@ -160,11 +160,27 @@ class NormAct(nn.Module):
         return {"eps": self.eps}
 
     def without_activation(self) -> NormAct:
-        """A new layer of this kind for a place that no activation follows."""
-        p = next(self.parameters())
-        return type(self)(
-            self.num_features, apply_act=False, device=p.device, dtype=p.dtype, **self.options()
+        """A layer of this kind for a place that no activation follows.
+
+        What both have is copied: gamma, beta and moving statistics, ``requires_grad`` and the mode.
+        """
+        own = {**dict(self.named_buffers()), **dict(self.named_parameters())}
+        like = next((t for t in own.values() if t.is_floating_point()), torch.empty(()))
+        layer = type(self)(
+            self.num_features,
+            apply_act=False,
+            device=like.device,
+            dtype=like.dtype,
+            **self.options(),
         )
+        if not self.affine:
+            layer.release_affine()
+        with torch.no_grad():
+            for name, new in (*layer.named_parameters(), *layer.named_buffers()):
+                if name in own:
+                    new.copy_(own[name])
+                    new.requires_grad_(own[name].requires_grad)
+        return layer.train(self.training)
 
     def describe(self) -> str:
         """What weights of this layer must agree on: class, groups, the digest of a layer graph.

@@ -59,6 +59,11 @@ class BatchDependent(NormAct):
         self.frozen = True
         return self
 
+    def without_activation(self) -> NormAct:
+        layer = super().without_activation()
+        assert isinstance(layer, BatchDependent)
+        return layer.freeze() if self.frozen else layer
+
     def uses_batch(self) -> bool:
         """Whether the layer computes batch statistics in the mode it is in."""
         return self.apply_act and self.training and not self.frozen

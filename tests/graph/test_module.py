@@ -290,7 +290,8 @@ def test_without_activation(graph, make, draw):
     assert affine.options() == layer.options()
     assert not affine.uses_batch()
     x = draw(3, CHANNELS, 5, 7)
-    torch.testing.assert_close(affine(x), x)
+    expected = x * layer.weight[:, None, None] + layer.bias[:, None, None]
+    torch.testing.assert_close(affine(x), expected)
 
 
 def test_conditional(make, draw):

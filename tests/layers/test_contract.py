@@ -108,6 +108,28 @@ def test_without_activation_is_affine(name, training, make, draw):
     torch.testing.assert_close(dict(layer.state_dict()), dict(before), rtol=0, atol=0)
 
 
+def test_without_activation_keeps_values(every, device, draw):
+    layer = get_norm_act(every, 6).to(device).eval()
+    values = {n: torch.rand_like(t) for n, t in layer.state_dict().items() if t.is_floating_point()}
+    layer.load_state_dict(values, strict=False)
+    layer.requires_grad_(False)
+    other = layer.without_activation()
+    kept = {n: t for n, t in other.state_dict().items() if t.is_floating_point()}
+    assert len(kept) >= 2
+    torch.testing.assert_close(kept, {n: values[n] for n in kept}, rtol=0, atol=0)
+    assert not any(p.requires_grad for p in other.parameters())
+    assert not other.training
+    assert all(p.requires_grad for p in layer.requires_grad_().without_activation().parameters())
+    # Copies: what becomes of one does not change the other.
+    layer.load_state_dict({n: t + 1 for n, t in values.items()}, strict=False)
+    torch.testing.assert_close(kept, {n: values[n] for n in kept}, rtol=0, atol=0)
+
+
+def test_without_activation_stays_frozen(device):
+    layer = get_norm_act("EvoNormB0", 6).to(device)
+    assert layer.freeze().without_activation().frozen
+
+
 def test_without_activation_keeps_class_and_options(every, device):
     given = {"eps": 0.01}
     if every.startswith(("EvoNormS", "GN-")):
