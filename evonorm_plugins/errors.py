@@ -54,6 +54,18 @@ class ConvertError(InputError):
     """A model that cannot be converted as was asked."""
 
 
+class AmbiguousError(ConvertError):
+    """It is not clear what should become of some norms; ``refused`` has each one's reason."""
+
+    def __init__(self, refused: dict[str, str]) -> None:
+        lines = "\n".join(f"  {path or 'the model'}: {why}" for path, why in refused.items())
+        super().__init__(
+            "it is not clear what should become of these; norms named in keep=[...] are left as "
+            f"they are:\n{lines}"
+        )
+        self.refused = refused
+
+
 class StoreError(InputError):
     """A file that is no search store, or one of another search."""
 

@@ -11,16 +11,16 @@ from evonorm_plugins.conversion.in_place import iadd, imul, isub, itruediv
 from evonorm_plugins.conversion.tracing import FlowTracer, trace
 
 _PRODUCTS = {operator.mul, imul, torch.mul, "mul", "mul_"}
-_GATE_NAMES = ("sigmoid", "hardsigmoid", "tanh", "softplus", "relu6", "clamp", "clip", "erf")
+GATE_NAMES = ("sigmoid", "hardsigmoid", "tanh", "softplus", "relu6", "clamp", "clip", "erf")
 _GATES = {
     *(
         getattr(namespace, n)
         for namespace in (F, torch)
-        for n in _GATE_NAMES
+        for n in GATE_NAMES
         if hasattr(namespace, n)
     ),
-    *_GATE_NAMES,
-    *(f"{n}_" for n in _GATE_NAMES),
+    *GATE_NAMES,
+    *(f"{n}_" for n in GATE_NAMES),
 }
 _GATE_MODULES = (nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softplus, nn.ReLU6, nn.Hardtanh)
 _CLAMPS = {F.relu6, torch.clamp, torch.clip, "clamp", "clip", "clamp_"}

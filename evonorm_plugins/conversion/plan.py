@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from evonorm_plugins.conversion import kinds, order
 from evonorm_plugins.conversion.flow import MODES, join, read_flows
-from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.errors import AmbiguousError, ConvertError
 
 _NOT_PLANAR = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Linear)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -84,7 +84,7 @@ def plan_conversion(model, activations, keep=()):
     refused = {p: planner.enter(p, norm) for p, norm in norms.items() if p not in plan.left}
     refused = {path: reason for path, reason in refused.items() if reason} | _conflicts(plan)
     if refused:
-        raise ConvertError(_ambiguous(refused))
+        raise AmbiguousError(refused)
     return plan
 
 
@@ -249,11 +249,3 @@ def _no_norms(model, norms):
     others = Counter(type(norm).__name__ for norm in norms.values())
     shown = ", ".join(f"{count} {kind}" for kind, count in others.items())
     return f"{name} holds no norm of (N, C, H, W), only {shown}"
-
-
-def _ambiguous(refused):
-    lines = "\n".join(f"  {path or 'the model'}: {reason}" for path, reason in refused.items())
-    return (
-        "it is not clear what should become of these; norms named in keep=[...] are left as they "
-        f"are:\n{lines}"
-    )

@@ -22,6 +22,7 @@ from evonorm_plugins.integrations.detectron2 import (
     paper,
     patch,
     precise_stats,
+    projects,
     solver,
 )
 from evonorm_plugins.integrations.detectron2.blocks import (
@@ -34,6 +35,7 @@ from evonorm_plugins.integrations.detectron2.checkpoint import dropping_norms
 from evonorm_plugins.integrations.detectron2.flops import norm_act_flop_handles
 from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config
 from evonorm_plugins.integrations.detectron2.norms import adapt
+from evonorm_plugins.integrations.detectron2.verify import Verification, verify
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census, norms_of
 
@@ -43,7 +45,7 @@ def register() -> None:
     if patch.replaced():
         return
     with patch.recorded():
-        for part in (norms, solver, precise_stats, flops, checkpoint, paper):
+        for part in (norms, solver, precise_stats, flops, checkpoint, paper, projects):
             part.register()
 
 
@@ -67,6 +69,7 @@ __all__ = [
     "NormActBottleneckBlock",
     "NormActDeformBottleneckBlock",
     "SafeCheckpointer",
+    "Verification",
     "adapt",
     "add_evonorm_config",
     "census",
@@ -76,4 +79,5 @@ __all__ = [
     "paper",
     "register",
     "unregister",
+    "verify",
 ]

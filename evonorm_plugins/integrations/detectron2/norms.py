@@ -7,6 +7,7 @@ put in their place. Modules without one are left exactly as they were.
 """
 
 import contextvars
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from detectron2.modeling import backbone, meta_arch, roi_heads
 from detectron2.modeling.backbone import regnet, vit
 from torch import nn
 
-from evonorm_plugins.errors import UnknownNormError
+from evonorm_plugins.errors import ConvertError, UnknownNormError
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.patch import (
@@ -23,21 +24,20 @@ from evonorm_plugins.integrations.detectron2.patch import (
     redirect,
     wrap_method,
 )
+from evonorm_plugins.integrations.detectron2.placement import place_by_flow
+from evonorm_plugins.integrations.detectron2.refusal import asking, refuse
 from evonorm_plugins.layers import BatchDependent, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 
 _Class = TypeVar("_Class", bound=type)
 STOCK_NORMS = ("BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
-_ACTIVATIONS = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Hardswish, nn.Hardtanh, nn.Tanh, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus,
-)  # fmt: skip
-
 # (module, its norm-activation layers so far) of the constructor that is running.
 _construction: contextvars.ContextVar[tuple[nn.Module, list[NormAct]] | None]
 _construction = contextvars.ContextVar("construction", default=None)
 _stock_get_norm = copy_function(d2_layers.get_norm)
+_convert = d2_layers.FrozenBatchNorm2d.convert_frozen_batchnorm.__func__
+_stock_convert = copy_function(_convert)
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
@@ -48,12 +48,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     if isinstance(layer, NormAct):
         construction = _construction.get()
         if construction is None:
-            raise ValueError(
-                f"NORM {norm!r} holds an activation, and the class that asks for it is not one "
-                "whose activations are known. Decorate that class with "
-                "evonorm_plugins.integrations.detectron2.adapt, or write it with "
-                "evonorm_plugins.get_norm_act and without the activation."
-            )
+            raise refuse(asking(), str(norm), "nothing tells what follows its norms")
         construction[1].append(layer)
     return layer
 
@@ -75,10 +70,26 @@ def checked_norm(norm: Any) -> str:
 def adapt(cls: _Class) -> _Class:
     """Class decorator: the module's norm-activation layers are placed when it is built.
 
-    For modules that apply their children in order, or that give norm and activation to Detectron2's
-    convolutions as ``norm=`` and ``activation=``. An activation written into ``forward`` cannot be
-    seen: use ``evonorm_plugins.get_norm_act`` in such a class.
+    Where an activation follows, a layer takes its place; where none does, it becomes the affine
+    transform. What follows is read from the data flow of ``forward``, which is traced, in both
+    modes; of a forward that cannot be traced, from those of its parts, and the order of children
+    where that leaves no doubt. The activations must be modules, or given to Detectron2's
+    convolutions as ``activation=``. Sigmoids, tanhs and their kin are no activations that a layer
+    replaces: before them stands the affine transform. So it does at the end of ``forward``: what
+    the caller does to its output is seen by :func:`verify` alone.
+
+    Raises:
+        ConfigError: when the module is built, where that cannot be done or is not clear; names the
+            class, the config key, the norm and why.
     """
+
+    if "__init__" not in vars(cls):
+
+        @functools.wraps(cls.__init__)
+        def inherited(self: Any, *args: Any, **kwargs: Any) -> None:
+            super(cls, self).__init__(*args, **kwargs)
+
+        cls.__init__ = inherited  # type: ignore[misc]
 
     @wrap_method(cls, "__init__")
     def build(original: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -93,15 +104,32 @@ def adapt(cls: _Class) -> _Class:
         finally:
             _construction.reset(token)
         if norms:
-            _place(self, {id(norm) for norm in norms})
+            _place(self, norms)
 
     return cls
 
 
-def _place(module: nn.Module, norms: set[int]) -> None:
+def adapt_block(
+    block: type[nn.Module], variant: type[nn.Module], followed: tuple[str, ...]
+) -> None:
+    """Make ``variant`` of ``block`` wherever it holds norm-activation layers.
+
+    Args:
+        block: a class whose forward applies activations behind the norms of its convolutions.
+        variant: the subclass whose forward leaves them out.
+        followed: names of the convolutions whose norm an activation follows.
+    """
+    NORM_ACT_BLOCKS[block] = (variant, followed)
+    adapt(block)
+
+
+def _place(module: nn.Module, norms: list[NormAct]) -> None:
     block = next((b for b in NORM_ACT_BLOCKS if isinstance(module, b)), None)
     if block is None:
-        _place_in_order(module, norms)
+        try:
+            place_by_flow(module, norms)
+        except ConvertError as error:
+            raise refuse(type(module).__name__, type(norms[0]).__name__, str(error)) from error
         return
     variant, followed = NORM_ACT_BLOCKS[block]
     if type(module) is block:
@@ -113,35 +141,14 @@ def _place(module: nn.Module, norms: set[int]) -> None:
         )
     for name, child in module.named_children():
         norm = getattr(child, "norm", None)
-        if name not in followed and isinstance(norm, NormAct) and id(norm) in norms:
+        if name not in followed and any(norm is n for n in norms):
             child.norm = norm.without_activation()
 
 
-def _place_in_order(module: nn.Module, norms: set[int]) -> None:
-    """Apply the rule to a module whose children run in order, and to theirs."""
-    norm = getattr(module, "norm", None)
-    if isinstance(norm, NormAct) and id(norm) in norms and hasattr(module, "activation"):
-        if module.activation is None:
-            module.norm = norm.without_activation()
-        module.activation = None  # type: ignore[assignment]
-        return
-    children = list(module.named_children())
-    followers = [*children, ("", None)][1:]
-    for (name, child), (next_name, following) in zip(children, followers, strict=True):
-        if not (isinstance(child, NormAct) and id(child) in norms):
-            _place_in_order(child, norms)
-        elif isinstance(following, _ACTIVATIONS):
-            setattr(module, next_name, nn.Identity())
-        else:
-            setattr(module, name, child.without_activation())
-
-
-def _freeze(original: Callable, self: nn.Module) -> nn.Module:
-    original(self)
-    for module in self.modules():
-        if isinstance(module, BatchDependent):
-            module.freeze()
-    return self
+def _convert_frozen(cls: type, module: nn.Module) -> nn.Module:
+    if isinstance(module, BatchDependent):
+        return module.freeze()
+    return _stock_convert(cls, module)
 
 
 def _warn_shared_statistics(original: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -158,7 +165,8 @@ def _warn_shared_statistics(original: Callable, self: nn.Module, *args: Any, **k
 def register() -> None:
     """Make every registered name a ``NORM`` of Detectron2's modules."""
     redirect(d2_layers.get_norm, get_norm)
-    wrap_method(d2_layers.CNNBlockBase, "freeze")(_freeze)
+    # Freezing a block converts its norms, and so does TridentNet with its stem.
+    redirect(_convert, _convert_frozen)
     for cls in (
         *NORM_ACT_BLOCKS,
         backbone.FPN,

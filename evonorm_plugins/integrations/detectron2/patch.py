@@ -7,8 +7,10 @@ What is replaced while :func:`recorded` is active is listed by :func:`replaced` 
 import contextlib
 import functools
 import inspect
+import sys
 import types
 from collections.abc import Callable, Iterator
+from importlib.abc import MetaPathFinder
 from typing import Any, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable)
@@ -109,3 +111,10 @@ def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
         return function
 
     return decorate
+
+
+def find_first(finder: MetaPathFinder) -> None:
+    """Ask ``finder`` before all others where a module is."""
+    sys.meta_path.insert(0, finder)
+    if _recording:
+        _undo.append(("sys.meta_path", lambda: sys.meta_path.remove(finder)))

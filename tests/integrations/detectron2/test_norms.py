@@ -9,9 +9,9 @@ import pytest
 import torch
 from detectron2 import model_zoo
 from detectron2.config import LazyCall, get_cfg, instantiate
-from detectron2.layers import ASPP, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ASPP, ShapeSpec, get_norm
 from detectron2.modeling import FPN, ResNet, build_model
-from detectron2.modeling.backbone import regnet, resnet
+from detectron2.modeling.backbone import regnet, resnet, vit
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
 from detectron2.utils.events import EventStorage
@@ -389,26 +389,6 @@ def test_freeze_at_with_bn_relu_uses_detectron2s_frozen_norm(small_cfg):
     assert type(stem_norm.norm) is FrozenBatchNorm2d
 
 
-def test_unknown_classes_are_refused_and_can_be_adapted():
-    def build(self, norm):
-        nn.Module.__init__(self)
-        self.conv = Conv2d(3, 8, 1, norm=get_norm(norm, 8), activation=nn.ReLU())
-        self.project = Conv2d(8, 8, 1, norm=get_norm(norm, 8))
-        self.sequence = nn.Sequential(nn.Conv2d(8, 8, 1), get_norm(norm, 8), nn.ReLU())
-
-    head = type("Head", (nn.Module,), {"__init__": build})
-    with pytest.raises(ValueError, match=r"NORM 'FRN' holds an activation.*adapt"):
-        head("FRN")
-    assert isinstance(head("BN").conv.activation, nn.ReLU)
-
-    built = plugin.adapt(head)("FRN")
-    assert built.conv.activation is None
-    assert built.conv.norm.apply_act
-    assert not built.project.norm.apply_act
-    assert built.sequence[1].apply_act
-    assert isinstance(built.sequence[2], nn.Identity)
-
-
 def test_layers_placed_by_hand_are_left_alone():
     class Backbone(plugin.NormActBottleneckBlock):
         pass
@@ -422,6 +402,14 @@ def test_layers_placed_by_hand_are_left_alone():
     fpn = FPN(ResNet(stem("BN"), [[block.__class__(64, 64, bottleneck_channels=16, norm="FRN")]]),
               ["res2"], 32, norm="EvoNormS0")  # fmt: skip
     assert fpn.bottom_up.res2[0].conv1.norm.apply_act
+
+
+def test_last_norm_of_vits_block_starts_at_zero():
+    """The block is the identity at the start, as ViTDet has it."""
+    block = vit.ResBottleneckBlock(32, 32, 16, norm="EvoNormS0")
+    assert not block.norm3.apply_act
+    x = torch.randn(2, 32, 8, 8)
+    torch.testing.assert_close(block(x), x, rtol=0, atol=0)
 
 
 def test_subclass_of_a_block_with_its_own_forward_is_refused():

@@ -1,0 +1,64 @@
+"""Who asked for a norm, by class and config key: for messages."""
+
+import dis
+import itertools
+import sys
+from collections.abc import Iterator
+from types import CodeType, FrameType
+
+from torch import nn
+
+from evonorm_plugins.errors import ConfigError
+
+HOW_TO = (
+    "Give norm and activation to Detectron2's Conv2d (norm=, activation=), or as modules that "
+    "forward applies one after the other, and decorate the class with "
+    "evonorm_plugins.integrations.detectron2.adapt; or write it with evonorm_plugins.get_norm_act "
+    "(apply_act=False where no activation follows) and leave the activation out."
+)
+
+
+def asking() -> str:
+    """Name of the class whose constructor asks for a norm, or of the function that does."""
+    for frame in _frames():
+        if isinstance(frame.f_locals.get("self"), nn.Module):
+            return type(frame.f_locals["self"]).__name__
+    return f"{next(itertools.islice(_frames(), 1, None)).f_code.co_name}()"
+
+
+def refuse(asked_by: str, norm: str, why: str) -> ConfigError:
+    """The error for a class that cannot take a norm-activation layer."""
+    keys = " or ".join(_config_keys())
+    where = f" of {keys}" if keys else ""
+    return ConfigError(f"{asked_by} cannot take NORM {norm!r}{where}: {why}. {HOW_TO}")
+
+
+def _frames() -> Iterator[FrameType]:
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _config_keys() -> list[str]:
+    """Keys ``MODEL...NORM`` that the code nearest to the running constructor reads."""
+    for frame in _frames():
+        codes = [frame.f_code]
+        from_config = getattr(type(frame.f_locals.get("self")), "from_config", None)
+        if from_config is not None:
+            codes.append(from_config.__code__)
+        keys = dict.fromkeys(key for code in codes for key in _keys_in(code))
+        if keys:
+            return list(keys)
+    return []
+
+
+def _keys_in(code: CodeType) -> Iterator[str]:
+    names: list[str] = []
+    for instruction in dis.get_instructions(code):
+        if instruction.opname != "LOAD_ATTR":
+            names = []
+            continue
+        names.append(instruction.argval)
+        if names[0] == "MODEL" and names[-1].endswith("NORM"):
+            yield ".".join(names)
