@@ -110,6 +110,7 @@ def test_panoptic_deeplab(panoptic_deeplab, norm, separable):
             ASPP_CHANNELS=16, IN_FEATURES=["res2", "res5"], PROJECT_FEATURES=["res2"],
             PROJECT_CHANNELS=[8],
         )  # fmt: skip
+    cfg.MODEL.PANOPTIC_DEEPLAB.USE_DEPTHWISE_SEPARABLE_CONV = separable
     model = build_model(cfg)
     batch = semantic_batch()
     for example in batch:
