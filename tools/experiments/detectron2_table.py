@@ -193,10 +193,10 @@ def on_cpu(x, offset, mask, weight, bias, stride, padding, dilation, *_):
     return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
 
-def row(family, files, norm):
+def row(family, files, norm, one):
     """A row of the table, and one line for each model that failed."""
     models, reports, failed = {}, [], []
-    for file in files:
+    for file in sorted(files, key=_depth)[: 1 if one else None]:
         make = build_lazy if file.suffix == ".py" else build_yaml
         try:
             key, build = make(file, norm)
@@ -218,12 +218,20 @@ def row(family, files, norm):
     return f"| {family} | " + " | ".join(cells) + " |", failed
 
 
+def _depth(file):
+    found = re.search(r"_[RXw]_?(\d+)", file.stem)
+    return (int(found[1]) if found else 0, file.stem)
+
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkout", type=Path, help="folder with Detectron2's configs and projects")
     parser.add_argument("--norm", default="EvoNormS0", help="layer (%(default)s)")
+    parser.add_argument(
+        "--one", action="store_true", help="build one model of each family, the smallest by name"
+    )
     parser.add_argument("--only", nargs="*", metavar="TEXT", help="configs whose path holds a TEXT")
     return parser.parse_args(argv)
 
@@ -249,7 +257,7 @@ def main(argv=None):
     failures = []
     for number, (family, files) in enumerate(families.items(), 1):
         print(f"{number}/{len(families)} {family}", file=sys.stderr, flush=True)
-        line, failed = row(family, files, args.norm)
+        line, failed = row(family, files, args.norm, args.one)
         print(line, flush=True)
         failures += failed
     print("\n" + "\n".join(f"- {failure}" for failure in failures))

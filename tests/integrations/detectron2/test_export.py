@@ -97,22 +97,77 @@ def test_head_traced_without_instances(norm, head, small_cfg, draw_norms):
         torch.testing.assert_close(traced(x)[0], model.layers(x), rtol=1e-5, atol=1e-5)
 
 
-def assert_onnx_runs_like(model, program, image, file):
-    """The graph of ``program`` holds standard operations only and gives what ``model`` gives."""
+def onnx_session(file):
+    """A session of ONNX Runtime for a graph that holds standard operations only."""
     onnx = pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    torch.onnx.export(program, dynamo=True, verbose=False).save(file)
     content = onnx.load(file)
     assert [opset.domain for opset in content.opset_import] == [""]
     assert {node.domain for node in content.graph.node} == {""}
     assert not content.functions
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    actual = session.run(None, {session.get_inputs()[0].name: image.numpy()})
-    expected = model(image)
-    expected = expected.values() if isinstance(expected, dict) else [expected]
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+def assert_onnx_runs_like(model, program, inputs, file):
+    """``program`` becomes a file that gives what ``model`` gives."""
+    pytest.importorskip("onnxscript")
+    torch.onnx.export(program, dynamo=True, verbose=False).save(file)
+    session = onnx_session(file)
+    names = [given.name for given in session.get_inputs()]
+    actual = session.run(None, {n: x.numpy() for n, x in zip(names, inputs, strict=True)})
+    expected = model(*inputs)
+    expected = expected.values() if isinstance(expected, dict) else expected
+    expected = [expected] if isinstance(expected, torch.Tensor) else expected
     for a, e in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, e.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["EvoNormS0", "EvoNormB0"])
+def test_whole_detector_as_one_onnx_file(norm, small_cfg, train_batch, draw_norms, tmp_path):
+    """By the exporter that traces: for images of any size, proposals and RoIAlign included."""
+    pytest.importorskip("onnx")
+    model = draw_norms(build_model(small_cfg(norm))).eval()
+    image = train_batch(size=96)[0]["image"]
+    adapter = TracingAdapter(model, [{"image": image}], detect).eval()
+    file = str(tmp_path / "detector.onnx")
+    sizes = {"image": {1: "height", 2: "width"}}
+    options = {"input_names": ["image"], "dynamic_axes": sizes, "opset_version": 17}
+    torch.onnx.export(adapter, (image,), file, dynamo=False, **options)
+    session = onnx_session(file)
+    for x in (image, torch.rand(3, 64, 128) * 255):
+        outputs = session.run(None, {"image": x.numpy()})
+        actual = adapter.outputs_schema([torch.from_numpy(y) for y in outputs])
+        assert_same(actual, detect(model, [{"image": x}]))
+
+
+@torch.no_grad()
+def test_heads_for_any_number_of_rois(small_cfg, draw_norms, tmp_path):
+    """Box and mask head by the exporter that torch.export feeds."""
+    heads = draw_norms(build_model(small_cfg("EvoNormS0"))).roi_heads.eval()
+
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.box, self.predictor = heads.box_head, heads.box_predictor
+            self.mask = heads.mask_head
+
+        def forward(self, boxes, masks):
+            return *self.predictor(self.box(boxes)), self.mask.layers(masks)
+
+    def rois(count):
+        return torch.randn(count, 32, 7, 7), torch.randn(count, 32, 14, 14)
+
+    model = Heads().eval()
+    program = torch.export.export(model, rois(3), dynamic_shapes=({0: Dim.DYNAMIC},) * 2)
+    for count in (0, 1, 5):
+        for actual, expected in zip(
+            program.module()(*rois(count)), model(*rois(count)), strict=True
+        ):
+            assert actual.shape == expected.shape
+    inputs = rois(5)
+    torch.testing.assert_close(program.module()(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+    assert_onnx_runs_like(model, program, inputs, str(tmp_path / "heads.onnx"))
 
 
 @torch.no_grad()
@@ -139,7 +194,7 @@ def test_backbone_for_images_of_any_size(norm, backbone, small_cfg, draw_norms, 
         for level, features in expected.items():
             # Plain formulas against fused kernels, through the whole backbone.
             torch.testing.assert_close(actual[level], features, rtol=1e-4, atol=1e-4)
-    assert_onnx_runs_like(model, program, image, str(tmp_path / "backbone.onnx"))
+    assert_onnx_runs_like(model, program, (image,), str(tmp_path / "backbone.onnx"))
 
 
 @torch.no_grad()
@@ -152,4 +207,4 @@ def test_other_layers_for_batches_of_any_size(draw_norms, tmp_path):
     program = torch.export.export(model, (torch.randn(2, 8, 6, 5),), dynamic_shapes=(sizes,))
     image = torch.randn(3, 8, 4, 9)
     torch.testing.assert_close(program.module()(image), model(image), rtol=1e-5, atol=1e-5)
-    assert_onnx_runs_like(model, program, image, str(tmp_path / "layers.onnx"))
+    assert_onnx_runs_like(model, program, (image,), str(tmp_path / "layers.onnx"))
