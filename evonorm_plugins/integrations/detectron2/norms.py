@@ -83,13 +83,14 @@ def adapt(cls: _Class) -> _Class:
             class, the config key, the norm and why.
     """
 
-    if "__init__" not in vars(cls):
+    kind: Any = cls
+    if "__init__" not in vars(kind):
 
-        @functools.wraps(cls.__init__)
+        @functools.wraps(kind.__init__)
         def inherited(self: Any, *args: Any, **kwargs: Any) -> None:
-            super(cls, self).__init__(*args, **kwargs)
+            super(kind, self).__init__(*args, **kwargs)
 
-        cls.__init__ = inherited  # type: ignore[misc]
+        kind.__init__ = inherited
 
     @wrap_method(cls, "__init__")
     def build(original: Callable, self: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -140,8 +141,8 @@ def _place(module: nn.Module, norms: list[NormAct]) -> None:
             f"norm-activation layer makes superfluous; extend {variant.__name__} instead"
         )
     for name, child in module.named_children():
-        norm = getattr(child, "norm", None)
-        if name not in followed and any(norm is n for n in norms):
+        norm = next((n for n in norms if n is getattr(child, "norm", None)), None)
+        if norm is not None and name not in followed:
             child.norm = norm.without_activation()
 
 

@@ -43,10 +43,10 @@ def _frames() -> Iterator[FrameType]:
 def _config_keys() -> list[str]:
     """Keys ``MODEL...NORM`` that the code nearest to the running constructor reads."""
     for frame in _frames():
-        codes = [frame.f_code]
-        from_config = getattr(type(frame.f_locals.get("self")), "from_config", None)
-        if from_config is not None:
-            codes.append(from_config.__code__)
+        classes = type(frame.f_locals.get("self")).__mro__
+        methods = [vars(cls).get("from_config") for cls in classes]
+        functions = [getattr(method, "__func__", method) for method in methods]
+        codes = [frame.f_code, *(f.__code__ for f in functions if hasattr(f, "__code__"))]
         keys = dict.fromkeys(key for code in codes for key in _keys_in(code))
         if keys:
             return list(keys)
@@ -56,6 +56,8 @@ def _config_keys() -> list[str]:
 def _keys_in(code: CodeType) -> Iterator[str]:
     names: list[str] = []
     for instruction in dis.get_instructions(code):
+        if instruction.opname == "EXTENDED_ARG":
+            continue
         if instruction.opname != "LOAD_ATTR":
             names = []
             continue
