@@ -1,7 +1,7 @@
 """Who asked for a norm, by class and config key: for messages."""
 
 import dis
-import itertools
+import os
 import sys
 from collections.abc import Iterator
 from types import CodeType, FrameType
@@ -10,6 +10,7 @@ from torch import nn
 
 from evonorm_plugins.errors import ConfigError
 
+_HERE = os.path.dirname(__file__)
 HOW_TO = (
     "Give norm and activation to Detectron2's Conv2d (norm=, activation=), or as modules that "
     "forward applies one after the other, and decorate the class with "
@@ -23,7 +24,9 @@ def asking() -> str:
     for frame in _frames():
         if isinstance(frame.f_locals.get("self"), nn.Module):
             return type(frame.f_locals["self"]).__name__
-    return f"{next(itertools.islice(_frames(), 1, None)).f_code.co_name}()"
+    # The first that is not of this package.
+    codes = (frame.f_code for frame in _frames())
+    return next(f"{c.co_name}()" for c in codes if not c.co_filename.startswith(_HERE))
 
 
 def refuse(asked_by: str, norm: str, why: str) -> ConfigError:
