@@ -16,6 +16,7 @@ exit status: 0 done, 1 a model failed, 2 bad input
 
 import argparse
 import importlib
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -67,7 +68,8 @@ def find_configs(checkout, only):
             continue
         folder = part.parts[1]
         model = re.split(r"_(?:R|X|WC|DL|HRFPN|regnet|vitdet|mvitv2|swin|soft)[_x-]?", file.stem)[0]
-        name = f"{folder}: {model}" + (", LazyConfig" if file.suffix == ".py" else "")
+        name = f"{folder}: {model}" + (", HRNet" if "HRNet" in file.stem else "")
+        name += ", LazyConfig" if file.suffix == ".py" else ""
         if not only or any(o in str(part) for o in only):
             families.setdefault(name, []).append(file)
     return families
@@ -114,6 +116,8 @@ def _set_norms(node, path, norm):
 def build_lazy(file, norm):
     """The same for a LazyConfig."""
     model = LazyConfig.load(str(file)).model
+    if "FPN" in str(model.backbone._target_):
+        model.backbone.norm = norm  # left out where FPN is to have none
     _set_lazy_norms(model, norm)
     if "square_pad" in model.backbone:
         model.backbone.square_pad = PIXELS
@@ -149,6 +153,8 @@ def draw_batch(mask_format):
         instances.gt_keypoints = Keypoints(points)
         instances.gt_point_coords = centers.expand(-1, 10, -1).contiguous()
         instances.gt_point_labels = torch.ones(2, 10)
+        if "densepose" in sys.modules:
+            instances.gt_densepose = _draw_surfaces(instances.gt_boxes.tensor, size)
         proposals = Instances(size)
         proposals.proposal_boxes = Boxes(boxes)
         proposals.objectness_logits = torch.ones(2)
@@ -168,6 +174,15 @@ def draw_batch(mask_format):
             }
         )
     return batch
+
+
+def _draw_surfaces(boxes, size):
+    structures = importlib.import_module("densepose.structures")
+    place = {f"dp_{axis}": torch.linspace(20, 230, 10) for axis in "xy"}
+    surface = {"dp_I": torch.ones(10), "dp_U": torch.rand(10), "dp_V": torch.rand(10)}
+    masks = {"dp_masks": torch.ones(256, 256)}
+    drawn = [structures.DensePoseDataRelative({**place, **surface, **masks}) for _ in boxes]
+    return structures.DensePoseList(drawn, boxes, size)
 
 
 def check(build):
@@ -246,10 +261,11 @@ def main(argv=None):
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if importlib.util.find_spec("panopticapi") is None:
-        # Panoptic-DeepLab's data set mapper reads it, which no model needs.
-        names = ("panopticapi", "panopticapi.utils")
-        sys.modules.update((name, mock.MagicMock()) for name in names)
+    # What projects read data with, which no model needs.
+    missing = [name for name in ("panopticapi", "av") if importlib.util.find_spec(name) is None]
+    for name in ("panopticapi", "panopticapi.utils", "av"):
+        if name.partition(".")[0] in missing:
+            sys.modules[name] = mock.MagicMock()
     deform_conv.modulated_deform_conv = on_cpu
     deform_conv.deform_conv = lambda *a: on_cpu(*a[:2], None, a[2], None, *a[3:])
     print("| " + " | ".join(("family", *COLUMNS)) + " |")
