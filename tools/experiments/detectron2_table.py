@@ -67,7 +67,9 @@ def find_configs(checkout, only):
         if file.suffix not in (".yaml", ".py") or shared or not _is_model(file):
             continue
         folder = part.parts[1]
-        model = re.split(r"_(?:R|X|WC|DL|HRFPN|regnet|vitdet|mvitv2|swin|soft)[_x-]?", file.stem)[0]
+        named = re.match(r".*?(?:vitdet|mvitv2|swin|regnet)", file.stem)
+        residual = re.split(r"_(?:R|X|WC|DL|HRFPN|soft)[_x-]?", file.stem)[0]
+        model = named[0] if named else residual
         name = f"{folder}: {model}" + (", HRNet" if "HRNet" in file.stem else "")
         name += ", LazyConfig" if file.suffix == ".py" else ""
         if not only or any(o in str(part) for o in only):
