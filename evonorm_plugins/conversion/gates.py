@@ -111,7 +111,9 @@ def find_activations(model):
 
 
 def _is_own_activation(module):
-    own = not type(module).__module__.startswith("torch.nn.") and "forward" in dir(type(module))
+    own = not getattr(type(module), "__module__", "").startswith("torch.nn.") and "forward" in dir(
+        type(module)
+    )
     if not own or any(True for _ in module.parameters()) or kinds.passes(module):
         return False
     if any(isinstance(child, nn.Sequential | nn.ModuleList) for child in module.children()):
