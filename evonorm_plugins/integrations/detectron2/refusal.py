@@ -48,8 +48,8 @@ def _config_keys() -> list[str]:
     for frame in _frames():
         classes = type(frame.f_locals.get("self")).__mro__
         methods = [vars(cls).get("from_config") for cls in classes]
-        functions = [getattr(method, "__func__", method) for method in methods]
-        codes = [frame.f_code, *(f.__code__ for f in functions if hasattr(f, "__code__"))]
+        functions = [getattr(method, "__func__", None) for method in methods]
+        codes = [frame.f_code, *(f.__code__ for f in functions if f is not None)]
         keys = dict.fromkeys(key for code in codes for key in _keys_in(code))
         if keys:
             return list(keys)
