@@ -1,8 +1,11 @@
 """Classes of Detectron2's projects with norm-activation layers."""
 
 import importlib
+import importlib.util
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from torch import nn
 
 from evonorm_plugins.integrations.detectron2 import norms_of, projects, verify
 
+ROOT = Path(__file__).parents[3]
 NORMS = ["EvoNormS0", "EvoNormB0"]
 
 
@@ -221,6 +225,33 @@ def test_tridentnets_block_with_bn_relu_computes_what_the_stock_one_does_with_bn
     x = torch.randn(2, 16, 9, 9)
     for training in (True, False):
         torch.testing.assert_close(ours.train(training)(x), stock.train(training)(x))
+
+
+TAKEN_BACK = """
+from evonorm_plugins.integrations import detectron2 as plugin
+
+def build():
+    try:
+        return type(DeepLabStem(norm="EvoNormS0")).__name__
+    except Exception as error:
+        return type(error).__name__
+
+plugin.unregister()
+from detectron2.projects.deeplab.resnet import DeepLabStem
+print(build())
+plugin.register()
+print(build())
+plugin.unregister()
+print(build())
+"""
+
+
+def test_projects_are_put_back(deeplab):
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TAKEN_BACK],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.stdout.split() == ["KeyError", "NormActDeepLabStem", "KeyError"]
 
 
 def test_converting_to_frozen_norms_freezes_moving_variances():
