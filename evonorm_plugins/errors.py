@@ -156,7 +156,7 @@ def run_command(work: Callable[[], int | None]) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        status, text = _ending(error)
+        status, text = ending(error)
         if status is None:
             raise
         if isinstance(error, LostRankError):
@@ -173,7 +173,7 @@ def say_error(text: str) -> None:
     print(f"{where}error: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
-def _ending(error: Exception) -> tuple[int | None, str]:
+def ending(error: Exception) -> tuple[int | None, str]:
     """``(exit status, message)`` of an error; ``(None, "")`` for one that is none of these."""
     if isinstance(error, InputError | RunError):
         return 2 if isinstance(error, InputError) else 1, str(error)

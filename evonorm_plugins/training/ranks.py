@@ -105,7 +105,7 @@ class Ranks:
     def __exit__(self, kind, error, _):
         if error is None:
             self.close()
-        elif self.size > 1 and self._says_lost(error):
+        elif self.size > 1 and self.says_lost(error):
             text = " ".join(str(error).split())[:200]
             raise LostRankError(f"another rank is gone: {text}") from None
 
@@ -169,7 +169,7 @@ class Ranks:
             Ranks._joined = None
 
     @staticmethod
-    def _says_lost(error):
+    def says_lost(error):
         if not isinstance(error, RuntimeError) or isinstance(error, InputError | RunError):
             return False
         text = str(error).lower()

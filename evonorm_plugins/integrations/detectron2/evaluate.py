@@ -18,8 +18,8 @@ from evonorm_plugins.files import replacing
 from evonorm_plugins.integrations.detectron2.config import check_config, load_config
 from evonorm_plugins.integrations.detectron2.data import set_datasets
 from evonorm_plugins.integrations.detectron2.pictures import picture_predictions
+from evonorm_plugins.integrations.detectron2.processes import original_errors
 from evonorm_plugins.integrations.detectron2.proposals import check_proposals
-from evonorm_plugins.integrations.detectron2.run import original_errors
 from evonorm_plugins.integrations.detectron2.tasks import outputs_of
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer, local_file

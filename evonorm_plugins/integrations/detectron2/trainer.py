@@ -1,5 +1,6 @@
 """Detectron2's trainer with what training from scratch with a new norm needs to be told early."""
 
+import logging
 import os
 import weakref
 from collections.abc import Iterable
@@ -7,22 +8,27 @@ from collections.abc import Iterable
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.engine import AMPTrainer, DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.utils.data import DataLoader
 
-from evonorm_plugins.errors import NonFiniteError
 from evonorm_plugins.integrations import step_record
 from evonorm_plugins.integrations.detectron2.data import NamingMapper
 from evonorm_plugins.integrations.detectron2.evaluators import build_evaluator
 from evonorm_plugins.integrations.detectron2.logs import logger
+from evonorm_plugins.integrations.detectron2.losses import LossWatch
+from evonorm_plugins.integrations.detectron2.processes import parallel
 from evonorm_plugins.integrations.detectron2.tasks import reading
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census
-from evonorm_plugins.integrations.non_finite import first_non_finite
+
+_ADVICE = (
+    "A lower SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS.ENABLED True often helps."
+)
 
 
 class Trainer(DefaultTrainer):
@@ -41,11 +47,28 @@ class Trainer(DefaultTrainer):
     def __init__(
         self, cfg: CfgNode, *, trust_weights: bool = False, drop_norms: bool = False
     ) -> None:
-        self._trust_weights, self._drop_norms = trust_weights, drop_norms
-        super().__init__(cfg)
-        self._detector = self.model.module if hasattr(self.model, "module") else self.model
-        self._detector.register_forward_pre_hook(self._remember_batch)
-        self._loss_check = self._detector.register_forward_hook(self._check_losses)
+        # As DefaultTrainer does it, which knows no DistributedDataParallel on CPUs.
+        TrainerBase.__init__(self)
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        model = parallel(model, broadcast_buffers=False)
+        self.watch = LossWatch(model, _ADVICE)
+        kind = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = kind(model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = SafeCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            trust=trust_weights,
+            drop_norms=drop_norms,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -102,56 +125,29 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
-            path = self.checkpointer.get_checkpoint_file()
-            logger.info("Resuming %s at iteration %d.", path, self.start_iter)
-        elif self.cfg.MODEL.WEIGHTS:
-            logger.info("Starting at iteration 0 with the weights of %s.", self.cfg.MODEL.WEIGHTS)
-        else:
-            logger.info("Starting at iteration 0 with fresh weights.")
+        resumes = resume and self.checkpointer.has_checkpoint()
+        path = self.checkpointer.get_checkpoint_file() if resumes else ""
+        log_start(path, self.cfg.MODEL.WEIGHTS, self.start_iter)
 
     def build_hooks(self) -> list[HookBase]:
-        # Before the hooks, one of which keeps the checkpointer.
-        self.checkpointer = SafeCheckpointer(
-            self.model,
-            self.cfg.OUTPUT_DIR,
-            trust=self._trust_weights,
-            drop_norms=self._drop_norms,
-            trainer=weakref.proxy(self),
-        )
         path = os.path.join(self.cfg.OUTPUT_DIR, "steps.csv")
         self.steps = StepRecord(path if comm.is_main_process() else os.devnull)
         # First, so that evaluation and checkpoints between two steps do not count.
         return [self.steps, *super().build_hooks()]
 
     def run_step(self) -> None:
-        try:
+        with self.watch.step(self.iter, self.optimizer):
             super().run_step()
-        except FloatingPointError as error:
-            # Raised by the check below, or by the RPN over its own predictions.
-            self._loss_check.remove()
-            raise NonFiniteError(self._diagnosis(error)) from error
 
-    def _remember_batch(self, model: nn.Module, inputs: tuple[list[dict]]) -> None:
-        self._batch = inputs[0]
 
-    def _check_losses(
-        self, model: nn.Module, inputs: tuple, losses: dict[str, torch.Tensor]
-    ) -> None:
-        if model.training and not all(torch.isfinite(v).all() for v in losses.values()):
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            raise FloatingPointError(values)
-
-    def _diagnosis(self, error: Exception) -> str:
-        rank = f" on rank {comm.get_rank()}" if comm.get_world_size() > 1 else ""
-        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
-        images = [x.get("image_id", x.get("file_name", "?")) for x in self._batch]
-        return (
-            f"the loss is not finite at iteration {self.iter}{rank}: {str(error).rstrip('.')}. "
-            f"{first_non_finite(self._detector, self._batch)}. "
-            f"Learning rate {', '.join(map(str, rates))}, image ids {images}. A lower "
-            "SOLVER.BASE_LR, a longer warm-up or SOLVER.CLIP_GRADIENTS.ENABLED True often helps."
-        )
+def log_start(resumed: str, weights: str, iteration: int) -> None:
+    """Log where training starts: from a checkpoint of its own, from weights, or from neither."""
+    if resumed:
+        logger.info("Resuming %s at iteration %d.", resumed, iteration)
+    elif weights:
+        logger.info("Starting at iteration 0 with the weights of %s.", weights)
+    else:
+        logger.info("Starting at iteration 0 with fresh weights.")
 
 
 class StepRecord(step_record.StepRecord, HookBase):

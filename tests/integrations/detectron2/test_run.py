@@ -6,7 +6,7 @@ from torch.multiprocessing import ProcessRaisedException, start_processes
 from torch.utils.data import DataLoader, Dataset
 
 from evonorm_plugins.errors import CollapseError, DataError, InputError, RunError
-from evonorm_plugins.integrations.detectron2.run import original_errors
+from evonorm_plugins.integrations.detectron2.processes import original_errors
 
 
 def fail(_, error):
