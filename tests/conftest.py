@@ -26,7 +26,8 @@ NEEDS_DETECTRON2 = Path(__file__).parent / "integrations/detectron2"
 FIRST = [
     *("search/test_workers.py", "biggan/test_runs.py", "metrics/test_tools_agree.py"),
     *("classification/test_sweep.py", "integrations/detectron2/test_train.py"),
-    *("classification/test_train.py", "search/test_run.py", "metrics/test_processes.py"),
+    *("integrations/detectron2/test_processes.py", "classification/test_train.py"),
+    *("search/test_run.py", "metrics/test_processes.py"),
     *("integrations/detectron2/test_export.py", "biggan/test_refused.py", "tools/test_dist.py"),
 ]
 

@@ -29,7 +29,7 @@ from evonorm_plugins.registry import get_norm_act, is_norm_act
 from evonorm_plugins.training.ranks import pick_device
 
 # Its files are as trustworthy as its code, and some hold expressions in Python.
-_MODEL_ZOO = Path(detectron2.__file__).parent.joinpath("model_zoo/configs").resolve()
+MODEL_ZOO = Path(detectron2.__file__).parent.joinpath("model_zoo/configs").resolve()
 _CHOICES = {
     "SOLVER.LR_SCHEDULER_NAME": (
         *("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
@@ -57,8 +57,30 @@ _SEEDS = 2**32  # NumPy's are smaller
 # yacs raises AssertionError for keys that do not exist, and whatever comes for files that are none.
 _MISTAKES = (
     *(AssertionError, AttributeError, KeyError, IndexError, TypeError, ValueError, OSError),
-    *(RecursionError, MemoryError, RuntimeError, yaml.YAMLError),
+    *(RecursionError, MemoryError, RuntimeError, ImportError, yaml.YAMLError),
 )
+
+
+def is_of_model_zoo(path: str | os.PathLike) -> bool:
+    """Whether a file is a config that came with Detectron2."""
+    return MODEL_ZOO in Path(path).resolve().parents
+
+
+def find_config_file(name_or_path: str | os.PathLike) -> Path:
+    """Path of a config: of a file, of one of this package's or of Detectron2's model zoo.
+
+    Raises:
+        ConfigError: see :func:`find_config`.
+    """
+    of_zoo = MODEL_ZOO / name_or_path
+    if not os.path.isfile(name_or_path) and of_zoo.is_file():
+        return of_zoo
+    return find_config(name_or_path, "detectron2")
+
+
+def is_lazy(path: str | os.PathLike) -> bool:
+    """Whether a config file is a program; the others are YAML."""
+    return os.fspath(path).endswith(".py")
 
 
 class _SafeConfig(CfgNode):
@@ -66,9 +88,9 @@ class _SafeConfig(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        own = _MODEL_ZOO in Path(filename).resolve().parents
+        unsafe = allow_unsafe or is_of_model_zoo(filename)
         try:
-            values = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe or own)
+            values = super().load_yaml_with_base(filename, allow_unsafe=unsafe)
         except InputError:
             raise
         except yaml.constructor.ConstructorError as error:
@@ -103,8 +125,8 @@ def load_config(
     """The configuration of a YAML file and of what a command line sets.
 
     Args:
-        path: of the file, or the name of one of this package's; its ``_BASE_`` is read the same
-            way.
+        path: of the file, or the name of one of this package's or of the model zoo; its
+            ``_BASE_`` is read the same way.
         opts: keys and values in turn.
         trust: build the Python objects that the file names, which runs the code it holds.
 
@@ -115,14 +137,16 @@ def load_config(
     Raises:
         ConfigError: names the file or the key.
     """
-    path = find_config(path, "detectron2")
-    with _as_config_errors(f"config file {path}"):
+    path = find_config_file(path)
+    if is_lazy(path):
+        raise ConfigError(f"{path} is a LazyConfig, which tools/train_net.py takes; here: YAML")
+    with as_config_errors(f"config file {path}"):
         loaded = CfgNode(_SafeConfig.load_yaml_with_base(str(path), allow_unsafe=trust))
         cfg = get_cfg()
         add_evonorm_config(cfg)  # for configs that have its key
         cfg = _merged(cfg, loaded, path)
     reference_batch = cfg.SOLVER.IMS_PER_BATCH
-    with _as_config_errors("options"):
+    with as_config_errors("options"):
         cfg.merge_from_list(list(opts))
     notes = [remove_idle_keys(cfg), scale_learning_rate(cfg, reference_batch, opts[::2])]
     wants_gpu = cfg.MODEL.DEVICE.startswith("cuda") and "MODEL.DEVICE" not in opts[::2]
@@ -143,7 +167,8 @@ def _merged(cfg: CfgNode, loaded: CfgNode, path: str | os.PathLike) -> CfgNode:
 
 
 @contextlib.contextmanager
-def _as_config_errors(what: str) -> Iterator[None]:
+def as_config_errors(what: str) -> Iterator[None]:
+    """What goes wrong within is the config's fault: a :class:`ConfigError` that begins so."""
     try:
         yield
     except ConfigError as error:  # of a layer, which does not know where it stands
@@ -173,11 +198,17 @@ def scale_learning_rate(
         return None
     if batch < 1:
         raise DataError(f"SOLVER.IMS_PER_BATCH {batch} must be at least 1")
-    before = cfg.SOLVER.BASE_LR
-    cfg.SOLVER.BASE_LR = before * batch / reference_batch
-    return (
-        f"SOLVER.BASE_LR {before:g} is for {reference_batch} images a step; with {batch} it is "
-        f"scaled to {cfg.SOLVER.BASE_LR:g}. The number of steps is left at {cfg.SOLVER.MAX_ITER}."
+    rate = cfg.SOLVER.BASE_LR
+    cfg.SOLVER.BASE_LR, note = scaled_rate("SOLVER.BASE_LR", rate, reference_batch, batch)
+    return f"{note} The number of steps is left at {cfg.SOLVER.MAX_ITER}."
+
+
+def scaled_rate(key: str, rate: float, reference_batch: int, batch: int) -> tuple[float, str]:
+    """A rate for ``reference_batch`` images scaled to ``batch``, and a sentence that says so."""
+    new = rate * batch / reference_batch
+    return new, (
+        f"{key} {rate:g} is for {reference_batch} images a step; with {batch} it is scaled to "
+        f"{new:g}."
     )
 
 
@@ -226,11 +257,16 @@ def check_config(cfg: CfgNode, *, training: bool = True) -> None:
 
 def _check_norms(cfg: CfgNode) -> None:
     for path, norm in _norms(cfg.MODEL, "MODEL."):
-        try:
-            if is_norm_act(checked_norm(norm)):
-                get_norm_act(norm, 32, device="meta")  # its options
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        check_norm(path, norm)
+
+
+def check_norm(key: str, norm: Any) -> None:
+    """Raise ConfigError, which names the key, for what is no norm or has wrong options."""
+    try:
+        if is_norm_act(checked_norm(norm)):
+            get_norm_act(norm, 32, device="meta")  # its options
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{key}: {error}") from None
 
 
 def _norms(node: CfgNode, path: str) -> Iterator[tuple[str, Any]]:
@@ -247,15 +283,15 @@ def _check_model(cfg: CfgNode) -> None:
         with torch.device("meta"):
             model = build(cfg.clone())
     except Exception:  # whatever is wrong, or a model of the user's that needs numbers
-        with _as_config_errors("the model cannot be built from the config"):
+        with as_config_errors("the model cannot be built from the config"):
             model = build(cfg.clone())
-    with _as_config_errors("the optimizer cannot be built from SOLVER"):
+    with as_config_errors("the optimizer cannot be built from SOLVER"):
         build_lr_scheduler(cfg, Trainer.build_optimizer(cfg, model))
 
 
 def _check_images(cfg: CfgNode, training: bool) -> None:
     for is_train in (False, True) if training else (False,):
-        with _as_config_errors("images cannot be prepared as INPUT says"):
+        with as_config_errors("images cannot be prepared as INPUT says"):
             mapper = NamingMapper(cfg, is_train).mapper
             image = convert_PIL_to_numpy(Image.new("RGB", (48, 32)), mapper.image_format)
             mapper.augmentations(AugInput(image))

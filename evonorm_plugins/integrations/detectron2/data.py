@@ -1,7 +1,7 @@
 """Sets in COCO's format in Detectron2: checked, then registered; images that name themselves."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -118,9 +118,14 @@ def set_datasets(
 def check_registered(cfg: CfgNode, split: str) -> None:
     """Raise DataError where a set that a config names is not there."""
     key = SPLITS[split]
-    for name in getattr(cfg.DATASETS, key):
+    check_names(getattr(cfg.DATASETS, key), f"DATASETS.{key}", split)
+
+
+def check_names(names: Sequence[str], key: str, split: str) -> None:
+    """Raise DataError, which names the config's ``key``, where a set is not there."""
+    for name in names:
         if name not in DatasetCatalog.list():
-            raise DataError(f"DATASETS.{key}: no dataset is registered as {name!r}")
+            raise DataError(f"{key}: no dataset is registered as {name!r}")
         for what, path in _files_of(name):
             if "://" not in path and not os.path.exists(path):
                 other = ""

@@ -1,6 +1,7 @@
 """A picture of ground truth beside predictions, from Detectron2's structures."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -144,8 +145,19 @@ def picture_predictions(
         if cfg.MODEL.LOAD_PROPOSALS
         else None,
     )
+    picture_records(model, records, NamingMapper(cfg, False), dataset, path, images)
+
+
+def picture_records(
+    model: torch.nn.Module,
+    records: list[dict],
+    mapper: Callable[[dict], dict | None],
+    dataset: str,
+    path: str | os.PathLike,
+    images: int,
+) -> None:
+    """:func:`picture_predictions` of ``records`` of a set, whose images ``mapper`` reads."""
     annotated = [r for r in records if r.get("annotations") or "sem_seg_file_name" in r]
-    mapper = NamingMapper(cfg, False)
     training = model.training
     model.eval()
     shown, truths, found = [], [], []

@@ -1,25 +1,24 @@
 """A run of a Detectron2 config: everything checked, then training or evaluation, then a report."""
 
 import argparse
-import contextlib
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_setup
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from evonorm_plugins import errors
-from evonorm_plugins.configs import find_config
-from evonorm_plugins.errors import ConfigError, DataError, InputError, RunError, first
+from evonorm_plugins.errors import ConfigError, DataError, first
 from evonorm_plugins.files import check_folder
-from evonorm_plugins.integrations.detectron2.config import check_config, load_config
+from evonorm_plugins.integrations.detectron2.config import (
+    as_config_errors,
+    check_config,
+    find_config_file,
+    load_config,
+)
 from evonorm_plugins.integrations.detectron2.data import SPLITS, check_registered, set_datasets
 from evonorm_plugins.integrations.detectron2.logs import logger
+from evonorm_plugins.integrations.detectron2.processes import check_processes, run_processes
 from evonorm_plugins.integrations.detectron2.proposals import check_proposals
 from evonorm_plugins.integrations.detectron2.results import check_expected, write_report
 from evonorm_plugins.integrations.detectron2.tasks import check_tasks
@@ -45,28 +44,26 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     Raises:
         InputError: what is wrong with the input.
     """
-    _check_processes(args)
-    args.config_file = str(find_config(args.config_file, "detectron2"))  # Detectron2 opens it, too
+    args.config_file = str(find_config_file(args.config_file))  # Detectron2 opens it, too
     cfg, notes = load_config(args.config_file, args.opts, trust=args.trust_config)
     register_datasets(args, cfg)
     check_tasks(cfg, training=not args.eval_only, machines=args.num_machines)
     check_config(cfg, training=not args.eval_only)
+    check_processes(args, cfg.MODEL.DEVICE, None if args.eval_only else _batch(cfg, args))
     check_proposals(cfg, training=not args.eval_only, trust=args.trust_weights)
-    _check_folder(cfg, args)
     weights = cfg.MODEL.WEIGHTS
-    if args.eval_only and not weights and not args.resume:
-        raise ConfigError("--eval-only needs MODEL.WEIGHTS, or --resume for those in OUTPUT_DIR")
-    if args.drop_norms and (args.eval_only or not weights):
-        raise ConfigError("--drop-norms is for training that starts from MODEL.WEIGHTS")
-    resumes = args.resume and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists()
-    if resumes:
-        check_last_checkpoint(cfg.OUTPUT_DIR, trust=args.trust_weights)
-    elif weights:
-        check_weights(weights, trust=args.trust_weights)
+    check_start(args, ("OUTPUT_DIR", cfg.OUTPUT_DIR), ("MODEL.WEIGHTS", weights))
     if not weights and not args.resume:
         notes += _notes_on_fresh_weights(cfg)
     cfg.freeze()
     return cfg, notes
+
+
+def _batch(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Images a step, which may be scaled with the number of processes."""
+    size = max(args.num_gpus, 1) * args.num_machines
+    with as_config_errors("SOLVER.REFERENCE_WORLD_SIZE"):
+        return Trainer.auto_scale_workers(cfg, size).SOLVER.IMS_PER_BATCH
 
 
 def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -93,24 +90,33 @@ def register_datasets(args: argparse.Namespace, cfg: CfgNode) -> None:
         )
 
 
-def _check_processes(args: argparse.Namespace) -> None:
-    gpus, machines, seen = args.num_gpus, args.num_machines, torch.cuda.device_count()
-    if gpus < 0 or machines < 1 or not 0 <= args.machine_rank < machines:
-        raise ConfigError(
-            f"--num-gpus {gpus} --num-machines {machines} --machine-rank {args.machine_rank}: "
-            "ranks of machines count from 0"
-        )
-    if gpus > max(seen, 1):
-        raise ConfigError(f"--num-gpus {gpus}: torch sees {seen} CUDA devices on this machine")
+def check_start(
+    args: argparse.Namespace, output: tuple[str, str], weights: tuple[str, str]
+) -> None:
+    """Find out whether a run can write to its folder, and read what it starts from.
 
+    Args:
+        output, weights: the key of the folder and its value, and those of the initial weights.
 
-def _check_folder(cfg: CfgNode, args: argparse.Namespace) -> None:
-    check_folder(cfg.OUTPUT_DIR, name="OUTPUT_DIR")
-    if not args.resume and not args.eval_only and Path(cfg.OUTPUT_DIR, "last_checkpoint").exists():
+    Raises:
+        InputError: it cannot, or would write over another run.
+    """
+    folder_key, folder = output
+    weights_key, path = weights
+    check_folder(folder, name=folder_key)
+    is_run = Path(folder, "last_checkpoint").exists()
+    if is_run and not (args.resume or args.eval_only):
         raise ConfigError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} holds a run already: go on with --resume, "
-            "or name another one"
+            f"{folder_key} {folder} holds a run already: go on with --resume, or name another one"
         )
+    if args.eval_only and not path and not args.resume:
+        raise ConfigError(f"--eval-only needs {weights_key}, or --resume for those in {folder_key}")
+    if args.drop_norms and (args.eval_only or not path):
+        raise ConfigError(f"--drop-norms is for training that starts from {weights_key}")
+    if args.resume and is_run:
+        check_last_checkpoint(folder, trust=args.trust_weights)
+    elif path:
+        check_weights(path, trust=args.trust_weights)
 
 
 def _notes_on_fresh_weights(cfg: CfgNode) -> list[str]:
@@ -138,28 +144,12 @@ def run(args: argparse.Namespace) -> int:
     silence_libraries()
     # Here: a mistake is told once, not by every process.
     cfg, notes = setup(args)
-    try:
-        with original_errors():
-            launch(
-                run_process,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args, cfg, notes),
-            )
-    except ProcessRaisedException as error:
-        print(error, file=sys.stderr)
-        return 1
-    except ProcessExitedException as error:
-        return error.exit_code or 1
-    return 0
+    return run_processes(run_process, args, cfg.MODEL.DEVICE, args, cfg, notes)
 
 
 def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> None:
     """What each process of a run does, with what :func:`setup` returned."""
     if comm.get_world_size() > 1:
-        silence_libraries()
         named = cfg.clone()
         named.defrost()
         register_datasets(args, named)  # in each process
@@ -184,20 +174,3 @@ def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> Non
     if comm.is_main_process():
         write_report(cfg, model, results, cost, command=sys.argv)
         check_expected(cfg, results)
-
-
-@contextlib.contextmanager
-def original_errors() -> Iterator[None]:
-    """Errors of this package that come from another process, as if they came from this one.
-
-    There, they arrive as the text of a traceback.
-    """
-    try:
-        yield
-    except (InputError, RunError, ProcessRaisedException) as error:
-        raised = re.findall(r"^evonorm_plugins\.errors\.(\w+): (.*)$", str(error), re.MULTILINE)
-        if not raised:
-            raise
-        name, message = raised[-1]
-        kind = InputError if issubclass(getattr(errors, name), InputError) else RunError
-        raise kind(message) from None

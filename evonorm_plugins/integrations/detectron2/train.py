@@ -1,10 +1,13 @@
 """Train and evaluate any Detectron2 config, with every registered norm-activation as a NORM.
 
+YAML configs take options as KEY VALUE, LazyConfigs (.py) as key=value.
+
 Detectron2's own command line, and:
   --train-json, --train-images, --val-json, --val-images   any dataset in COCO's format
   the evaluators of every task; what it lacks is said before training
   the learning rate is scaled when SOLVER.IMS_PER_BATCH differs from the config file's
   results.json and predictions.png in OUTPUT_DIR at the end
+  --num-gpus processes on the CPUs where there is no GPU
   no code is run that a config or weights may hold, unless --trust-config, --trust-weights
 """
 
@@ -15,6 +18,8 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser
 
 from evonorm_plugins.errors import run_command
+from evonorm_plugins.integrations.detectron2.config import is_lazy
+from evonorm_plugins.integrations.detectron2.lazy_run import run_lazy
 from evonorm_plugins.integrations.detectron2.run import run
 
 EXAMPLES = """
@@ -24,6 +29,9 @@ examples:
   the same with a dataset of your own, 16 images a step:
     tools/train_net.py --num-gpus 8 --config-file ... --train-json train.json --train-images train/ \\
         --val-json val.json --val-images val/ SOLVER.IMS_PER_BATCH 16 MODEL.ROI_HEADS.NUM_CLASSES 4
+  a LazyConfig, here of Detectron2's model zoo:
+    tools/train_net.py --config-file COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py \\
+        model.backbone.norm=EvoNormS0 train.output_dir=output/lazy
   go on after an interruption:
     tools/train_net.py --resume --config-file ... OUTPUT_DIR output/run1
   start from the convolutions of a backbone with batch normalization:
@@ -40,6 +48,7 @@ exit status: 0 done, 1 failed, 2 bad input
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.description = __doc__
+    parser.set_defaults(dist_url="auto")
     data = parser.add_argument_group("a dataset in COCO's format")
     for split, purpose in (("train", "training"), ("val", "evaluation")):
         data.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations for {purpose}")
@@ -58,7 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     trust.add_argument(
         "--trust-config",
         action="store_true",
-        help="build the Python objects that config files name, which may run any code",
+        help="run configs that are programs (.py), and build the Python objects that YAML names",
     )
     trust.add_argument(
         "--trust-weights",
@@ -72,7 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{split}-json and --{split}-images belong together")
     if not args.config_file:
         parser.error("--config-file is missing")
-    if len(args.opts) % 2:
+    if len(args.opts) % 2 and not is_lazy(args.config_file):
         parser.error(f"options come in pairs, KEY VALUE; got {' '.join(args.opts)}")
     return args
 
@@ -80,7 +89,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parse_args(argv)
-    return run_command(lambda: run(args))
+    work = run_lazy if is_lazy(args.config_file) else run
+    return run_command(lambda: work(args))
 
 
 if __name__ == "__main__":

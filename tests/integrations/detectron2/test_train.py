@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import launch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_resnet_backbone
 
 from evonorm_plugins.integrations.detectron2 import train
-from evonorm_plugins.integrations.detectron2.run import run_process, setup
+from evonorm_plugins.integrations.detectron2.run import setup
 from tests.conftest import load_tool
 
 ROOT = Path(__file__).parents[3]
@@ -92,8 +91,7 @@ def test_eval_only_gives_the_result_of_training_again(shapes, trained, tmp_path)
 
 def test_two_processes_evaluate_as_one_does(shapes, trained, tmp_path):
     options = ("OUTPUT_DIR", tmp_path, "MODEL.WEIGHTS", trained / "model_final.pth")
-    args = train.parse_args(["--eval-only", *arguments(shapes, *options)])
-    launch(run_process, 2, dist_url="auto", args=(args, *setup(args)))
+    assert train.main(["--eval-only", "--num-gpus", "2", *arguments(shapes, *options)]) == 0
     records = [json.loads((d / "results.json").read_text()) for d in (trained, tmp_path)]
     assert records[0]["ap_percent"] == records[1]["ap_percent"]
 
