@@ -20,6 +20,7 @@ from evonorm_plugins.integrations.detectron2.data import register_coco
 from evonorm_plugins.integrations.detectron2.lazy_config import load_lazy_config
 from evonorm_plugins.integrations.detectron2.lazy_run import setup_lazy
 from tests.conftest import load_tool
+from tests.integrations.detectron2 import small_sets
 
 SMALL = Path(__file__).parent / "small_config.py"
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"
@@ -120,6 +121,35 @@ def test_it_trains_as_detectron2_does(shapes, trained):
     assert [v for v, _ in trainer.storage.history("total_loss").values()] == pytest.approx(
         losses, rel=1e-4
     )
+
+
+def test_semantic_and_objects(tmp_path):
+    """A panoptic model: label images and objects, two evaluators, both in results and picture."""
+    name = small_sets.register_panoptic(tmp_path / "set")
+    options = [
+        *("train.init_checkpoint=''", "train.max_iter=1", f"train.output_dir={tmp_path / 'out'}"),
+        *(f"dataloader.{split}.dataset.names={name}" for split in ("train", "test")),
+        *(f"dataloader.{split}.num_workers=0" for split in ("train", "test")),
+        *("dataloader.train.total_batch_size=2", "optimizer.lr=0.001"),
+        "dataloader.train.mapper.augmentations.0.short_edge_length=[64,64]",
+        "dataloader.test.mapper.augmentations.0.short_edge_length=64",
+        *("model.roi_heads.num_classes=1", "model.sem_seg_head.num_classes=2"),
+        *("model.backbone.bottom_up.freeze_at=0", "model.sem_seg_head.norm=EvoNormS0"),
+        "model.roi_heads.box_predictor.test_score_thresh=0.0",
+    ]
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from detectron2 import model_zoo\n"
+        "_zoo = model_zoo.get_config('COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py')\n"
+        "model, train, dataloader = _zoo.model, _zoo.train, _zoo.dataloader\n"
+        "optimizer, lr_multiplier = _zoo.optimizer, _zoo.lr_multiplier\n"
+        "del dataloader.evaluator[2]  # needs panopticapi\n"
+    )
+    assert train.main(["--trust-config", "--config-file", str(config), *options]) == 0
+    record = json.loads((tmp_path / "out/results.json").read_text())
+    assert set(record["ap_percent"]) == {"bbox", "segm"}
+    assert set(record["percent"]) == {"sem_seg"}
+    assert (tmp_path / "out/predictions.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_a_loss_that_is_not_finite(shapes, tmp_path, capsys):
