@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+NOT_AGAIN = "No layer's output is non-finite when the batch runs again"
+
 
 def first_non_finite(model: torch.nn.Module, *inputs: Any) -> str:
     """Say what first turns non-finite: a parameter, or a layer's output when a batch runs again.
@@ -37,7 +39,7 @@ def first_non_finite(model: torch.nn.Module, *inputs: Any) -> str:
             handle.remove()
     if found:
         return "The first layer with a non-finite output is {} ({})".format(*found[0])
-    return "No layer's output is non-finite when the batch runs again"
+    return NOT_AGAIN
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """Training ends at the first loss that is not finite, and says where that came from."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from evonorm_plugins.errors import NonFiniteError
-from evonorm_plugins.integrations.non_finite import first_non_finite
+from evonorm_plugins.integrations.detectron2.processes import PATIENCE
+from evonorm_plugins.integrations.non_finite import NOT_AGAIN, first_non_finite
 
 
 class LossWatch:
@@ -61,6 +63,9 @@ class LossWatch:
         images = [x.get("image_id", x.get("file_name", "?")) for x in records]
         with _alone(self.detector):
             first = first_non_finite(self.detector, self._batch)
+        if first == NOT_AGAIN and comm.get_world_size() > 1:
+            # It may have come from another rank, with the statistics: that one says more.
+            time.sleep(PATIENCE)
         return (
             f"the loss is not finite at iteration {iteration}{rank}: {str(error).rstrip('.')}. "
             f"{first}. Learning rate {', '.join(map(str, rates))}, image ids {images}. "

@@ -26,7 +26,7 @@ from evonorm_plugins.errors import ConfigError, InputError, LostRankError, RunEr
 from evonorm_plugins.integrations.quiet import silence_libraries
 from evonorm_plugins.training.ranks import Ranks, pick_device
 
-_PATIENCE = 10  # seconds; the process that started the ranks knows of a dead one in hundredths
+PATIENCE = 10  # seconds; the process that started the ranks knows of a dead one in hundredths
 
 
 def check_processes(args: argparse.Namespace, device: str, batch: int | None = None) -> None:
@@ -117,7 +117,7 @@ def _ended_together() -> Iterator[None]:
         for process in left:
             process.terminate()
         for process in left:
-            process.join(_PATIENCE)
+            process.join(PATIENCE)
             process.kill()
 
 
@@ -154,7 +154,7 @@ def _work_among_others(work: Callable, given: tuple) -> None:
             # The reason is another's. If that is one of this machine, it is seen to be gone, and
             # this one is ended, meanwhile.
             if comm.get_local_size() > 1:
-                time.sleep(_PATIENCE)
+                time.sleep(PATIENCE)
             raise LostRankError(f"rank {comm.get_rank()}: another rank is gone: {text}") from None
         raise (InputError if status == 2 else RunError)(text) from error
 

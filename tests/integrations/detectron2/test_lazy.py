@@ -135,7 +135,8 @@ def test_semantic_and_objects(tmp_path):
         "dataloader.test.mapper.augmentations.0.short_edge_length=64",
         *("model.roi_heads.num_classes=1", "model.sem_seg_head.num_classes=2"),
         *("model.backbone.bottom_up.freeze_at=0", "model.sem_seg_head.norm=EvoNormS0"),
-        "model.roi_heads.box_predictor.test_score_thresh=0.0",
+        *(f"model.backbone.bottom_up.{part}.norm=EvoNormS0" for part in ("stem", "stages")),
+        *("model.roi_heads.box_predictor.test_score_thresh=0.0", "train.seed=1"),
     ]
     config = tmp_path / "config.py"
     config.write_text(
