@@ -65,7 +65,10 @@ def _group_var(x, groups):
 
 def _group_mean_square(x, groups):
     c = x.shape[1]
-    mean = _instance_mean_square(x).unflatten(1, (effective_groups(c, groups), -1)).mean(2)
+    mean = _instance_mean_square(x)
+    if groups == c:
+        return mean
+    mean = mean.unflatten(1, (effective_groups(c, groups), -1)).mean(2)
     return _per_channel(mean[:, :, 0, 0], c)
 
 
@@ -136,14 +139,26 @@ def pixelnorm_relu(x, weight, bias, eps):
     return torch.relu(pixelnorm(x, weight, bias, eps=eps))
 
 
+def group(x, weight, bias, v=None, *, statistics, act, groups, eps):
+    """A norm over groups of channels, then an activation; see :func:`functional.group_norm_act`."""
+    z = _GROUP_NORMS[statistics](x.to(compute_dtype(x)), weight, bias, groups=groups, eps=eps)
+    return _ACTIVATIONS[act](z, v).to(x.dtype)
+
+
+def _group_norm(x, weight, bias, groups, eps):
+    if weight.dim() == 1:
+        return torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    return affine(torch.group_norm(x, groups, eps=eps), weight, bias)
+
+
 @_in_compute_dtype
-def frn(x, eps):
-    return x * (_instance_mean_square(x) + eps).rsqrt()
+def _over_group_std(x, groups, eps):
+    return x * (_group_var(x, groups) + eps).rsqrt()
 
 
-def frn_tlu(x, weight, bias, threshold, eps):
-    z = frn(x.to(compute_dtype(x)), weight, bias, eps=eps)
-    return tlu(z, threshold).to(x.dtype)
+@_in_compute_dtype
+def _over_group_rms(x, groups, eps):
+    return x * (_group_mean_square(x, groups) + eps).rsqrt()
 
 
 def tlu(x, threshold):
@@ -155,6 +170,16 @@ def swish(x, v):
     compute = compute_dtype(x)
     z = x.to(compute)
     return (z * torch.sigmoid(channels(v, compute) * z)).to(x.dtype)
+
+
+_GROUP_NORMS = {"norm": _group_norm, "std": _over_group_std, "rms": _over_group_rms}
+_ACTIVATIONS = {
+    "none": lambda z, v: z,
+    "relu": lambda z, v: torch.relu(z),
+    "silu": lambda z, v: torch.nn.functional.silu(z),
+    "swish": swish,
+    "tlu": tlu,
+}
 
 
 @_in_compute_dtype

@@ -52,12 +52,14 @@ __all__ = [
     "evonorm_s1",
     "evonorm_s2",
     "frn",
+    "group_norm_act",
     "pixelnorm",
     "pixelnorm_relu",
     "random_layer",
     "random_rej_layer",
     "relu",
     "rs_rej_layer",
+    "rs_rej_layer_train",
     "swish",
     "tlu",
 ]
@@ -214,17 +216,61 @@ def pixelnorm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-8) -> 
     return apply(formulas.pixelnorm, x, weight, bias, eps=eps)
 
 
+def group_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None = None,
+    *,
+    act: str = "relu",
+    statistics: str = "norm",
+    groups: int = 32,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
+    """Group normalization and an activation: ``act((x - mean) / std * gamma + beta)``.
+
+    One group is layer normalization over (c, w, h), a group for each channel instance
+    normalization; groups that do not divide the channels are reduced as in the S series.
+
+    Args:
+        v: ``(C,)``, for the activations that have one.
+        act: ``"none"``, ``"relu"``, ``"silu"``, ``"swish"`` (``z * sigmoid(v * z)``) or ``"tlu"``
+            (``max(z, v)``).
+        statistics: ``"norm"`` as above; ``"std"`` leaves the mean where it is, ``x / std``;
+            ``"rms"`` has the mean of squares for the variance, ``x / rms``. The last two without an
+            activation are what timm's EvoNorm2dS0a, S1a and S2a are where none is applied.
+
+    Source: Wu, He (arXiv 1803.08494), equations 1 to 7; rows of the paper's Table 3.
+    """
+    direct = ops.is_direct(x, weight, bias, v)
+    impl = select(impl, x, direct)
+    groups = effective_groups(x.shape[1], groups)
+    if impl == "torch":
+        ops.check_group_kind(statistics, act, v)
+        tensors = [x, weight, bias] + ([] if v is None else [v])
+        options = {"statistics": statistics, "act": act, "groups": groups, "eps": eps}
+        return apply(formulas.group, *tensors, **options)
+    return ops.apply_group(x, weight, bias, v, statistics, act, groups, eps, impl, direct=direct)
+
+
 def frn(
-    x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor | None = None, *, eps: float = 1e-6
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    threshold: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    impl: str = "auto",
 ) -> Tensor:
     """Filter response normalization: ``max(x / rms_{w,h}(x) * gamma + beta, threshold)``.
 
     ``threshold`` ``(C,)`` is the learnable bound of the TLU; None leaves the TLU out.
     Source: Singh, Krishnan (arXiv 1911.09737), equations 1 to 4; a row of the paper's Table 3.
     """
-    if threshold is None:
-        return apply(formulas.frn, x, weight, bias, eps=eps)
-    return apply(formulas.frn_tlu, x, weight, bias, threshold, eps=eps)
+    act = "none" if threshold is None else "tlu"
+    options = {"statistics": "rms", "groups": x.shape[1], "eps": eps, "impl": impl}
+    return group_norm_act(x, weight, bias, threshold, act=act, **options)
 
 
 def tlu(x: Tensor, threshold: Tensor) -> Tensor:
@@ -248,10 +294,32 @@ def random_rej_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def rs_rej_layer(
-    x: Tensor, weight: Tensor, bias: Tensor, batch_mean_square: Tensor, *, eps: float = 1e-5
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    batch_mean_square: Tensor,
+    *,
+    eps: float = 1e-5,
+    impl: str = "auto",
 ) -> Tensor:
     """Row "RS + rej" of Table 2: ``max(x, 0) / rms_{b,w,h}(x)``; the last argument is rms^2."""
-    return apply(formulas.rs_rej, x, weight, bias, batch_mean_square, eps=eps)
+    return series_b("rs_rej", x, weight, bias, None, batch_mean_square, eps, impl)
+
+
+def rs_rej_layer_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    group: ProcessGroup | None = None,
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """:func:`rs_rej_layer` with the mean of squares of the batch: ``(y, batch_mean_square)``.
+
+    See :func:`evonorm_b0_train`.
+    """
+    return series_b_train("rs_rej", x, weight, bias, None, group, eps, impl)
 
 
 def series_s(
@@ -290,7 +358,11 @@ def series_b(
     impl: str,
 ) -> Tensor:
     if batch_var is None:
-        raise ValueError(f"batch_var is None: evonorm_{kind}_train takes that of x")
+        raise ValueError(
+            "batch_mean_square is None: rs_rej_layer_train takes that of x"
+            if kind == "rs_rej"
+            else f"batch_var is None: evonorm_{kind}_train takes that of x"
+        )
     direct = ops.is_direct(x, weight, bias, v, batch_var)
     impl = select(impl, x, direct)
     if impl == "torch":
@@ -317,7 +389,7 @@ def series_b_train(
     if impl != "torch" and not is_captured():
         y, batch_var = ops.apply_batch_of_group(x, weight, bias, v, group, kind, eps, impl)
     else:
-        batch_var, count = batch_variance(x, group=group)
+        batch_var, count = batch_variance(x, centred=kind != "rs_rej", group=group)
         # Without elements anything will do, but NaN would reach the gradients of parameters.
         used = torch.where(count > 0, batch_var, 1)
         y = series_b(kind, x, weight, bias, v, used, eps, "torch")

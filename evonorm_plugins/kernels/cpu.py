@@ -21,10 +21,11 @@ import torch
 
 _NAME = "evonorm_plugins.kernels._evonorm"
 # Of csrc/module.c: raised with every change of what an entry takes.
-_INTERFACE = 1
+_INTERFACE = 2
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/evonorm.h
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
-_KINDS = {"b0": 0, "b1": 1, "b2": 2}
+_KINDS = {"b0": 0, "b1": 1, "b2": 2, "rs_rej": 3}
+_ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2, "swish": 3, "tlu": 4}
 _threads = torch.get_num_threads
 
 
@@ -108,16 +109,44 @@ def sample_backward(dy, x, weight, v, mean, rstd, centred):
     return dx, *parameters
 
 
-def batch_moments(x):
-    """Mean and biased variance of every sample's channels, ``(N, C)`` each, float64."""
+def group_forward(x, weight, bias, v, statistics, act, groups, eps):
+    """Group norms with an activation: ``(y, mean, rstd)``, the last two ``(N, groups)``.
+
+    ``statistics`` and ``act`` as in :func:`evonorm_plugins.functional.group_norm_act`; groups
+    divide C. v is None in the activations that have none.
+    """
+    shape = x.shape[0], max(0, min(groups, x.shape[1]))
+    y, mean = torch.empty_like(x), weight.new_empty(shape)
+    rstd = torch.empty_like(mean)
+    kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
+    _library.group_forward(_threads(), x, weight, v, bias, *kind, groups, eps, y, mean, rstd)
+    return y, mean, rstd
+
+
+def group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act):
+    """Gradients of x, weight, bias and v (None where there is no v)."""
+    dx = torch.empty_like(x)
+    parameters = _gradients(weight, v)
+    kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
+    _library.group_backward(
+        *(_threads(), x, weight, v, bias, *kind, mean, rstd, dy, dx), *parameters
+    )
+    return dx, *parameters
+
+
+def batch_moments(x, centred=True):
+    """Mean and biased variance of every sample's channels, ``(N, C)`` each, float64.
+
+    ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
+    """
     n, c, h, w = x.shape
     moments = x.new_empty((2, n, c), dtype=torch.float64)
-    _library.batch_moments(_threads(), x, True, moments)
+    _library.batch_moments(_threads(), x, centred, moments)
     return moments[0], moments[1] / (h * w)
 
 
 def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
-    """The B series with given statistics: y."""
+    """The B series with given statistics: y. RS + rej has no mean and var: None."""
     y = torch.empty_like(x)
     given = _KINDS[kind], eps, mean, var, None, batch_var
     _library.batch_apply(_threads(), x, weight, v, *given, bias, y)
@@ -130,17 +159,25 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     mean and var ``(N, C)`` are those of every sample's channels. ``batch_var`` ``(C,)`` None: that
     of x is used and returned with its mean. Otherwise the last two results are empty, and for B1
     and B2 var is the mean of squares and the mean 0, which is right for infinite numbers too.
+    RS + rej has no mean and var of samples: None; that of the batch is the mean of squares.
     """
     own = batch_var is None
     shape = x.shape[:2]
-    y, mean = torch.empty_like(x), weight.new_empty(shape)
-    channels = shape[1] if own else 0
-    new_mean = weight.new_empty(channels)
-    var, new_var = torch.empty_like(mean), torch.empty_like(new_mean)
+    new_mean = weight.new_empty(shape[1] if own else 0)
+    new_var = torch.empty_like(new_mean)
+    if kind == "rs_rej":
+        mean = var = None
+        if not own:
+            y = batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps)
+            return y, mean, var, new_mean, new_var
+    else:
+        mean = weight.new_empty(shape)
+        var = torch.empty_like(mean)
+    y = torch.empty_like(x)
     used = (new_mean, new_var) if own else (None, batch_var)
     _library.batch_forward(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, *used),
-        *(bias, y, own or kind == "b0", own),
+        *(bias, y, kind == "b0" or (own and kind != "rs_rej"), own),
     )
     return y, mean, var, new_mean, new_var
 
@@ -162,8 +199,12 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
 
 def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
-    """Gradients of weight, bias, v, every sample's own std or rms ``(N, C)``, and batch_var."""
-    dstd, dbatch_var = torch.empty_like(mean), torch.empty_like(batch_var)
+    """Gradients of weight, bias, v, every sample's own std or rms ``(N, C)``, and batch_var.
+
+    That of what a formula does not have is None.
+    """
+    dstd = None if mean is None else torch.empty_like(mean)
+    dbatch_var = torch.empty_like(batch_var)
     parameters = _gradients(weight, v)
     _library.batch_reduce(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, None, batch_var),

@@ -2,20 +2,20 @@
 
 A name of two parts is norm and activation: ``BNReLU`` is batch normalization, then ReLU. They hold
 torch's own norm as ``norm``, so whatever knows torch's layers (weight decay, precise statistics,
-freezing) knows them. ``apply_act=False`` is the norm alone.
+freezing) knows them. ``apply_act=False`` is the norm alone. Batch normalization is torch's, too;
+the others run in kernels of this package.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import NormAct, check_momentum, check_positive_int
-from evonorm_plugins.layers.batch import BatchStatistics
-from evonorm_plugins.statistics import update_moving_average
+from evonorm_plugins.layers.base import Fused, NormAct, check_momentum, check_positive_int
+from evonorm_plugins.layers.batch import FusedBatchStatistics
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,9 +42,6 @@ class _TorchNormAct(NormAct):
     def _make_norm(self, **options: Any) -> nn.BatchNorm2d | nn.GroupNorm:
         raise NotImplementedError
 
-    def _activation(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def reset_parameters(self) -> None:
         self.norm.reset_parameters()
         if self.v_init is not None and self.v is not None:
@@ -55,45 +52,6 @@ class _TorchNormAct(NormAct):
         self.norm.register_parameter("weight", None)
         self.norm.register_parameter("bias", None)
         return self
-
-    def _own_affine(self) -> tuple[Any, Any]:
-        return None, None  # the norm applies them
-
-    def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        # Autocast gives some of torch's norms a float32 result.
-        z = self.norm(x).to(x.dtype)
-        return z if weight is None else F.channel_affine(z, weight, bias)
-
-    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return self._activation(self._norm(x, weight, bias))
-
-
-class _ReLU(_TorchNormAct):
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.relu(z)
-
-
-class _PReLU(_TorchNormAct):
-    """``max(z, v)`` with a learnable v per channel, as in the paper's Table 2."""
-
-    v_init = 0
-
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.tlu(z, self.v)
-
-
-class _Swish1(_TorchNormAct):
-    def _activation(self, z: Tensor) -> Tensor:
-        return nn.functional.silu(z)
-
-
-class _Swish(_TorchNormAct):
-    """``z * sigmoid(v * z)`` with a learnable v per channel."""
-
-    v_init = 1
-
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.swish(z, self.v)
 
 
 class BatchNormAct(_TorchNormAct):
@@ -114,65 +72,129 @@ class BatchNormAct(_TorchNormAct):
     def _make_norm(self, **options: Any) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.num_features, self.eps, self.momentum, **options)
 
+    def _own_affine(self) -> tuple[Any, Any]:
+        return None, None  # the norm applies them
+
+    def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        # Autocast gives some of torch's norms a float32 result.
+        z = self.norm(x).to(x.dtype)
+        return z if weight is None else F.channel_affine(z, weight, bias)
+
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        return self._activation(self._norm(x, weight, bias))
+
+    def _activation(self, z: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def options(self) -> dict[str, Any]:
         return {"eps": self.eps, "momentum": self.momentum}
 
 
-class BNReLU(_ReLU, BatchNormAct):
+class BNReLU(BatchNormAct):
     """Batch normalization, ``max(z, 0)``."""
 
+    def _activation(self, z: Tensor) -> Tensor:
+        return F.relu(z)
 
-class BNPReLU(_PReLU, BatchNormAct):
-    """Batch normalization, ``max(z, v)``, v learnable from 0."""
+
+class BNPReLU(BatchNormAct):
+    """Batch normalization, ``max(z, v)``, v learnable per channel from 0, as in Table 2."""
+
+    v_init = 0
+
+    def _activation(self, z: Tensor) -> Tensor:
+        return F.tlu(z, self.v)
 
 
-class BNSwish1(_Swish1, BatchNormAct):
+class BNSwish1(BatchNormAct):
     """Batch normalization, ``z * sigmoid(z)``."""
 
+    def _activation(self, z: Tensor) -> Tensor:
+        return nn.functional.silu(z)
 
-class BNSwish(_Swish, BatchNormAct):
-    """Batch normalization, ``z * sigmoid(v * z)``, v learnable from 1."""
+
+class BNSwish(BatchNormAct):
+    """Batch normalization, ``z * sigmoid(v * z)``, v learnable per channel from 1."""
+
+    v_init = 1
+
+    def _activation(self, z: Tensor) -> Tensor:
+        return F.swish(z, self.v)
 
 
-class _GroupNormAct(_TorchNormAct):
+class _FusedNormAct(Fused, _TorchNormAct):
+    """One of torch's group norms and an activation, in one kernel.
+
+    The parameters are those of ``norm``, which itself is not called.
+
+    Args:
+        impl: what computes: "auto", "torch", "cpu" or "triton"; see
+            :mod:`evonorm_plugins.functional`.
+
+    The other arguments and the errors raised are those of :class:`NormAct`.
+    """
+
+    # As of :func:`functional.group_norm_act`.
+    act: ClassVar[str]
+    norm: nn.GroupNorm
+
+    def _own_affine(self) -> tuple[Any, Any]:
+        norm = self.norm
+        return norm.weight, norm.bias
+
+    def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        return self._in_one(x, weight, bias, None, "none")
+
+    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
+        v = None if self.v_init is None else self._own_v()
+        return self._in_one(x, weight, bias, v, self.act)
+
+    def _in_one(self, x: Tensor, weight: Any, bias: Any, v: Any, act: str) -> Tensor:
+        norm = self.norm
+        return F.group_norm_act(
+            x, weight, bias, v, act=act, groups=norm.num_groups, eps=norm.eps, impl=self.impl
+        )
+
+
+class _GroupNormAct(_FusedNormAct):
     """Group normalization; groups that do not divide the channels are reduced as in EvoNorm-S0."""
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        apply_act: bool = True,
-        groups: int = 32,
-        eps: float = 1e-5,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, num_features: int, *, groups: int = 32, **options: Any) -> None:
         check_positive_int("groups", groups)
         self.groups = groups
-        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+        super().__init__(num_features, **options)
 
     def _make_norm(self, **options: Any) -> nn.GroupNorm:
         groups = F.effective_groups(self.num_features, self.groups)
         return nn.GroupNorm(groups, self.num_features, self.eps, **options)
 
     def options(self) -> dict[str, Any]:
-        return {"groups": self.groups, "eps": self.eps}
+        return {"groups": self.groups, **super().options()}
 
 
-class GNReLU(_ReLU, _GroupNormAct):
+class GNReLU(_GroupNormAct):
     """Group normalization, ``max(z, 0)``."""
 
+    act = "relu"
 
-class GNSwish1(_Swish1, _GroupNormAct):
+
+class GNSwish1(_GroupNormAct):
     """Group normalization, ``z * sigmoid(z)``."""
 
+    act = "silu"
 
-class GNSwish(_Swish, _GroupNormAct):
+
+class GNSwish(_GroupNormAct):
     """Group normalization, ``z * sigmoid(v * z)``, v learnable from 1."""
 
+    v_init = 1
+    act = "swish"
 
-class LNReLU(_ReLU, _TorchNormAct):
+
+class LNReLU(_FusedNormAct):
     """Layer normalization over (c, w, h) with gamma and beta per channel, ``max(z, 0)``."""
+
+    act = "relu"
 
     def _make_norm(self, **options: Any) -> nn.GroupNorm:
         return nn.GroupNorm(1, self.num_features, self.eps, **options)
@@ -199,27 +221,22 @@ class PixelNormReLU(NormAct):
         return F.pixelnorm(x, weight, bias, eps=self.eps)
 
 
-class FRN(NormAct):
-    """``max(x / rms_{w,h}(x) * gamma + beta, v)``, v from 0; see :func:`functional.frn`."""
+class FRN(Fused):
+    """``max(x / rms_{w,h}(x) * gamma + beta, v)``, v from 0; see :func:`functional.frn`.
+
+    The arguments are those of :class:`GNReLU` without groups.
+    """
 
     v_init = 0
 
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        apply_act: bool = True,
-        eps: float = 1e-6,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+    def __init__(self, num_features: int, *, eps: float = 1e-6, **options: Any) -> None:
+        super().__init__(num_features, eps=eps, **options)
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.frn(x, weight, bias, self.v, eps=self.eps)
+        return F.frn(x, weight, bias, self.v, eps=self.eps, impl=self.impl)
 
     def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.frn(x, weight, bias, eps=self.eps)
+        return F.frn(x, weight, bias, eps=self.eps, impl=self.impl)
 
 
 class RandomLayer(NormAct):
@@ -236,17 +253,8 @@ class RandomRejLayer(NormAct):
         return F.random_rej_layer(x, weight, bias)
 
 
-class RSRejLayer(BatchStatistics):
+class RSRejLayer(FusedBatchStatistics):
     """Row "RS + rej": ``max(x, 0) / rms_{b,w,h}(x)``; ``running_var`` averages rms squared."""
 
     centred = False
-
-    def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        rms2 = self._given_variance(x)
-        if rms2 is None:
-            group = self._statistics_group()
-            rms2, count = F.batch_variance(x, centred=self.centred, group=group)
-            update_moving_average(self.running_var, rms2, self.momentum)
-            # Without elements anything will do, but NaN would reach the gradients of parameters.
-            rms2 = torch.where(count > 0, rms2, 1)
-        return F.rs_rej_layer(x, weight, bias, rms2, eps=self.eps)
+    kind = "rs_rej"

@@ -148,8 +148,10 @@ def moving_statistics_of(module: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in names if getattr(module, name, None) is not None)
 
 
-class _EvoNormB(Fused, BatchStatistics):
-    kind: str
+class FusedBatchStatistics(Fused, BatchStatistics):
+    """Base of the layers of batch statistics that have kernels."""
+
+    kind: str  # of the operators
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         v = None if self.v_init is None else self._own_v()
@@ -162,7 +164,7 @@ class _EvoNormB(Fused, BatchStatistics):
         return y
 
 
-class EvoNormB0(_EvoNormB):
+class EvoNormB0(FusedBatchStatistics):
     """``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
     Args:
@@ -176,7 +178,7 @@ class EvoNormB0(_EvoNormB):
     kind = "b0"
 
 
-class EvoNormB1(_EvoNormB):
+class EvoNormB1(FusedBatchStatistics):
     """``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2).
 
     See :class:`EvoNormB0` for the arguments.
@@ -185,7 +187,7 @@ class EvoNormB1(_EvoNormB):
     kind = "b1"
 
 
-class EvoNormB2(_EvoNormB):
+class EvoNormB2(FusedBatchStatistics):
     """``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2).
 
     See :class:`EvoNormB0` for the arguments.

@@ -29,18 +29,28 @@ def valid_calls():
         options = {"kind": kind, "groups": GROUPS, "eps": 1e-5, "impl": "cpu"}
         yield "sample", {**common, "v": v, **options}
         yield "sample_backward", {**backward, "v": v, **grouped, "kind": kind, "impl": "cpu"}
-    for kind in ("b0", "b1", "b2"):
+    for statistics, act in (("norm", "relu"), ("std", "none"), ("norm", "swish"), ("rms", "tlu")):
+        v = torch.randn(C) if act in ("swish", "tlu") else None
+        kind = {"statistics": statistics, "act": act}
+        forward = {"groups": GROUPS, "eps": 1e-5, "impl": "cpu"}
+        yield "group", {**common, "v": v, **kind, **forward}
+        given = {**backward, "bias": torch.randn(C), "v": v}
+        yield "group_backward", {**given, **grouped, **kind, "impl": "cpu"}
+    for kind in ("b0", "b1", "b2", "rs_rej"):
         v = torch.randn(C) if kind == "b0" else None
         options = {"kind": kind, "eps": 1e-5, "impl": "cpu"}
         for given in (None, batch_var):
             yield "batch", {**common, "v": v, "batch_var": given, **options}
         for mean in (None, batch_mean):
             batch = {"batch_mean": mean, "batch_var": batch_var}
-            yield "batch_backward", {**backward, "v": v, **own, **batch, **options}
+            statistics = dict.fromkeys(own) if kind == "rs_rej" else own
+            yield "batch_backward", {**backward, "v": v, **statistics, **batch, **options}
 
 
 WRONG = {
     "kind": ["", "S0", "s3", "b3", "affine"],
+    "statistics": ["", "b0", "mean"],
+    "act": ["", "ReLU", "gelu"],
     "groups": [0, -1, 3, 5, 16, 2**40],
     "eps": [float("nan"), -1.0, float("inf")],
     "impl": ["", "torch", "auto", "fast", "triton"],
@@ -56,8 +66,8 @@ def wrong_values(name, value, arguments):
         return
     may_be_none = name == "batch_mean" or (name == "batch_var" and "dy" not in arguments)
     if value is None:
-        value = torch.randn(C)
-        if name == "v":
+        value = torch.randn(N, C) if name in ("mean", "var") else torch.randn(C)
+        if name in ("v", "mean", "var"):
             yield "one where the kind has none", value
     elif not may_be_none:
         yield "None", None
@@ -112,6 +122,9 @@ def public_calls():
         (F.evonorm_b0_train, 3),
         (F.evonorm_b1_train, 2),
         (F.evonorm_b2_train, 2),
+        (F.group_norm_act, 2),
+        (F.rs_rej_layer, 3),
+        (F.rs_rej_layer_train, 2),
         (F.channel_affine, 2),
     ):
         names = ["weight", "bias", "v", "batch_var"][:count]

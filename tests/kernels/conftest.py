@@ -1,4 +1,4 @@
-"""What the kernel tests share: the six formulas as functions of the same arguments."""
+"""What the kernel tests share: all formulas as functions of the same arguments."""
 
 import pytest
 import torch
@@ -6,21 +6,37 @@ import torch
 from evonorm_plugins import functional as F
 from evonorm_plugins import kernels
 
-KINDS = ["s0", "s1", "s2", "b0", "b1", "b2", "affine"]
+# Statistics and activation of what group_norm_act computes.
+GROUP_KINDS = {
+    "gn": ("norm", "none"),
+    "gn_relu": ("norm", "relu"),
+    "gn_silu": ("norm", "silu"),
+    "gn_swish": ("norm", "swish"),
+    "over_std": ("std", "none"),
+    "frn": ("rms", "tlu"),
+}
+BATCH_KINDS = ["b0", "b1", "b2", "rs_rej"]
+KINDS = ["s0", "s1", "s2", *GROUP_KINDS, *BATCH_KINDS, "affine"]
+WITH_V = ("s0", "b0", "gn_swish", "frn")
 
 
 def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
     """y of a formula; ``arguments`` holds x, weight, bias, v, and batch_var or None for x's own."""
     x, weight, bias = (arguments[k] for k in ("x", "weight", "bias"))
-    v = [arguments["v"]] if kind in ("s0", "b0") else []
+    v = [arguments["v"]] if kind in WITH_V else []
     if kind == "affine":
         return F.channel_affine(x, weight, bias, impl=impl)
-    function = getattr(F, f"evonorm_{kind}")
-    if kind.startswith("s"):
-        return function(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)
+    if kind in GROUP_KINDS:
+        statistics, act = GROUP_KINDS[kind]
+        options = {"statistics": statistics, "act": act, "eps": eps, "impl": impl}
+        groups = x.shape[1] if kind == "frn" else groups
+        return F.group_norm_act(x, weight, bias, *v, groups=groups, **options)
+    function = "rs_rej_layer" if kind == "rs_rej" else f"evonorm_{kind}"
+    if kind not in BATCH_KINDS:
+        return getattr(F, function)(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)
     if arguments.get("batch_var") is not None:
-        return function(x, weight, bias, *v, arguments["batch_var"], eps=eps, impl=impl)
-    return getattr(F, f"evonorm_{kind}_train")(x, weight, bias, *v, eps=eps, impl=impl)[0]
+        return getattr(F, function)(x, weight, bias, *v, arguments["batch_var"], eps=eps, impl=impl)
+    return getattr(F, f"{function}_train")(x, weight, bias, *v, eps=eps, impl=impl)[0]
 
 
 def gradients(kind, arguments, dy, impl, dtype=None, **options):

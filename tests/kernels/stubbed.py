@@ -25,7 +25,9 @@ driver = stub.install()
 from evonorm_plugins.kernels import triton as kernels  # noqa: E402
 from evonorm_plugins.kernels.triton import launch, plan  # noqa: E402
 
-KINDS = ("s0", "s1", "s2", "b0", "b1", "b2", "affine")
+# Statistics and activation.
+GROUPS = {"gn_relu": ("norm", "relu"), "gn_swish": ("norm", "swish"), "frn": ("rms", "tlu")}
+KINDS = ("s0", "s1", "s2", *GROUPS, "b0", "b1", "b2", "rs_rej", "affine")
 LAST = torch.channels_last
 
 
@@ -35,10 +37,14 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
 
     each = {"dtype": torch.float32, "offset": offset}
     weight, bias = (new(n, c, **each) if conditional else new(c, **each) for _ in range(2))
-    v = new(c, **each) if kind in ("s0", "b0") else None
+    v = new(c, **each) if kind in ("s0", "b0", "gn_swish", "frn") else None
     if kind == "affine":
         kernels.affine_forward(x, weight, bias)
         kernels.affine_backward(x, x, weight)
+    elif kind in GROUPS:
+        statistics, act = GROUPS[kind]
+        _, *own = kernels.group_forward(x, weight, bias, v, statistics, act, groups, 1e-5)
+        kernels.group_backward(x, x, weight, bias, v, *own, statistics, act)
     elif kind.startswith("s"):
         centred = kind != "s2"
         _, mean, rstd = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
@@ -69,7 +75,11 @@ def compiles():
     call(new(2, 64, 7, 7), 1, "b0")
     call(new(2, 64, 200, 200).to(memory_format=LAST), 1, "b1")
     call(new(2, 64, 9, 9, dtype=torch.float32), 1, "b2")
+    call(new(2, 64, 9, 9), 1, "rs_rej")
     call(new(2, 64, 9, 9), 1, "affine")
+    call(new(2, 64, 14, 14), 32, "gn_relu")
+    call(new(1, 256, 100, 100, dtype=torch.float32), 32, "gn_swish", conditional=True)
+    call(new(2, 64, 200, 200).to(memory_format=LAST), 64, "frn")
     names = (f"{kernels.__name__}.{m.name}" for m in pkgutil.iter_modules(kernels.__path__))
     modules = [importlib.import_module(name) for name in names]
     expected = {name for module in modules for name in vars(module) if name.endswith("_kernel")}

@@ -17,7 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act, kernels, torch_private
 from evonorm_plugins.kernels.ops import operator
+from tests.kernels.conftest import BATCH_KINDS, GROUP_KINDS, WITH_V
 
+EVONORMS = ["EvoNorm" + s + i for s in "SB" for i in "012"]
 NEEDS_CPU = pytest.mark.skipif(
     kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
 )
@@ -33,15 +35,20 @@ def samples(kind, draw):
         arguments, dy = draw((3, 8, 5, 7), conditional=conditional, batch_var=True)
         x, weight, bias, v = (arguments[k] for k in ("x", "weight", "bias", "v"))
         x, dy = x.to(memory_format=layout), dy.to(memory_format=layout)
-        v = v if kind in ("s0", "b0") else None
-        if kind == "affine":
+        v = v if kind in WITH_V else None
+        if kind in GROUP_KINDS:
+            forward = (x, weight, bias, v, *GROUP_KINDS[kind], 4, 1e-5, "cpu")
+            mean, rstd = ops.group(*forward)[1:]
+            backward = (dy, x, weight, bias, v, mean, rstd, *GROUP_KINDS[kind], "cpu")
+            yield ops.group, forward, ops.group_backward, backward
+        elif kind == "affine":
             yield (
                 ops.affine,
                 (x, weight, bias, "cpu"),
                 ops.affine_backward,
                 (dy, x, weight, "cpu"),
             )
-        elif kind.startswith("s"):
+        elif kind not in BATCH_KINDS:
             forward = (x, weight, bias, v, kind, 4, 1e-5, "cpu")
             mean, rstd = ops.sample(*forward)[1:]
             backward = (dy, x, weight, v, mean, rstd, kind, "cpu")
@@ -50,17 +57,19 @@ def samples(kind, draw):
             for given in (None, arguments["batch_var"]):
                 forward = (x, weight, bias, v, given, kind, 1e-5, "cpu")
                 mean, var, own_mean, own_var = ops.batch(*forward)[1:]
+                if kind == "rs_rej":
+                    mean = var = None
                 own = (own_mean, own_var) if given is None else (None, given)
                 backward = (dy, x, weight, v, mean, var, *own, kind, 1e-5, "cpu")
                 yield ops.batch, forward, ops.batch_backward, backward
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("kind", ["s0", "s1", "b0", "b1", "affine"])
+@pytest.mark.parametrize("kind", ["s0", "s1", "gn_relu", "frn", "b0", "b1", "rs_rej", "affine"])
 def test_opcheck(kind, draw):
     """Schema, fake tensors, autograd registration, and tracing with changing sizes.
 
-    Each operator with v and without; s2 and b2 are other strings in place of s1 and b1.
+    Each operator with v and without; other kinds are other strings in place of these.
     """
     for forward, inputs, backward, backward_inputs in samples(kind, draw):
         recorded = [
@@ -76,8 +85,11 @@ def test_opcheck(kind, draw):
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
-def test_compiled_graph_holds_the_operator(name):
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [("EvoNormS0", "sample"), ("GN-Swish", "group"), ("EvoNormB0", "batch"), ("RS + rej", "batch")],
+)
+def test_compiled_graph_holds_the_operator(name, stem):
     """Forward and backward, without a graph break, and with the numbers of eager mode."""
     torch.compiler.reset()
     found = []
@@ -94,12 +106,13 @@ def test_compiled_graph_holds_the_operator(name):
     actual = torch.autograd.grad(compiled(x), [x, *compiled.parameters()], dy)
     expected = torch.autograd.grad(layer(x), [x, *layer.parameters()], dy)
     torch.testing.assert_close(actual, expected)
-    stem = "evonorm.sample" if name == "EvoNormS0" else "evonorm.batch"
-    assert {f"{stem}.default", f"{stem}_backward.default"} <= set(found)
+    assert {f"evonorm.{stem}.default", f"evonorm.{stem}_backward.default"} <= set(found)
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize(("name", "operator"), [("EvoNormS0", "sample"), ("EvoNormB0", "batch")])
+@pytest.mark.parametrize(
+    ("name", "operator"), [("EvoNormS0", "sample"), ("FRN", "group"), ("EvoNormB0", "batch")]
+)
 def test_modes_and_profilers_see_the_operators(name, operator):
     """Plain calls go past the dispatcher; these must not."""
 
@@ -122,7 +135,7 @@ def test_modes_and_profilers_see_the_operators(name, operator):
     assert {f"evonorm::{operator}", f"evonorm::{operator}_backward"} <= events
 
 
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "GN-ReLU", "FRN", "RS + rej"])
 def test_exported_graph_holds_plain_operations(name):
     """It can be run where this package is not installed."""
     layer = get_norm_act(name, 8).eval()
@@ -140,7 +153,7 @@ def test_export_with_the_kernels_asked_for():
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("name", ["EvoNorm" + s + i for s in "SB" for i in "012"])
+@pytest.mark.parametrize("name", [*EVONORMS, "GN-ReLU", "GN-Swish", "FRN", "RS + rej"])
 def test_no_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -202,6 +215,29 @@ def test_batch_var_left_out(name):
         getattr(F, f"evonorm_{name}")(x, p, p, *([p] if name == "b0" else []), None)
 
 
+def test_batch_mean_square_left_out():
+    x, p = torch.randn(2, 8, 3, 3), torch.ones(8)
+    with pytest.raises(ValueError, match="batch_mean_square is None: rs_rej_layer_train takes"):
+        F.rs_rej_layer(x, p, p, None)
+
+
+@pytest.mark.parametrize("impl", ["torch", pytest.param("cpu", marks=NEEDS_CPU)])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"act": "gelu"}, "act='gelu' is not one of 'none', 'relu', 'silu', 'swish', 'tlu'"),
+        ({"statistics": "var"}, "statistics='var' is not one of 'norm', 'std', 'rms'"),
+        ({"act": "tlu"}, "v is None, but act='tlu' has one for each channel"),
+        ({"v": torch.ones(8)}, "v is given, but act='relu' has none"),
+    ],
+    ids=str,
+)
+def test_group_norms_that_do_not_exist(change, message, impl):
+    p = torch.ones(8)
+    with pytest.raises(ValueError, match=message):
+        F.group_norm_act(torch.randn(2, 8, 3, 3), p, p, **change, impl=impl)
+
+
 @NEEDS_CPU
 def test_parameters_that_shrink_before_the_backward_pass_are_refused():
     layer, x = get_norm_act("EvoNormS0", 8), torch.randn(2, 8, 3, 3, requires_grad=True)
@@ -229,7 +265,7 @@ PRIVATE += ["autograd.forward_ad._current_level"]
 
 @NEEDS_CPU
 @pytest.mark.parametrize("name", PRIVATE)
-@pytest.mark.parametrize("kind", ["s0", "b0", "affine"])
+@pytest.mark.parametrize("kind", ["s0", "gn_silu", "b0", "affine"])
 def test_without_a_private_name_of_torch(kind, name, draw, differentiate, monkeypatch):
     """Calls then go through the dispatcher, with the same numbers."""
     arguments, dy = draw((2, 8, 5, 7))

@@ -49,11 +49,12 @@ def fast_interpreter():
             scope.restore()
 
 
-KINDS = ["s0", "s1", "s2", "b0", "b1", "b2", "affine"]
+GROUPED = ["s0", "s1", "s2", "gn", "gn_relu", "gn_silu", "gn_swish", "over_std", "frn"]
+KINDS = [*GROUPED, "b0", "b1", "b2", "rs_rej", "affine"]
 CASES = [(k, r) for k in KINDS for r in ("held", "fused", "chunks")]
 # What merges, or adds up, many parts by itself.
 CASES += [(k, "many chunks") for k in KINDS if k != "affine"]
-CASES += [(k, "many samples") for k in KINDS if k.startswith("b")]
+CASES += [(k, "many samples") for k in ("b0", "b1", "b2", "rs_rej")]
 
 
 @pytest.mark.parametrize(("kind", "regime"), CASES, indirect=["regime"])
@@ -61,12 +62,12 @@ def test_formulas(kind, regime, layout, draw_here, assert_as_good_as_torch):
     """y and every gradient; in the B series with the batch's own variance."""
     # Every kernel that reads gamma and beta does so with one for all samples, and one for each.
     conditional = (regime in ("held", "many chunks")) == (layout == torch.channels_last)
-    shape = SHAPE if kind.startswith("s") else FEW
+    shape = SHAPE if kind in GROUPED else FEW
     arguments, dy = draw_here(shape, layout, scale=2, shift=0.3, conditional=conditional)
     assert_as_good_as_torch(kind, arguments, dy, "triton", groups=2)
 
 
-@pytest.mark.parametrize("kind", ["b0", "b1", "b2"])
+@pytest.mark.parametrize("kind", ["b0", "b1", "b2", "rs_rej"])
 @pytest.mark.parametrize("regime", ["held", "fused", "chunks"], indirect=True)
 def test_given_variance(kind, regime, draw_here, assert_as_good_as_torch):
     arguments, dy = draw_here((2, 3, 5, 9), batch_var=True)
@@ -89,17 +90,18 @@ def test_half_precision(kind, shape, layout, dtype, draw_here, assert_as_good_as
     assert_as_good_as_torch(kind, arguments, dy, "triton", groups=4, slack=slack)
 
 
-def test_one_group(regime, layout, draw_here, assert_as_good_as_torch):
+@pytest.mark.parametrize("kind", ["s0", "gn_relu"])
+def test_one_group(kind, regime, layout, draw_here, assert_as_good_as_torch):
     """Too wide for one unit; its units are of 4, 4 and 2 channels."""
     arguments, dy = draw_here((2, 10, 3, 6), layout)
-    assert_as_good_as_torch("s0", arguments, dy, "triton", groups=1)
+    assert_as_good_as_torch(kind, arguments, dy, "triton", groups=1)
 
 
 @pytest.mark.parametrize("numbers", [{"scale": 1e-2, "shift": 1e3}, {"scale": 1e8}, {"scale": 0}])
-@pytest.mark.parametrize("kind", ["s0", "s2", "b0", "b1"])
+@pytest.mark.parametrize("kind", ["s0", "s2", "gn_swish", "frn", "b0", "b1", "rs_rej"])
 @pytest.mark.parametrize("regime", ["chunks"], indirect=True)
 def test_hard_numbers(kind, numbers, regime, draw_here, assert_as_good_as_torch):
-    arguments, dy = draw_here(SHAPE if kind.startswith("s") else FEW, **numbers)
+    arguments, dy = draw_here(SHAPE if kind in GROUPED else FEW, **numbers)
     assert_as_good_as_torch(kind, arguments, dy, "triton", groups=2, slack=3e-6)
 
 
@@ -175,7 +177,10 @@ def test_batch_in_two_parts(kind, regime, layout, draw_here):
 NAN, INF = float("nan"), float("inf")
 PLACES = [("x", NAN), ("x", INF), ("dy", NAN), ("v", NAN), ("v", INF)]
 PLACES = [
-    (k, *p) for k in ("s0", "s2", "b0", "b1", "b2") for p in PLACES if "v" not in p or "0" in k
+    (k, *p)
+    for k in ("s0", "s2", "gn_relu", "gn_swish", "frn", "b0", "b1", "b2", "rs_rej")
+    for p in PLACES
+    if "v" not in p or k in ("s0", "b0", "gn_swish", "frn")
 ]
 
 
@@ -184,8 +189,8 @@ PLACES = [
 def test_nan_where_torch_has_it(kind, place, value, regime, draw_here, differentiate):
     """In one element of v, or of x or dy, which is in one of several chunks."""
     # With a variance of the batch that is given a bad sample leaves the others as they are.
-    shape = SHAPE if kind.startswith("s") else FEW
-    arguments, dy = draw_here(shape, batch_var=kind.startswith("b"))
+    shape = SHAPE if kind in GROUPED else FEW
+    arguments, dy = draw_here(shape, batch_var=kind not in GROUPED)
     {"dy": dy, **arguments}[place].view(-1)[2] = value
     plain = differentiate(kind, arguments, dy, "torch", groups=2)
     fused = differentiate(kind, arguments, dy, "triton", groups=2)
@@ -198,9 +203,9 @@ def test_nan_where_torch_has_it(kind, place, value, regime, draw_here, different
         torch.testing.assert_close(fused[key][close], expected[close], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["s0", "b0"])
+@pytest.mark.parametrize("kind", ["s0", "gn_swish", "b0"])
 @pytest.mark.parametrize("regime", ["chunks"], indirect=True)
 def test_repeats_bit_by_bit(kind, regime, draw_here, differentiate):
-    arguments, dy = draw_here(SHAPE if kind.startswith("s") else FEW)
+    arguments, dy = draw_here(SHAPE if kind in GROUPED else FEW)
     once, again = (differentiate(kind, arguments, dy, "triton", groups=2) for _ in range(2))
     assert all(torch.equal(once[k], again[k]) for k in once)

@@ -11,6 +11,8 @@ import evonorm_plugins
 from evonorm_plugins import kernels
 
 EVONORMS = ["EvoNormB0", "EvoNormB1", "EvoNormB2", "EvoNormS0", "EvoNormS1", "EvoNormS2"]
+# Other layers with kernels.
+FUSED_ROWS = ["GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej"]
 # Layers with a formula of our own; the others consist of torch's modules. SyncEvoNorm* are the same
 # as EvoNorm* where there is one process: see test_sync.py.
 OWN = [*EVONORMS, "FRN", "PixelNorm-ReLU", "Random", "Random + rej", "RS + rej"]
@@ -45,10 +47,11 @@ def impl(request, monkeypatch):
 def pytest_collection_modifyitems(items):
     """Leaves out what would say nothing new.
 
-    Layers other than EvoNorms have one implementation. The interpreter is slow: it runs what is
-    about numbers, of the EvoNorms whose kernels differ (Sync layers alone are the plain ones).
+    Layers without kernels have one implementation. The interpreter is slow: it runs what is about
+    numbers, of the layers whose kernels differ (Sync layers alone are the plain ones).
     """
-    layers = set(evonorm_plugins.list_norm_acts())
+    layers, rows = set(evonorm_plugins.list_norm_acts()), set(FUSED_ROWS)
+    slow = ("GN-Swish", "FRN", "RS + rej")  # one of each kernel
 
     def says_something_new(item):
         given = item.callspec.params if hasattr(item, "callspec") else {}
@@ -58,8 +61,8 @@ def pytest_collection_modifyitems(items):
             return False
         names = {v for v in given.values() if isinstance(v, str)} & layers
         if given["impl"] == "torch":
-            return not names or any("EvoNorm" in name for name in names)
-        return item.get_closest_marker("numbers") and (not names or names & set(EVONORMS))
+            return not names or any("EvoNorm" in name for name in names) or names & rows
+        return item.get_closest_marker("numbers") and (not names or names & {*EVONORMS, *slow})
 
     items[:] = filter(says_something_new, items)
 

@@ -1,4 +1,5 @@
-/* The B series: the variance of a sample's channel, and that of the batch. */
+/* The B series: the variance of a sample's channel, and that of the batch. RS + rej has the latter
+ * alone. */
 #include <math.h>
 #include <stddef.h>
 
@@ -43,6 +44,27 @@ static void fold_batch_sums(const problem *p, int64_t c)
     p->batch_var_grad[c] = (float)(total / (2 * sqrt(p->batch_var[c] + p->eps)));
 }
 
+static double rstd_of_batch(const problem *p, int64_t c)
+{
+    return 1 / sqrt(p->batch_var[c] + p->eps);
+}
+
+/* The same of RS + rej, whose sums are not yet divided by its rms. */
+static void fold_rectified_sums(const problem *p, int64_t c)
+{
+    double total = 0, rstd = rstd_of_batch(p, c);
+    for (int64_t n = 0; n < p->samples; n++)
+        total -= weight_at(p, n, c) * sum_at(p, SUM_DY_F, n * p->channels + c);
+    p->batch_var_grad[c] = (float)(total * rstd * rstd * rstd / 2);
+}
+
+static void fold_rectified_parameters(const problem *p, int64_t c)
+{
+    affine_sums affine = {0, 0};
+    for (int64_t n = 0; n < p->samples; n++) add_affine(p, &affine, rstd_of_batch(p, c), n, c);
+    store_affine(p, &affine, c);
+}
+
 static void fold_parameters(const problem *p, int64_t c)
 {
     affine_sums affine = {0, 0};
@@ -57,19 +79,21 @@ static void fold_parameters(const problem *p, int64_t c)
 
 static int has_parameters(const problem *p)
 {
-    return p->weight && p->mean && p->var && p->batch_var && (p->v || p->kind != B0);
+    int has_own = p->kind == RS_REJ ? !p->mean && !p->var : p->mean && p->var;
+    return p->weight && has_own && p->batch_var && (p->v || p->kind != B0);
 }
 
 /* Statistics (STEP_READ, STEP_FOLD) and y (STEP_WRITE); STEP_READ alone: the moments. */
 int evonorm_batch_forward(const problem *p, int steps)
 {
     const loops *l = evonorm_loops();
-    pass a = {l->moments, l->batch_apply, NULL, fold_own_moments,
-              p->own_batch ? fold_batch_moments : NULL, NULL};
+    void (*fold_batch)(const problem *, int64_t) = p->own_batch ? fold_batch_moments : NULL;
+    pass a = {l->moments, l->batch_apply, NULL, fold_own_moments, fold_batch, NULL};
+    pass rectified = {l->moments, l->rectified_apply, NULL, NULL, fold_batch, NULL};
     if (!p->x || (!p->moments && !(steps & ~STEP_READ))) return REFUSED;
     if (steps & STEP_FOLD && p->own_batch && !p->batch_mean) return REFUSED;
     if (steps & STEP_WRITE && !(has_parameters(p) && p->bias && p->out)) return REFUSED;
-    return evonorm_run(p, &a, steps);
+    return evonorm_run(p, p->kind == RS_REJ ? &rectified : &a, steps);
 }
 
 /* Sums (STEP_READ), what they mean for statistics (STEP_FOLD) and parameters (STEP_PARAMETERS), and
@@ -78,9 +102,12 @@ int evonorm_batch_backward(const problem *p, int steps)
 {
     const loops *l = evonorm_loops();
     pass a = {l->batch_reduce, l->batch_grad, NULL, fold_own_sums, fold_batch_sums, fold_parameters};
+    pass rectified = {l->rectified_reduce, l->rectified_grad, NULL, NULL, fold_rectified_sums,
+                      fold_rectified_parameters};
     if (!p->x || !p->dy || !has_parameters(p)) return REFUSED;
     if (steps & STEP_WRITE && !p->out) return REFUSED;
     if (steps & STEP_PARAMETERS && !(p->weight_grad && p->bias_grad)) return REFUSED;
-    if (!(steps & STEP_FOLD) && !(p->std_grad && p->batch_var_grad)) return REFUSED;
-    return evonorm_run(p, &a, steps);
+    int has_std_grad = p->kind == RS_REJ || p->std_grad;
+    if (!(steps & STEP_FOLD) && !(has_std_grad && p->batch_var_grad)) return REFUSED;
+    return evonorm_run(p, p->kind == RS_REJ ? &rectified : &a, steps);
 }

@@ -222,6 +222,7 @@ static void *make_scratch(problem *p, int is_forward)
     }
     p->sums = memory;
     p->group_grad = rest;
+    p->group_shift = rest + nc; /* no formula has both this and the next */
     if (!p->std_grad) p->std_grad = rest + nc;
     if (!p->batch_var_grad) p->batch_var_grad = rest + nc + nc;
     return memory;

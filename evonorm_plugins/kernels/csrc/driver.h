@@ -1,4 +1,5 @@
-/* What the driver (driver.c) and the passes of a formula (sample.c, batch.c, affine.c) share. */
+/* What the driver (driver.c) and the passes of a formula (sample.c, group.c, batch.c, affine.c)
+ * share. */
 #ifndef EVONORM_DRIVER_H
 #define EVONORM_DRIVER_H
 
@@ -10,7 +11,7 @@ enum { DONE, SHORT_OF_MEMORY, REFUSED }; /* what a call returns */
 typedef struct {
     loop *read, *write;
     void (*fold_group)(const problem *, int64_t n, int64_t g); /* null in the B series */
-    void (*fold_own)(const problem *, int64_t n, int64_t c);   /* null in the S series */
+    void (*fold_own)(const problem *, int64_t n, int64_t c);   /* null but in the B series */
     void (*fold_batch)(const problem *, int64_t c);            /* null where there is none */
     void (*fold_parameters)(const problem *, int64_t c);       /* null forward */
 } pass;
@@ -18,6 +19,9 @@ typedef struct {
 int evonorm_level(void);
 void evonorm_choose(int wanted);
 int evonorm_has_openmp(void);
+/* Moments of the channels of group g of sample n -> mean and rstd of the group. */
+void evonorm_fold_group_moments(const problem *p, int64_t n, int64_t g);
+
 const loops *evonorm_loops(void);
 int evonorm_run(const problem *p, const pass *a, int steps);
 

@@ -12,7 +12,7 @@
 #include "driver.h"
 
 /* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
-enum { INTERFACE = 1 };
+enum { INTERFACE = 2 };
 /* Elements from which on other threads of Python run meanwhile: below, the switch takes longer. */
 enum { LARGE_WORK = 32 << 10 };
 
@@ -46,10 +46,13 @@ typedef struct {
 #define DY AT(LIKE_X, dy)
 #define OUT AT(RESULT, out)
 #define BIAS AT(LIKE_GAMMA, bias)
+#define OF_ACTIVATION AT(INT32, kind), AT(INT32, centred), AT(INT32, from_mean)
 #define MOST_FIELDS 20
 
 int evonorm_sample_forward(const problem *p);
 int evonorm_sample_backward(const problem *p);
+int evonorm_group_forward(const problem *p);
+int evonorm_group_backward(const problem *p);
 int evonorm_batch_forward(const problem *p, int steps);
 int evonorm_batch_backward(const problem *p, int steps);
 int evonorm_affine_forward(const problem *p);
@@ -88,6 +91,12 @@ static const entry ENTRIES[] = {
       AT(RESULT, mean), AT(RESULT, rstd)}},
     {"sample_backward", evonorm_sample_backward,
      {COMMON, PARAMETERS, AT(OF_GROUP, mean), AT(OF_GROUP, rstd), AT(INT32, centred), DY, OUT,
+      GRADIENTS}},
+    {"group_forward", evonorm_group_forward,
+     {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(INT64, groups), AT(NUMBER, eps), OUT,
+      AT(RESULT, mean), AT(RESULT, rstd)}},
+    {"group_backward", evonorm_group_backward,
+     {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(OF_GROUP, mean), AT(OF_GROUP, rstd), DY, OUT,
       GRADIENTS}},
     {"batch_moments", batch_moments, {COMMON, AT(INT32, centred), AT(RESULT, moments)}},
     {"batch_apply", batch_apply, {COMMON, PARAMETERS, GIVEN, BIAS, OUT}},

@@ -4,8 +4,7 @@
 
 #include "driver.h"
 
-/* Moments of the channels of group g of sample n -> mean and rstd of the group. */
-static void fold_group_moments(const problem *p, int64_t n, int64_t g)
+void evonorm_fold_group_moments(const problem *p, int64_t n, int64_t g)
 {
     int64_t width = p->channels / p->groups, first = n * p->channels + g * width;
     const double *means = p->moments + first, *m2s = means + p->samples * p->channels;
@@ -52,7 +51,7 @@ static int is_complete(const problem *p)
 int evonorm_sample_forward(const problem *p)
 {
     const loops *l = evonorm_loops();
-    pass a = {l->moments, l->sample_apply, fold_group_moments, NULL, NULL, NULL};
+    pass a = {l->moments, l->sample_apply, evonorm_fold_group_moments, NULL, NULL, NULL};
     if (!is_complete(p) || !p->bias) return REFUSED;
     return evonorm_run(p, &a, STEP_READ | STEP_FOLD | STEP_WRITE);
 }

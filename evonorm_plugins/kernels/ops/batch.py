@@ -1,4 +1,4 @@
-"""The B series, in one process."""
+"""The B series, RS + rej included, in one process."""
 
 import torch
 
@@ -8,7 +8,12 @@ from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 from evonorm_plugins.statistics import batch_variance
 
-KINDS = {"b0": True, "b1": False, "b2": False}  # whether it has a v
+KINDS = {"b0": True, "b1": False, "b2": False, "rs_rej": False}  # whether it has a v
+
+
+def has_own(kind):
+    """Whether the statistics of every sample's channels are among those of the formula."""
+    return kind != "rs_rej"
 
 
 def formula_of(kind, eps, group=None):
@@ -16,7 +21,7 @@ def formula_of(kind, eps, group=None):
 
     def formula(x, weight, bias, v, batch_var):
         if batch_var is None:
-            var, count = batch_variance(x, group=group)
+            var, count = batch_variance(x, centred=has_own(kind), group=group)
             # Without elements anything will do but NaN.
             batch_var = torch.where(count > 0, var, 1)
         parameters = [weight, bias, batch_var] if v is None else [weight, bias, batch_var, v]
@@ -42,7 +47,8 @@ def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
     if x.numel() == 0:
         own = channels if batch_var is None else 0
         nan = torch.full((own,), float("nan"), device=x.device)
-        return torch.empty_like(x), *results.zeros(x, 2, n, channels), torch.zeros_like(nan), nan
+        found = results.zeros(x, 2, n, channels) if has_own(kind) else (None, None)
+        return torch.empty_like(x), *found, torch.zeros_like(nan), nan
     return module.batch_forward(x, weight, bias, v, batch_var, kind, eps)
 
 
@@ -60,8 +66,11 @@ def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, imp
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, KINDS, v)
     arguments.check_eps(eps)
-    mean = arguments.per_sample("mean", mean, x, n, channels)
-    var = arguments.per_sample("var", var, x, n, channels)
+    if has_own(kind):
+        mean = arguments.per_sample("mean", mean, x, n, channels)
+        var = arguments.per_sample("var", var, x, n, channels)
+    elif mean is not None or var is not None:
+        raise ValueError(f"mean or var is given, but kind={kind!r} has none of samples")
     weight32 = arguments.gamma(weight, x, n, channels)
     v32 = None if v is None else arguments.per_channel("v", v, x, channels)
     batch_var32 = arguments.per_channel("batch_var", batch_var, x, channels)
@@ -81,8 +90,11 @@ def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, imp
 def _fake_forward(x, weight, bias, v, batch_var, kind, eps, impl):
     n, channels = x.shape[:2]
     own = channels if batch_var is None else 0
-    shapes = ((n, channels), (n, channels), (own,), (own,))
-    return results.fake_like(x), *(x.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    batch = [x.new_empty(own, dtype=torch.float32) for _ in range(2)]
+    if not has_own(kind):
+        return results.fake_like(x), results.nothing(x), results.nothing(x), *batch
+    mean, var = (x.new_empty(n, channels, dtype=torch.float32) for _ in range(2))
+    return results.fake_like(x), mean, var, *batch
 
 
 def _fake_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
@@ -96,6 +108,8 @@ def _gradients(ctx, dy):
     if torch.is_grad_enabled():
         tensors, needed = (x, weight, bias, v, batch_var), ctx.needs_input_grad[:5]
         return formulas.gradients(formula_of(kind, eps), tensors, dy, needed)
+    if not has_own(kind):
+        mean = var = None
     given = (own_mean, own_var) if batch_var is None else (None, batch_var)
     found = _batch_backward(dy, x, weight, v, mean, var, *given, kind, eps, impl)
     dx, dweight, dbias, dv, dbatch_var = found
@@ -108,8 +122,9 @@ def _gradients(ctx, dy):
     )
 
 
-# ``(y, batch_var)``. ``kind`` is "b0", "b1" or "b2"; v None in the latter two. ``batch_var`` None:
-# the variance of x over batch and space, NaN where x is empty.
+# ``(y, batch_var)``. ``kind`` is one of KINDS. ``batch_var`` None: the variance of x over batch and
+# space, NaN where x is empty; in "rs_rej", which has no mean and var of samples, the mean of
+# squares.
 apply_batch = Differentiable(
     "batch(Tensor x, Tensor weight, Tensor bias, Tensor? v, Tensor? batch_var, str kind, "
     "float eps, str impl) -> "
@@ -121,7 +136,7 @@ apply_batch = Differentiable(
     shows_last=True,
 )
 _batch_backward = Operator(
-    "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean, Tensor var, "
+    "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor? mean, Tensor? var, "
     "Tensor? batch_mean, Tensor batch_var, str kind, float eps, str impl) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv, Tensor dbatch_var)",
     tensors=8,

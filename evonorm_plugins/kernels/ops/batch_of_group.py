@@ -4,7 +4,7 @@ import torch
 
 from evonorm_plugins import formulas
 from evonorm_plugins.kernels.ops import arguments, results
-from evonorm_plugins.kernels.ops.batch import KINDS, formula_of
+from evonorm_plugins.kernels.ops.batch import KINDS, formula_of, has_own
 from evonorm_plugins.statistics import AllReduceSum, gather_moments, merge_moments
 
 
@@ -24,7 +24,9 @@ class _BatchOfGroup(torch.autograd.Function):
         p, b = arguments.gamma_and_beta(weight, bias, x, n, c)
         v32 = None if v is None else arguments.per_channel("v", v, x, c)
         module, dense = arguments.module_for(impl, x), arguments.dense(x)
-        mean, var = module.batch_moments(dense) if x.numel() else results.zeros(x, 2, n, c)
+        mean, var = results.zeros(x, 2, n, c)
+        if x.numel():
+            mean, var = module.batch_moments(dense, has_own(kind))
         # float64 on every rank: with mean 1e3 and std 1e-2, rounded means would be too far off.
         mean, var = mean.double(), var.double()
         counts = mean.new_full((n,), h * w)
@@ -32,6 +34,8 @@ class _BatchOfGroup(torch.autograd.Function):
         count, batch_mean, m2 = (t.float() for t in merge_moments(*merged))
         batch_var = m2 / count
         mean, var = mean.float(), var.float()
+        if not has_own(kind):
+            mean = var = None
         y = torch.empty_like(dense)
         if x.numel():
             y = module.batch_apply(dense, p, b, v32, mean, var, batch_var, kind, eps)

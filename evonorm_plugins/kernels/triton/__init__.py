@@ -1,4 +1,4 @@
-"""Triton kernels of the six EvoNorm layers, forward and backward.
+"""Triton kernels, forward and backward.
 
 The formulas are those of :mod:`evonorm_plugins.formulas`; fp32, fp16 or bf16 is read and written,
 everything between is float32. A program works on a tile of channels and pixels of one sample, which
@@ -28,6 +28,8 @@ from evonorm_plugins.kernels.triton.batch_gradients import (
     batch_input_gradient,
     batch_reduce,
 )
+from evonorm_plugins.kernels.triton.group import group_forward
+from evonorm_plugins.kernels.triton.group_gradients import group_backward
 from evonorm_plugins.kernels.triton.sample import sample_forward
 from evonorm_plugins.kernels.triton.sample_gradients import sample_backward
 from evonorm_plugins.kernels.triton.tiles import place
@@ -42,6 +44,8 @@ __all__ = [
     "batch_moments",
     "batch_reduce",
     "computes_on",
+    "group_backward",
+    "group_forward",
     "sample_backward",
     "sample_forward",
     "unavailable",

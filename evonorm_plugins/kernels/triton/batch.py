@@ -1,4 +1,4 @@
-"""The B series: statistics of a sample's channels, and of the batch's."""
+"""The B series: statistics of a sample's channels, and of the batch's; of RS + rej the latter."""
 
 import torch
 import triton
@@ -17,6 +17,7 @@ from evonorm_plugins.kernels.triton.moments import (
     statistics,
 )
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.rectified import rectified_apply, rectified_forward
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     divide,
@@ -109,9 +110,12 @@ def _batch_forward_kernel(
 
 
 @on_device
-def batch_moments(x):
-    """Mean and biased variance of every sample's channels, ``(N, C)`` each."""
-    return moments_of_samples(make_plan(x, 1, 1, chunked=True), x)
+def batch_moments(x, centred=True):
+    """Mean and biased variance of every sample's channels, ``(N, C)`` each.
+
+    Not ``centred``: 0 and the mean of squares.
+    """
+    return moments_of_samples(make_plan(x, 1, 1, chunked=True), x, centred)
 
 
 @on_device
@@ -120,7 +124,10 @@ def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
 
     ``y = x / max(sqrt(batch_var + eps), t) weight + bias`` where t of b0, b1 and b2 is
     ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with ``r = sqrt(var + mean^2 + eps)``.
+    "rs_rej", which has no mean and var: ``y = max(x, 0) / sqrt(batch_var + eps) weight + bias``.
     """
+    if kind == "rs_rej":
+        return rectified_apply(x, weight, bias, batch_var, eps)
     plan = make_plan(x, 1, 1, chunked=True)
     found = Statistics(mean, var, "given", mean)
     return _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
@@ -131,7 +138,10 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     """y, mean and var ``(N, C)``, and the mean and variance ``(C,)`` of the batch.
 
     The last two are empty where ``batch_var`` is given, which is used; else they are those of x.
+    In "rs_rej" mean and var are None, and that of the batch is the mean of squares.
     """
+    if kind == "rs_rej":
+        return rectified_forward(x, weight, bias, batch_var, eps)
     if batch_var is not None:
         plan = make_plan(x, 1, 1)
         found = statistics(plan, x)

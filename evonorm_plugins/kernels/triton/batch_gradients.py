@@ -17,6 +17,7 @@ from evonorm_plugins.kernels.triton.buffers import (
     summing_of,
 )
 from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.rectified import rectified_input_gradient, rectified_reduce
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
     count_tiles,
@@ -216,8 +217,11 @@ def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
     """Gradients ``dweight, dbias, dv, dstd, dbatch_var``; ``dv`` None where v is.
 
     ``dstd`` ``(N, parts, C)``: parts of the gradient by the root of each sample's own statistic, of
-    b0 ``sqrt(var + eps)``, of b1 and b2 ``r``.
+    b0 ``sqrt(var + eps)``, of b1 and b2 ``r``; None in "rs_rej".
     """
+    if kind == "rs_rej":
+        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
+        return dweight, dbias, None, None, dbatch_var
     plan = make_plan(x, 1, 2, chunked=True)
     sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
     return _add(plan, sums, size, dstd, weight, v)
@@ -232,6 +236,9 @@ def batch_input_gradient(
     ``batch_mean`` ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not
     come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
     """
+    if kind == "rs_rej":
+        own = None if batch_mean is None else dbatch_var
+        return rectified_input_gradient(dy, x, weight, batch_var, own, count, eps)
     plan = make_plan(x, 1, 2, chunked=True)
     given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count)
     unused = (dstd,) * 4
@@ -244,6 +251,11 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
     ``batch_mean`` ``(C,)`` or None: as in :func:`batch_input_gradient`.
     """
+    if kind == "rs_rej":
+        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
+        own = None if batch_mean is None else dbatch_var
+        dx = rectified_input_gradient(dy, x, weight, batch_var, own, None, eps)
+        return dx, dweight, dbias, None, dbatch_var
     plan = make_plan(x, 1, 2, chunked=True)
     sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
     if plan.merged or (plan.spread and batch_mean is not None):

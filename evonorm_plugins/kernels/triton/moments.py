@@ -220,14 +220,14 @@ def statistics(plan, x, centred=True, rstd_eps=None):
     return Statistics(mean, spread, "parts", parts, size)
 
 
-def moments_of_samples(plan, x):
-    """Mean and variance of every sample's groups."""
+def moments_of_samples(plan, x, centred=True):
+    """Mean and variance of every sample's groups; not ``centred``: 0 and the mean of squares."""
     shape = (plan.samples, plan.channels // plan.tile.D)
     if plan.chunks * plan.tile.SUBS == 1:
         mean, lost, var = planes(x, 3, shape)
-        plan.run(_moments_kernel, (x, mean), lost.storage_offset(), CENTRED=True)
+        plan.run(_moments_kernel, (x, mean), lost.storage_offset(), CENTRED=centred)
         return mean, var
-    parts, size = part_moments(plan, x)
+    parts, size = part_moments(plan, x, centred)
     mean, var = floats(x, *shape), floats(x, *shape)
     merge(plan, parts, size, mean, var)
     return mean, var

@@ -1,0 +1,110 @@
+"""Norms over groups of channels of a sample, with an activation."""
+
+import torch
+
+from evonorm_plugins import formulas
+from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels.ops import arguments, results
+from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
+
+_STATISTICS = ("norm", "std", "rms")
+# Whether it has a v.
+_ACTIVATIONS = {"none": False, "relu": False, "silu": False, "swish": True, "tlu": True}
+
+
+def check_group_kind(statistics, act, v):
+    """Raise ValueError where there is no such norm or activation, or v is not what it takes."""
+    for name, value, known in (("statistics", statistics, _STATISTICS), ("act", act, _ACTIVATIONS)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
+    if v is None and _ACTIVATIONS[act]:
+        raise ValueError(f"v is None, but act={act!r} has one for each channel")
+    if v is not None and not _ACTIVATIONS[act]:
+        raise ValueError(f"v is given, but act={act!r} has none")
+
+
+def _exists(statistics, act, v):
+    return statistics in _STATISTICS and _ACTIVATIONS.get(act) is (v is not None)
+
+
+def _forward(x, weight, bias, v, statistics, act, groups, eps, impl):
+    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
+        try:
+            return cpu.group_forward(x, weight, bias, v, statistics, act, groups, eps)
+        except cpu.Unfit:
+            pass  # what follows makes x and parameters fit, or says what is wrong
+    n, channels, _, _ = arguments.sizes(x)
+    check_group_kind(statistics, act, v)
+    arguments.check_groups(groups, channels)
+    arguments.check_eps(eps)
+    weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
+    v = None if v is None else arguments.per_channel("v", v, x, channels)
+    module, x = arguments.module_for(impl, x), arguments.dense(x)
+    if x.numel() == 0:
+        return torch.empty_like(x), *results.zeros(x, 2, n, groups)
+    return module.group_forward(x, weight, bias, v, statistics, act, groups, eps)
+
+
+def _backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
+    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
+        try:
+            return cpu.group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act)
+        except cpu.Unfit:
+            pass
+    n, channels, _, _ = arguments.sizes(x)
+    check_group_kind(statistics, act, v)
+    groups = arguments.groups_of(mean, channels)
+    mean = arguments.per_sample("mean", mean, x, n, groups)
+    rstd = arguments.per_sample("rstd", rstd, x, n, groups)
+    weight32, bias32 = arguments.gamma_and_beta(weight, bias, x, n, channels)
+    v32 = None if v is None else arguments.per_channel("v", v, x, channels)
+    module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
+    if x.numel() == 0:
+        return torch.empty_like(x), *results.no_gradients(weight, v)
+    dx, dweight, dbias, dv = module.group_backward(
+        dy, x, weight32, bias32, v32, mean, rstd, statistics, act
+    )
+    return dx, *results.as_given(dweight, dbias, dv, weight, v)
+
+
+def _fake_forward(x, weight, bias, v, statistics, act, groups, eps, impl):
+    mean, rstd = (x.new_empty(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
+    return results.fake_like(x), mean, rstd
+
+
+def _fake_backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
+    return results.fake_gradients(x, weight, v)
+
+
+def _gradients(ctx, dy):
+    x, weight, bias, v, mean, rstd = ctx.saved_tensors
+    statistics, act, groups, eps, impl = ctx.options
+    if torch.is_grad_enabled():
+
+        def formula(x, weight, bias, v):
+            kind = {"statistics": statistics, "act": act}
+            return formulas.group(x, weight, bias, v, **kind, groups=groups, eps=eps)
+
+        return formulas.gradients(formula, (x, weight, bias, v), dy, ctx.needs_input_grad[:4])
+    found = _group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl)
+    dx, dweight, dbias, dv = found
+    return dx, dweight, dbias, None if v is None else dv
+
+
+# y; see functional.group_norm_act. groups divide the channels.
+apply_group = Differentiable(
+    "group(Tensor x, Tensor weight, Tensor bias, Tensor? v, str statistics, str act, int groups, "
+    "float eps, str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
+    tensors=4,
+    kernel=_forward,
+    fake=_fake_forward,
+    backward=_gradients,
+)
+_group_backward = Operator(
+    "group_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor? v, Tensor mean, "
+    "Tensor rstd, str statistics, str act, str impl) -> "
+    "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv)",
+    tensors=7,
+    kernel=_backward,
+    fake=_fake_backward,
+)

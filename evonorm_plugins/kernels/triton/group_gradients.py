@@ -1,0 +1,313 @@
+"""The gradients of group norms with an activation."""
+
+import torch
+import triton
+import triton.language as tl
+
+from evonorm_plugins.kernels.triton.buffers import (
+    add_rows,
+    existing,
+    floats,
+    fused_gradients,
+    new_gradients,
+    plane,
+    summing_of,
+)
+from evonorm_plugins.kernels.triton.group import from_mean
+from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.sample import sigmoid
+from evonorm_plugins.kernels.triton.tiles import (
+    add_chunks,
+    count_tiles,
+    kernel,
+    load,
+    parameter,
+    pixels,
+    pixels_from_end,
+    place,
+    store,
+    sums,
+    to_channels,
+    unit_indices,
+    wide,
+    wide_parameter,
+)
+
+
+@triton.jit
+def _activation_gradients(z, dy, v, ACT: tl.constexpr, FAST: tl.constexpr):
+    """Of z and v; of the latter dy where there is none."""
+    dv = dy
+    if ACT == "none":
+        dz = dy
+    elif ACT == "relu":
+        dz = tl.where(z <= 0, 0, dy)
+    elif ACT == "tlu":
+        # As in torch.maximum, either side gets half of a tie. No comparison holds for NaN, which
+        # so gets to both.
+        e = tl.where(z == v, 0.5 * dy, dy)
+        dz = tl.where(z < v, 0, e)
+        dv = tl.where(z > v, 0, e)
+    else:
+        s = sigmoid(z, v, FAST)
+        slope = z * s * (1 - s)
+        dv = dy * z * slope
+        if v is not None:
+            slope *= v
+        dz = dy * (s + slope)
+    return dz, dv
+
+
+@triton.jit
+def _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, stride, at, T: tl.constexpr):
+    """gamma, beta, v, mean and rstd of the channels, [1, K, 1]."""
+    weight = wide_parameter(weight_ptr, stride, at)
+    bias = wide_parameter(bias_ptr, stride, at)
+    v = wide_parameter(v_ptr, 0, at)
+    mean = wide_parameter(mean_ptr, at.C // T.D, at, T.D)
+    return weight, bias, v, mean, wide_parameter(rstd_ptr, at.C // T.D, at, T.D)
+
+
+@triton.jit
+def _terms(
+    dy_ptr,
+    x_ptr,
+    weight,
+    bias,
+    v,
+    mean,
+    rstd,
+    tile,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    T: tl.constexpr,
+):
+    """dy, x and what a tile adds to three sums: dz (x - mean), dz, dv."""
+    dy, x = load(dy_ptr, tile, 0, False), load(x_ptr, tile, 0, False)
+    centred = from_mean(x, mean, STATISTICS)
+    dz, dv = _activation_gradients(centred * (weight * rstd) + bias, dy, v, ACT, T.FAST)
+    # Infinite parameters make NaN of what lies beyond x.
+    dz = tl.where(tile[2], dz, 0)
+    return dy, x, tl.where(tile[2], dz * centred, 0), dz, tl.where(tile[2], dv, 0)
+
+
+@triton.jit
+def _chunk_sums(
+    dy_ptr,
+    x_ptr,
+    sums_ptr,
+    plane,
+    at,
+    given,
+    weight,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Store the sums of a chunk. Of units [U] those of weight dz (x - mean) and of weight dz; first
+    tiles of dy and x."""
+    w, b, v, m, r = given
+    tile = pixels(at.first, at, T)
+    dy, x, scale, shift, slope = _terms(dy_ptr, x_ptr, w, b, v, m, r, tile, STATISTICS, ACT, T)
+    if not T.ONE:
+        for start in range(at.first + T.P, at.end, T.P):
+            tile = pixels(start, at, T)
+            terms = _terms(dy_ptr, x_ptr, w, b, v, m, r, tile, STATISTICS, ACT, T)
+            scale += terms[2]
+            shift += terms[3]
+            slope += terms[4]
+    scale, shift = sums(scale, T.K, T), sums(shift, T.K, T)
+    sums_ptr += at.row * at.C + at.c
+    tl.store(sums_ptr, scale * tl.reshape(r, [T.K]), at.inside)
+    tl.store(sums_ptr + plane, shift, at.inside)
+    if v is not None:
+        tl.store(sums_ptr + 2 * plane, sums(slope, T.K, T), at.inside)
+    by_x = tl.sum(tl.reshape(scale * weight, [T.U, T.PAD]), 1)
+    return by_x, tl.sum(tl.reshape(shift * weight, [T.U, T.PAD]), 1), dy, x
+
+
+@triton.jit
+def _store_dx(
+    dy_ptr,
+    x_ptr,
+    dx_ptr,
+    dy_tile,
+    x_tile,
+    at,
+    given,
+    by_x,
+    total,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    AGAIN: tl.constexpr,
+    T: tl.constexpr,
+):
+    """dx from the sums ``by_x`` and ``total`` [U] of a program's groups; AGAIN: the tiles are to be
+    read."""
+    weight, bias, v, mean, rstd = given
+    count = (at.HW * T.D).to(tl.float32)
+    pull = rstd * rstd * wide(to_channels(by_x, T)) / count
+    shift = wide(to_channels(total, T)) / count
+    scale = weight * rstd
+    if STATISTICS == "norm":
+        # One number is its own mean: whatever it is, the gradient is exactly 0.
+        rstd = tl.where(count == 1, 0, rstd)
+    for i in range(0, count_tiles(at, T)):
+        tile = pixels_from_end(i, at, T)
+        if AGAIN:
+            dy = load(dy_ptr, tile, 0, True)
+            x = load(x_ptr, tile, 0, True)
+        else:
+            dy, x = dy_tile, x_tile
+        z = from_mean(x, mean, STATISTICS) * scale + bias
+        dz, _dv = _activation_gradients(z, dy, v, ACT, T.FAST)
+        dx = dz * weight
+        if STATISTICS == "norm":
+            dx -= shift
+        # The mean is 0 where it is not that of x.
+        store(dx_ptr, (dx - pull * (x - mean)) * rstd, tile)
+
+
+@kernel
+def _group_backward_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    dx_ptr,  # out: as x
+    weight_ptr,  # (C,) or (N, C)
+    bias_ptr,  # as gamma
+    v_ptr,  # (C,) or None
+    mean_ptr,  # (N, groups)
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    T: tl.constexpr,
+):
+    """All of it, where a program has whole groups."""
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = parameter(weight_ptr, weight_stride, at)
+    given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    by_x, total, dy, x = _chunk_sums(
+        dy_ptr, x_ptr, sums_ptr, plane, at, given, weight, STATISTICS, ACT, T
+    )
+    _store_dx(dy_ptr, x_ptr, dx_ptr, dy, x, at, given, by_x, total, STATISTICS, ACT, not T.ONE, T)
+
+
+@kernel
+def _group_sums_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    weight_ptr,  # (C,) or (N, C)
+    bias_ptr,  # as gamma
+    v_ptr,  # (C,) or None
+    mean_ptr,  # (N, groups)
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
+    parts_ptr,  # out: (2, N, chunks, units) sums of weight dz (x - mean) and of weight dz
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    out_plane: tl.int64,  # of parts
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Of chunks the first step."""
+    at = place(C, HW, chunk, chunks, False, T)
+    weight = parameter(weight_ptr, weight_stride, at)
+    given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    by_x, total, _, _ = _chunk_sums(
+        dy_ptr, x_ptr, sums_ptr, plane, at, given, weight, STATISTICS, ACT, T
+    )
+    unit, units = unit_indices(at, T)
+    parts_ptr += at.row * units + unit
+    tl.store(parts_ptr, by_x, unit < units)
+    tl.store(parts_ptr + out_plane, total, unit < units)
+
+
+@kernel
+def _group_gradients_kernel(
+    dy_ptr,  # as x
+    x_ptr,  # (N, C, H, W)
+    dx_ptr,  # out: as x
+    weight_ptr,  # (C,) or (N, C)
+    bias_ptr,  # as gamma
+    v_ptr,  # (C,) or None
+    mean_ptr,  # (N, groups)
+    rstd_ptr,  # (N, groups)
+    sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
+    parts_ptr,  # (2, N, chunks, units) as of _group_sums_kernel
+    dweight_ptr,  # out: as weight
+    dbias_ptr,  # out: as weight
+    dv_ptr,  # out where v is: (C,)
+    plane: tl.int64,  # of sums: elements from one of them to the next
+    out_plane: tl.int64,  # of parts
+    rows,  # of sums that are added up to one output
+    outputs,
+    extra,  # programs that do so; the others make dx
+    weight_stride,
+    C,
+    HW: tl.int64,
+    chunk: tl.int64,
+    chunks,
+    STATISTICS: tl.constexpr,
+    ACT: tl.constexpr,
+    G: tl.constexpr,  # of add_rows
+    R: tl.constexpr,
+    T: tl.constexpr,
+):
+    """Of chunks the second step."""
+    pid = tl.program_id(0)
+    if pid < extra:
+        out_ptrs = (dweight_ptr, dbias_ptr, dv_ptr, dv_ptr)
+        add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
+    else:
+        at = place(C, HW, chunk, chunks, True, T, extra)
+        given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+        by_x = add_chunks(parts_ptr, at.n, chunks, at, T)
+        total = add_chunks(parts_ptr + out_plane, at.n, chunks, at, T)
+        _store_dx(
+            dy_ptr, x_ptr, dx_ptr, None, None, at, given, by_x, total, STATISTICS, ACT, True, T
+        )
+
+
+@on_device
+def group_backward(dy, x, weight, bias, v, mean, rstd, statistics_kind, act):
+    """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is."""
+    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
+    dx, stride = torch.empty_like(x), sample_stride(weight)
+    given, kind = (weight, bias, v, mean, rstd), {"STATISTICS": statistics_kind, "ACT": act}
+    if plan.fused:
+
+        def launch(sums, size):
+            plan.run(_group_backward_kernel, (dy, x, dx, *given, sums), size, stride, **kind)
+
+        return dx, *fused_gradients(plan, weight, v, launch)
+    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
+    out_size = plane(plan.rows * plan.units)
+    sums, parts = floats(x, number * size), floats(x, 2 * out_size)
+    plan.run(_group_sums_kernel, (dy, x, *given, sums, parts), size, out_size, stride, **kind)
+    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
+    plan.run(
+        _group_gradients_kernel,
+        (dy, x, dx, *given, sums, parts, *existing(found, sums)),
+        size,
+        out_size,
+        how.rows,
+        how.outputs,
+        how.programs,
+        stride,
+        extra=how.programs,
+        **kind,
+        **how.at_once,
+    )
+    return dx, *found
