@@ -59,13 +59,12 @@ def _activation_gradients(z, dy, v, ACT: tl.constexpr, FAST: tl.constexpr):
 
 
 @triton.jit
-def _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, stride, at, T: tl.constexpr):
-    """gamma, beta, v, mean and rstd of the channels, [1, K, 1]."""
+def _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, stride, at, T: tl.constexpr):
+    """gamma, beta, mean and rstd of the channels, [1, K, 1]."""
     weight = wide_parameter(weight_ptr, stride, at)
     bias = wide_parameter(bias_ptr, stride, at)
-    v = wide_parameter(v_ptr, 0, at)
     mean = wide_parameter(mean_ptr, at.C // T.D, at, T.D)
-    return weight, bias, v, mean, wide_parameter(rstd_ptr, at.C // T.D, at, T.D)
+    return weight, bias, mean, wide_parameter(rstd_ptr, at.C // T.D, at, T.D)
 
 
 @triton.jit
@@ -99,6 +98,7 @@ def _chunk_sums(
     plane,
     at,
     given,
+    v,
     weight,
     STATISTICS: tl.constexpr,
     ACT: tl.constexpr,
@@ -106,7 +106,7 @@ def _chunk_sums(
 ):
     """Store the sums of a chunk. Of units [U] those of weight dz (x - mean) and of weight dz; first
     tiles of dy and x."""
-    w, b, v, m, r = given
+    w, b, m, r = given
     tile = pixels(at.first, at, T)
     dy, x, scale, shift, slope = _terms(dy_ptr, x_ptr, w, b, v, m, r, tile, STATISTICS, ACT, T)
     if not T.ONE:
@@ -135,6 +135,7 @@ def _store_dx(
     x_tile,
     at,
     given,
+    v,
     by_x,
     total,
     STATISTICS: tl.constexpr,
@@ -144,7 +145,7 @@ def _store_dx(
 ):
     """dx from the sums ``by_x`` and ``total`` [U] of a program's groups; AGAIN: the tiles are to be
     read."""
-    weight, bias, v, mean, rstd = given
+    weight, bias, mean, rstd = given
     count = (at.HW * T.D).to(tl.float32)
     pull = rstd * rstd * wide(to_channels(by_x, T)) / count
     shift = wide(to_channels(total, T)) / count
@@ -192,11 +193,14 @@ def _group_backward_kernel(
     """All of it, where a program has whole groups."""
     at = place(C, HW, chunk, chunks, False, T)
     weight = parameter(weight_ptr, weight_stride, at)
-    given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    v = wide_parameter(v_ptr, 0, at)
     by_x, total, dy, x = _chunk_sums(
-        dy_ptr, x_ptr, sums_ptr, plane, at, given, weight, STATISTICS, ACT, T
+        dy_ptr, x_ptr, sums_ptr, plane, at, given, v, weight, STATISTICS, ACT, T
     )
-    _store_dx(dy_ptr, x_ptr, dx_ptr, dy, x, at, given, by_x, total, STATISTICS, ACT, not T.ONE, T)
+    _store_dx(
+        dy_ptr, x_ptr, dx_ptr, dy, x, at, given, v, by_x, total, STATISTICS, ACT, not T.ONE, T
+    )
 
 
 @kernel
@@ -224,9 +228,10 @@ def _group_sums_kernel(
     """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
     weight = parameter(weight_ptr, weight_stride, at)
-    given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+    v = wide_parameter(v_ptr, 0, at)
     by_x, total, _, _ = _chunk_sums(
-        dy_ptr, x_ptr, sums_ptr, plane, at, given, weight, STATISTICS, ACT, T
+        dy_ptr, x_ptr, sums_ptr, plane, at, given, v, weight, STATISTICS, ACT, T
     )
     unit, units = unit_indices(at, T)
     parts_ptr += at.row * units + unit
@@ -272,11 +277,12 @@ def _group_gradients_kernel(
         add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
-        given = _parameters(weight_ptr, bias_ptr, v_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+        given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
+        v = wide_parameter(v_ptr, 0, at)
         by_x = add_chunks(parts_ptr, at.n, chunks, at, T)
         total = add_chunks(parts_ptr + out_plane, at.n, chunks, at, T)
         _store_dx(
-            dy_ptr, x_ptr, dx_ptr, None, None, at, given, by_x, total, STATISTICS, ACT, True, T
+            dy_ptr, x_ptr, dx_ptr, None, None, at, given, v, by_x, total, STATISTICS, ACT, True, T
         )
 
 
