@@ -1,78 +1,114 @@
-/* Group norms: an activation of z = (x - mean) gamma / std + beta.
- *
- * Two loops serve all activations. Bounded ones are max(z, bound): the bound is 0 of ReLU, v of TLU,
- * and without an activation below all numbers. Gated ones are z sigmoid(v z).
- */
-enum { BOUNDED, GATED };
+/* Group norms: an activation of z = (x - mean) gamma / std + beta. */
+
+/* Forms of activations: z, max(z, 0), max(z, v), z sigmoid(v z). */
+enum { PLAIN, RECTIFIED, BOUNDED, GATED };
 
 typedef struct {
     float mean[WIDTH], scale[WIDTH], bias[WIDTH]; /* z = (x - mean) scale + bias */
     float weight[WIDTH], rstd[WIDTH];             /* scale is their product */
-    float v[WIDTH], rate[WIDTH];                  /* bound; or factor of the gate, and -v / ln(2) */
+    float v[WIDTH], rate[WIDTH];                  /* 1 where there is none; -v / ln(2) */
+    float centre[WIDTH], slope[WIDTH], shift[WIDTH]; /* what statistics add to the gradient */
 } group_parameters;
 
-INLINE int is_gated(const problem *p) { return p->kind == SILU || p->kind == SWISH; }
+/* The group of a channel, and those of its channels that are left. Counted on from part to part: a
+   division takes as long as several vectors, and a small image has few. */
+typedef struct {
+    int64_t group, left, size;
+} group_place;
 
-static void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
-                                 group_parameters *a)
+INLINE group_place group_place_of(const problem *p, int64_t n, int64_t c)
 {
+    const int64_t size = p->channels / p->groups, g = c / size;
+    group_place at = {n * p->groups + g, (g + 1) * size - c, size};
+    return at;
+}
+
+INLINE int form_of(const problem *p)
+{
+    return p->kind == NONE ? PLAIN : p->kind == RELU ? RECTIFIED : p->kind == TLU ? BOUNDED : GATED;
+}
+
+/* `sums`: whether what statistics add is known. */
+static void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t width, int sums,
+                                 group_place *at, group_parameters *a)
+{
+    /* One number is its own mean: whatever it is, z is beta, and the gradient exactly 0. */
+    const int alone = p->from_mean && at->size * p->pixels == 1;
     for (int64_t k = 0; k < width; k++) {
-        int64_t affine = n * p->affine_stride + c + k, group = group_of(p, n, c + k);
+        const int64_t affine = n * p->affine_stride + c + k, group = at->group;
         a->mean[k] = p->from_mean ? p->mean[group] : 0.0f;
         a->weight[k] = p->weight[affine];
         a->rstd[k] = p->rstd[group];
         a->scale[k] = a->weight[k] * a->rstd[k];
         a->bias[k] = p->bias[affine];
-        a->v[k] = p->v ? p->v[c + k] : p->kind == SILU ? 1.0f : p->kind == RELU ? 0.0f : -INFINITY;
+        a->v[k] = p->v ? p->v[c + k] : 1.0f;
         a->rate[k] = a->v[k] * -1.44269504f;
         /* larger() passes on a NaN of z alone. */
         if (a->v[k] != a->v[k]) a->bias[k] = a->v[k];
+        if (sums) {
+            a->centre[k] = p->mean[group];
+            a->slope[k] = p->group_grad[group];
+            a->shift[k] = p->group_shift[group];
+            if (alone) a->rstd[k] = 0;
+        }
+        if (--at->left == 0) {
+            at->group++;
+            at->left = at->size;
+        }
     }
 }
 
 /* Of one vector of channels. */
 typedef struct {
     vec mean, scale, bias, v, rate;
-    vec tie; /* share of z in the gradient where it is the bound */
 } group_vectors;
 
 INLINE group_vectors group_vectors_of(const problem *p, const group_parameters *a, int64_t k)
 {
-    const float tie = p->kind == TLU ? 0.5f : p->kind == RELU ? 0.0f : 1.0f;
     group_vectors g = {of_channels(p, a->mean, k), of_channels(p, a->scale, k),
                        of_channels(p, a->bias, k), of_channels(p, a->v, k),
-                       of_channels(p, a->rate, k), splat(tie)};
+                       of_channels(p, a->rate, k)};
     return g;
 }
 
-/* Gradient of z for one of y, and that of v where there is room for it. */
+INLINE vec activation(int form, const group_vectors *g, vec z)
+{
+    if (form == PLAIN) return z;
+    if (form == RECTIFIED) return larger(splat(0), z);
+    return form == BOUNDED ? larger(g->v, z) : swish(z, g->rate);
+}
+
+/* Gradient of z for one of y, and that of v where there is room for it. NaN passes on dy, as in
+   torch. */
 INLINE vec activation_grad(int form, const group_vectors *g, vec z, vec dy, vec *dv)
 {
-    if (form == GATED) {
-        vec f, by_v_over_f, by_z;
-        swish_grad(z, g->v, g->rate, &f, &by_v_over_f, &by_z);
-        if (dv) *dv = dy * f * by_v_over_f;
-        return dy * by_z;
+    if (form == PLAIN) return dy;
+    if (form == RECTIFIED) return where(equal(larger(splat(0), z), splat(0)), splat(0), dy);
+    if (form == BOUNDED) { /* half to each where both are the same */
+        const vec some = where(equal(z, g->v), 0.5f * dy, dy);
+        if (dv) *dv = where(greater(z, g->v), splat(0), some);
+        return where(greater(g->v, z), splat(0), some);
     }
-    /* NaN gets to both, as in torch. */
-    const truths same = equal(z, g->v);
-    if (dv) *dv = where(same, dy * (1.0f - g->tie), where(greater(z, g->v), splat(0), dy));
-    return where(same, dy * g->tie, where(greater(g->v, z), splat(0), dy));
+    vec f, by_v_over_f, by_z;
+    swish_grad(z, g->v, g->rate, &f, &by_v_over_f, &by_z);
+    if (dv) *dv = dy * f * by_v_over_f;
+    return dy * by_z;
 }
 
 INLINE void group_apply_in(int dtype, int form, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    group_place place = group_place_of(p, n, c0);
     const int64_t next = next_part(p, c1 - c0);
     PARTS(c, width) {
-        set_group_parameters(p, n, c, width, &a);
+        set_group_parameters(p, n, c, width, 0, &place, &a);
         STRANDS(s, k, p->pixels) {
             const group_vectors g = group_vectors_of(p, &a, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 ask_early(dtype, p->x, at + next);
                 vec z = (load(dtype, p->x, at, lanes) - g.mean) * g.scale + g.bias;
-                store(dtype, p->out, at, lanes, form == GATED ? swish(z, g.rate) : larger(g.v, z));
+                store(dtype, p->out, at, lanes, activation(form, &g, z));
             )
         }
     }
@@ -81,17 +117,20 @@ INLINE void group_apply_in(int dtype, int form, const problem *p, int64_t n, int
 INLINE void group_reduce_in(int dtype, int form, const problem *p, int64_t n, int64_t c0,
                             int64_t c1)
 {
-    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
-    const int direct = dtype == FLOAT32 && form == GATED && p->direct, with_v = p->v_grad != NULL;
+    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    group_place place = group_place_of(p, n, c0);
+    const int direct = dtype == FLOAT32 && form == GATED && p->direct;
+    const int with_v = (form == BOUNDED || form == GATED) && p->v_grad;
     PARTS(c, width) {
-        set_group_parameters(p, n, c, width, &a);
+        set_group_parameters(p, n, c, width, 0, &place, &a);
         STRANDS(s, k, p->pixels) {
             const group_vectors g = group_vectors_of(p, &a, k);
             const vec weight = of_channels(p, a.weight, k);
             vec sum_dz = {0}, sum_dz_x = {0}, sum_dv = {0};
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes) - g.mean, dy = load(dtype, p->dy, at, lanes);
-                vec dv, dz = activation_grad(form, &g, x * g.scale + g.bias, dy, with_v ? &dv : NULL);
+                vec z = x * g.scale + g.bias, dv = {0};
+                vec dz = activation_grad(form, &g, z, dy, with_v ? &dv : NULL);
                 dz = only(dz, lanes);
                 sum_dz += dz;
                 sum_dz_x += only(dz * x, lanes);
@@ -110,25 +149,16 @@ INLINE void group_reduce_in(int dtype, int form, const problem *p, int64_t n, in
 
 INLINE void group_grad_in(int dtype, int form, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
-    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
-    float slopes[WIDTH] = {0}, centres[WIDTH] = {0}, shifts[WIDTH] = {0};
+    group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
+    group_place place = group_place_of(p, n, c0);
     const int direct = dtype == FLOAT32 && form == GATED && p->direct;
-    /* One number is its own mean: whatever it is, z is beta, and the gradient exactly 0. */
-    const int alone = p->from_mean && p->groups == p->channels && p->pixels == 1;
     PARTS(c, width) {
-        set_group_parameters(p, n, c, width, &a);
-        for (int64_t k = 0; k < width; k++) {
-            const int64_t group = group_of(p, n, c + k);
-            if (alone) a.rstd[k] = 0;
-            slopes[k] = p->group_grad[group];
-            centres[k] = p->mean[group];
-            shifts[k] = p->group_shift[group];
-        }
+        set_group_parameters(p, n, c, width, 1, &place, &a);
         STRANDS(s, k, p->pixels) {
             const group_vectors g = group_vectors_of(p, &a, k);
             const vec weight = of_channels(p, a.weight, k), rstd = of_channels(p, a.rstd, k);
-            const vec slope = of_channels(p, slopes, k), centre = of_channels(p, centres, k);
-            const vec shift = of_channels(p, shifts, k);
+            const vec slope = of_channels(p, a.slope, k), centre = of_channels(p, a.centre, k);
+            const vec shift = of_channels(p, a.shift, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {
@@ -143,14 +173,16 @@ INLINE void group_grad_in(int dtype, int form, const problem *p, int64_t n, int6
     }
 }
 
-/* A loop for all dtypes and both forms, from one that takes them as constants. */
+/* A loop for all dtypes and forms, from one that takes them as constants. */
 #define FOR_ALL_DTYPES_AND_FORMS(name)                                                             \
     INLINE void name##_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)          \
     {                                                                                              \
-        if (is_gated(p))                                                                           \
-            name##_in(dtype, GATED, p, n, c0, c1);                                                 \
-        else                                                                                       \
-            name##_in(dtype, BOUNDED, p, n, c0, c1);                                               \
+        switch (form_of(p)) {                                                                      \
+        case PLAIN: name##_in(dtype, PLAIN, p, n, c0, c1); break;                                  \
+        case RECTIFIED: name##_in(dtype, RECTIFIED, p, n, c0, c1); break;                          \
+        case BOUNDED: name##_in(dtype, BOUNDED, p, n, c0, c1); break;                              \
+        default: name##_in(dtype, GATED, p, n, c0, c1);                                            \
+        }                                                                                          \
     }                                                                                              \
     FOR_ALL_DTYPES(name)
 
