@@ -4,7 +4,8 @@ All competitors take turns in one process, in an order that is drawn anew for ea
 reported are medians over the rounds.
 """
 
-LAYERS = ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2")
+EVONORMS = ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2")
+LAYERS = (*EVONORMS, "GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej")
 PAIRS = ("BN+ReLU", "GN+ReLU", "GN+SiLU")
 RIVALS = (*PAIRS, "timm", "torch")
 SHAPES = ("8x256x56x56", "4x64x128x128", "2x256x200x200", "16x512x14x14")

@@ -110,7 +110,7 @@ def _build_modules(args, channels):
     for module in modules.values():
         module.to(args.device).train(args.mode == "train")
     if args.device == "cuda":
-        for norm in (m for pair in modules.values() for m in pair.modules()):
+        for norm in (m for key, pair in modules.items() if key[0] in PAIRS for m in pair):
             if isinstance(norm, nn.GroupNorm):
                 norm.to(getattr(torch, args.dtype))  # takes no other parameters there
     return modules

@@ -1,4 +1,4 @@
-"""Time and memory of EvoNorm layers, and of what they replace, on tensors of several shapes.
+"""Time and memory of layers with kernels, and of what they replace, on tensors of several shapes.
 
 Measured are forward, backward and both, and the memory that is kept from one to the other.
 
@@ -17,7 +17,7 @@ BN+ReLU and GN+ReLU keep their output, which a convolution that follows keeps as
 import argparse
 import json
 
-from evonorm_plugins.benchmarks import DTYPES, LAYERS, LAYOUTS, PHASES, RIVALS, SHAPES
+from evonorm_plugins.benchmarks import DTYPES, EVONORMS, LAYERS, LAYOUTS, PHASES, RIVALS, SHAPES
 from evonorm_plugins.cli.types import count, positive
 from evonorm_plugins.errors import ConfigError
 
@@ -25,6 +25,7 @@ EXAMPLES = """
 examples:
   evonorm bench
   evonorm bench --shapes 8x256x56x56 --layers EvoNormS0 --threads 1 --csv layers.csv
+  evonorm bench --layers GN-ReLU GN-Swish-1 FRN "RS + rej"
   evonorm bench --device cuda --dtype bfloat16 --layout channels_last --compiled
   evonorm bench --mode inference --rivals BN+ReLU --plot layers.png
 """
@@ -52,9 +53,9 @@ def add_arguments(parser):
         "--layers",
         nargs="+",
         choices=LAYERS,
-        default=LAYERS,
+        default=EVONORMS,
         metavar="LAYER",
-        help=f"of {', '.join(LAYERS)} (default: all)",
+        help=f"of {', '.join(LAYERS)} (default: the EvoNorms)",
     )
     add(
         "--rivals",

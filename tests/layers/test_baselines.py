@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act
 
 TORCH_ROWS = [
@@ -58,6 +59,56 @@ def test_norm_and_activation(name, apply_act, make, draw, device):
         )
     for key, tensor in norm.state_dict().items():
         assert torch.equal(layer.norm.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["GN-ReLU", "GN-Swish", "LN-ReLU"])
+def test_checkpoints_of_torchs_norms_load(name, draw, device):
+    """As they were written when norm and activation were two steps, and as torch's norm has them."""
+    norm = norm_of(name, 8).to(device)
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(draw(8))
+    old = {f"norm.{key}": tensor for key, tensor in norm.state_dict().items()}
+    if name == "GN-Swish":
+        old["v"] = draw(8)
+    options = {"groups": 4} if name.startswith("GN") else {}
+    layer = get_norm_act(name, 8, **options).to(device)
+    layer.load_state_dict(old, strict=True)
+    x = draw(3, 8, 5, 7)
+    torch.testing.assert_close(layer(x), activate(name, norm(x), old.get("v")))
+    # What is trained in the order of parameters, as an optimizer's state is.
+    assert [n for n, _ in layer.named_parameters()] == sorted(old, key=lambda key: key != "v")
+
+
+@pytest.mark.parametrize("kind", ["S0a", "S1a", "S2a"])
+def test_statistics_without_activation_as_in_timm(kind, draw, device):
+    """Their layers normalize all the same where none is applied; the mean stays where it is."""
+    timm = pytest.importorskip("timm.layers.evo_norm")
+    theirs = getattr(timm, f"EvoNorm2d{kind}")(8, groups=4, apply_act=False).to(device)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(draw(8))
+    x, dy = draw(3, 8, 5, 7, scale=2, shift=1).requires_grad_(), draw(3, 8, 5, 7)
+    statistics = "rms" if kind == "S2a" else "std"
+    ours = F.group_norm_act(
+        x, theirs.weight, theirs.bias, act="none", statistics=statistics, groups=4, eps=theirs.eps
+    )
+    expected = theirs(x)
+    torch.testing.assert_close(ours, expected)
+    leaves = [x, theirs.weight, theirs.bias]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves, dy),
+        torch.autograd.grad(expected, leaves, dy),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_a_group_for_each_channel_is_instance_normalization(draw, device):
+    x, one = draw(3, 8, 5, 7, scale=2, shift=1), torch.ones(8, device=device)
+    y = F.group_norm_act(x, one, one * 0, act="silu", groups=8)
+    expected = nn.functional.silu(nn.functional.instance_norm(x))
+    torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.parametrize("name", TORCH_ROWS)
@@ -167,9 +218,9 @@ def test_gradient_of_v_is_summed_in_float32(name, dtype, make, draw):
 
 
 @pytest.mark.parametrize("apply_act", [True, False])
-@pytest.mark.parametrize("name", TORCH_ROWS)
+@pytest.mark.parametrize("name", [n for n in TORCH_ROWS if n.startswith("BN")])
 def test_dtype_where_the_norm_changes_it(name, apply_act, make, draw):
-    """As CUDA's autocast does to GroupNorm, which gives float32 there."""
+    """As autocast does to some of torch's norms, which give float32 there; ours are not called."""
     layer = make(name, apply_act=apply_act)
     layer.norm.register_forward_hook(lambda module, args, z: z.float())
     assert layer(draw(2, 8, 3, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -199,12 +199,15 @@ def test_layers(main, tmp_path, capsys):
 
 def test_kept_by_layers(main, tmp_path):
     out = tmp_path / "layers.csv"
-    assert main(["layers", "--shapes", "8x32x16x16", "--repeats", "1", "--csv", str(out)]) == 0
+    layers = ["EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2"]
+    layers += ["GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej"]
+    options = ["--shapes", "8x32x16x16", "--repeats", "1", "--csv", str(out), "--layers", *layers]
+    assert main(["layers", *options]) == 0
     kept = {(row["competitor"], row["impl"]): float(row["kept_MiB"]) for row in read(out)}
     size = 8 * 32 * 16 * 16 * 4 / 2**20
     assert kept["EvoNormS0", "torch"] == 0
     assert kept["copy", "fresh"] == 0
-    for layer in ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2"):
+    for layer in layers:
         assert kept[layer, "auto"] < 0.01 * size, "the input and statistics, nothing else"
     # The output, and a mean and a deviation of each channel.
     assert kept["BN+ReLU", "torch.nn"] == pytest.approx(size + 2 * 32 * 4 / 2**20, abs=1e-4)

@@ -4,7 +4,7 @@ Least of the means over 20 calls, the competitors in turns. On tiny tensors of t
 time there is; on a GPU it is the time that queuing takes, kernels apart.
 """
 
-from evonorm_plugins.benchmarks import LAYERS, LAYOUTS
+from evonorm_plugins.benchmarks import EVONORMS, LAYERS, LAYOUTS
 from evonorm_plugins.cli.bench import begin, check, parse_shape, show
 from evonorm_plugins.cli.types import count
 
@@ -22,7 +22,7 @@ def add_arguments(parser):
     shapes = [parse_shape(shape) for shape in SHAPES]
     shown = f"(default: {' '.join(SHAPES)})"
     add("--shapes", nargs="+", type=parse_shape, default=shapes, metavar="NxCxHxW", help=shown)
-    add("--layers", nargs="+", choices=LAYERS, default=LAYERS, help="(default: all)")
+    add("--layers", nargs="+", choices=LAYERS, default=EVONORMS, help="(default: EvoNorms)")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="(default: %(default)s)")
     add(
         "--impl",
