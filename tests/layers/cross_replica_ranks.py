@@ -8,8 +8,8 @@ import torch
 from evonorm_plugins import convert_cross_replica, get_norm_act
 
 
-def draw_case(name, shapes):
-    xs = [torch.randn(shape, dtype=torch.float64) * 2 + 1 for shape in shapes]
+def draw_case(name, shapes, dtype=torch.float64):
+    xs = [torch.randn(shape, dtype=dtype) * 2 + 1 for shape in shapes]
     return name, xs, [torch.randn_like(x) for x in xs]
 
 
@@ -25,7 +25,7 @@ def assert_as_one(case, found, *, by_position):
         return torch.cat(parts)
 
     name, xs, dys = case
-    layer = get_norm_act(name, 4, dtype=torch.float64)
+    layer = get_norm_act(name, 4, dtype=xs[0].dtype)
     x = join(xs).requires_grad_()
     y = layer(x)
     dx, *parameters = torch.autograd.grad(y, [x, *layer.parameters()], join(dys))

@@ -63,7 +63,7 @@ def test_norm_and_activation(name, apply_act, make, draw, device):
 
 @pytest.mark.parametrize("name", ["GN-ReLU", "GN-Swish", "LN-ReLU"])
 def test_checkpoints_of_torchs_norms_load(name, draw, device):
-    """As they were written when norm and activation were two steps, and as torch's norm has them."""
+    """As they were written when norm and activation were two steps."""
     norm = norm_of(name, 8).to(device)
     with torch.no_grad():
         for parameter in norm.parameters():

@@ -21,10 +21,15 @@ def outcomes(run_ranks):
     cases = {
         (name, shape): cross_replica_ranks.draw_case(name, SHAPES[shape]) for name, shape in CASES
     }
+    for shape, sizes in SHAPES.items():  # by the kernels
+        case = cross_replica_ranks.draw_case("RS + rej", sizes, torch.float32)
+        cases["RS + rej, float32", shape] = case
     return cases, run_ranks(cross_replica_ranks.outcome, cases, 2)
 
 
-@pytest.mark.parametrize(("name", "shape"), CASES)
+@pytest.mark.parametrize(
+    ("name", "shape"), [*CASES, *(("RS + rej, float32", shape) for shape in SHAPES)]
+)
 def test_two_ranks_equal_the_batch_of_both(name, shape, outcomes):
     cases, ranks = outcomes
     if name == "EvoNormB0" and shape != "equal":
