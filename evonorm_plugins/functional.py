@@ -268,9 +268,17 @@ def frn(
     ``threshold`` ``(C,)`` is the learnable bound of the TLU; None leaves the TLU out.
     Source: Singh, Krishnan (arXiv 1911.09737), equations 1 to 4; a row of the paper's Table 3.
     """
-    act = "none" if threshold is None else "tlu"
-    options = {"statistics": "rms", "groups": x.shape[1], "eps": eps, "impl": impl}
-    return group_norm_act(x, weight, bias, threshold, act=act, **options)
+    return group_norm_act(
+        x,
+        weight,
+        bias,
+        threshold,
+        act="none" if threshold is None else "tlu",
+        statistics="rms",
+        groups=x.shape[1],
+        eps=eps,
+        impl=impl,
+    )
 
 
 def tlu(x: Tensor, threshold: Tensor) -> Tensor:
