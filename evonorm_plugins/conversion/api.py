@@ -14,7 +14,7 @@ from evonorm_plugins.conversion.plan import Plan, has_hooks, place, plan_convers
 from evonorm_plugins.conversion.report import Report
 from evonorm_plugins.conversion.rewrite import forward_without, give_forward
 from evonorm_plugins.conversion.tracing import Site
-from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.errors import ConfigError, ConvertError
 
 _QUANTIZED = (
     "torch.ao.nn.",
@@ -176,7 +176,11 @@ def _new_layers(
     layers = {}
     for path in (*plan.pairs, *plan.affine):
         norm = model.get_submodule(path)
-        layers[id(norm)] = new_layer(norm, name, options, apply_act=path in plan.pairs, like=like)
+        try:
+            layer = new_layer(norm, name, options, apply_act=path in plan.pairs, like=like)
+        except ConfigError as error:
+            raise ConvertError(f"{path or 'the model'}: {error}") from error
+        layers[id(norm)] = layer
     return layers
 
 
