@@ -51,7 +51,7 @@ def test_unknown_names_and_options(name, options, message):
 
 def test_option_that_does_not_fit_a_norm_names_it():
     model = nn.Sequential(nn.Conv2d(3, 24, 1), nn.BatchNorm2d(24), nn.ReLU())
-    with pytest.raises(ConvertError, match="^1: group_size=16 does not divide 24 channels$"):
+    with pytest.raises(ConvertError, match=r"^1: group_size=16 does not divide 24 channels$"):
         convert(model, "EvoNormS0", group_size=16)
     assert convert(model, "EvoNormS0", group_size=12).model[1].groups == 2
 

@@ -60,9 +60,9 @@ def test_groups_of_group_normalization_are_given(name):
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormS1", "EvoNormS2"])
 def test_bad_group_size(name):
     refused(name, "group_size", [0, -1, 2.5, True, "8", 24, 128])
-    with pytest.raises(ConfigError, match="^group_size=24 does not divide 64 channels$"):
+    with pytest.raises(ConfigError, match=r"^group_size=24 does not divide 64 channels$"):
         get_norm_act(name, 64, group_size=24)
-    with pytest.raises(ConfigError, match="^groups=32 and group_size=8: give one of them$"):
+    with pytest.raises(ConfigError, match=r"^groups=32 and group_size=8: give one of them$"):
         get_norm_act(name, 64, groups=32, group_size=8)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from evonorm_plugins.errors import ConvertError, UnknownNormError
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.detectron2.patch import (
+from evonorm_plugins.integrations.patch import (
     copy_function,
     redirect,
     wrap_method,
