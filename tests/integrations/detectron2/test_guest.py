@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from detectron2 import layers as d2_layers
 
+import evonorm_plugins.integrations.detectron2  # noqa: F401
 from evonorm_plugins.integrations import patch
 from tests.integrations.detectron2.conftest import CONFIGS
 
