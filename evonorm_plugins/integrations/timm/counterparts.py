@@ -27,6 +27,7 @@ from timm.layers import (
 from torch import nn
 
 from evonorm_plugins import layers
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.integrations.timm.layers import FRNReLU, FRNSiLU, FRNTau
 
 # A layer without values, or why there is none.
@@ -53,7 +54,10 @@ def counterpart(module: nn.Module) -> Counterpart:
         return "its forward has been replaced"
     if not isinstance(module._parameters.get("weight"), nn.Parameter):
         return "its gamma is no parameter"
-    ours = COUNTERPARTS[type(module)](module)
+    try:
+        ours = COUNTERPARTS[type(module)](module)
+    except ConfigError as error:
+        return str(error)
     return ours if isinstance(ours, str) else _sharing(ours, module)
 
 

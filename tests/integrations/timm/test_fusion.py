@@ -156,6 +156,7 @@ LEFT = {
         lambda: EvoNorm2dS0(48),
         "its 32 groups do not divide 48 channels, so it cannot run",
     ),
+    "eps": (lambda: EvoNorm2dS0(64, eps=0), "eps=0 must be a finite number above 0"),
     "another activation": (
         lambda: EvoNorm2dS1(64, act_layer=nn.GELU),
         "this package has no EvoNorm2dS1 with GELU",
