@@ -178,17 +178,6 @@ class _EvoNormB(Fused, BatchStatistics):
         return y
 
 
-def _unbiasing(x: Tensor, group: ProcessGroup | None) -> Any:
-    """What makes the biased variance of ``x``, of all ranks, the unbiased one: n / (n - 1)."""
-    if group is None:
-        n = x.numel() // x.shape[1]
-        # Of one element there is none: infinity times 0, which leaves the moving average as it was.
-        return n / (n - 1) if n > 1 else math.inf
-    count = torch.full((), float(x.numel() // x.shape[1]), device=x.device)
-    dist.all_reduce(count, group=group)
-    return count / (count - 1)
-
-
 class EvoNormB0(_EvoNormB):
     """``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
@@ -241,6 +230,17 @@ def statistics_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
             "freeze(), or a layer without them"
         )
     return group
+
+
+def _unbiasing(x: Tensor, group: ProcessGroup | None) -> Any:
+    """What makes the biased variance of ``x``, of all ranks, the unbiased one: n / (n - 1)."""
+    if group is None:
+        n = x.numel() // x.shape[1]
+        # Of one element there is none: infinity times 0, which leaves the moving average as it was.
+        return n / (n - 1) if n > 1 else math.inf
+    count = torch.full((), float(x.numel() // x.shape[1]), device=x.device)
+    dist.all_reduce(count, group=group)
+    return count / (count - 1)
 
 
 class CrossReplica(BatchDependent):
