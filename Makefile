@@ -18,7 +18,7 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	fold/test_bad_input fold/test_forward graph/test_formula graph/test_graph graph/test_known \
 	graph/test_parse graph/test_primitives integrations/detectron2/test_checkpoint \
 	integrations/detectron2/test_norms integrations/detectron2/test_solver \
-	integrations/torchvision/test_config kernels/test_accuracy kernels/test_ops \
+	integrations/timm/test_fusion integrations/torchvision/test_config kernels/test_accuracy kernels/test_ops \
 	layers/test_autograd layers/test_bad_input layers/test_baselines layers/test_batch \
 	layers/test_conditional layers/test_contract layers/test_sample layers/test_transforms \
 	metrics/test_ap metrics/test_data metrics/test_scores metrics/test_statistics_file \

@@ -100,6 +100,16 @@ def get_norm_act(
     return _FACTORIES[_NAMES[key]](num_features, **{**in_name, **options})
 
 
+def try_norm_act(name: str | Callable[..., nn.Module], **options: Any) -> nn.Module:
+    """A layer of some number of channels, so that a wrong name or option is known early.
+
+    The arguments and the errors raised are those of :func:`get_norm_act`.
+    """
+    given = {**(parse_name(name)[1] if isinstance(name, str) else {}), **options}
+    size = given.get("group_size")
+    return get_norm_act(name, 32 * size if isinstance(size, int) and size > 0 else 32, **options)
+
+
 def _key(name: str) -> str:
     """``name`` as it is looked up, empty where no name can be like that."""
     if not _CHARACTERS.fullmatch(name):

@@ -3,7 +3,7 @@
 import dataclasses
 
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.registry import get_norm_act
+from evonorm_plugins.registry import try_norm_act
 from evonorm_plugins.training.config import (
     build,
     check_below_one,
@@ -159,6 +159,6 @@ def from_dict(values):
 
 def _check_norm(name):
     try:
-        get_norm_act(name, 8, device="meta")
+        try_norm_act(name, device="meta")
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm={name!r}: {error}") from None

@@ -14,7 +14,7 @@ from evonorm_plugins.conversion.plan import Plan, has_hooks, place, plan_convers
 from evonorm_plugins.conversion.report import Report
 from evonorm_plugins.conversion.rewrite import forward_without, give_forward
 from evonorm_plugins.conversion.tracing import Site
-from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.errors import ConfigError, ConvertError
 
 _QUANTIZED = (
     "torch.ao.nn.",
@@ -64,7 +64,7 @@ def convert(
             quantized or scripted, or it is not clear what some norm should become. The message
             names every such norm.
     """
-    _check_model(model)
+    check_model(model, "convert")
     shown = check_layer(name, options)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     model = copy.deepcopy(model)
@@ -93,23 +93,26 @@ def convert(
     return Conversion(_swap(model, layers), report)
 
 
-def _check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, verb: str) -> None:
+    """Refuse what cannot be converted, or whatever else ``verb`` says is to be done to it.
+
+    Raises:
+        ConvertError: it is no module, scripted, quantized, wrapped, or has lazy parameters.
+    """
     if not isinstance(model, nn.Module):
         raise ConvertError(f"a model is an nn.Module, not {model!r}")
     for path, module in model.named_modules():
         kind, where = type(module), path or "the model"
         if isinstance(module, torch.jit.ScriptModule):
-            raise ConvertError(f"{where} is scripted: convert the model it was made from")
+            raise ConvertError(f"{where} is scripted: {verb} the model it was made from")
         if kind.__module__.startswith(_QUANTIZED):
-            raise ConvertError(f"{where} is quantized ({kind.__name__}): convert before quantizing")
+            raise ConvertError(f"{where} is quantized ({kind.__name__}): {verb} before quantizing")
         if any(map(is_lazy, (*module.parameters(False), *module.buffers(False)))):
             raise ConvertError(
                 f"{where} has no parameters yet ({kind.__name__}): run the model once"
             )
         if kind.__name__ in _WRAPPERS:
-            raise ConvertError(
-                f"{where} is a {kind.__name__}: convert the model before wrapping it"
-            )
+            raise ConvertError(f"{where} is a {kind.__name__}: {verb} the model before wrapping it")
 
 
 def _sketch(model: nn.Module) -> nn.Module:
@@ -176,7 +179,11 @@ def _new_layers(
     layers = {}
     for path in (*plan.pairs, *plan.affine):
         norm = model.get_submodule(path)
-        layers[id(norm)] = new_layer(norm, name, options, apply_act=path in plan.pairs, like=like)
+        try:
+            layer = new_layer(norm, name, options, apply_act=path in plan.pairs, like=like)
+        except ConfigError as error:
+            raise ConvertError(f"{path or 'the model'}: {error}") from error
+        layers[id(norm)] = layer
     return layers
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from evonorm_plugins.conversion import kinds
 from evonorm_plugins.errors import ConvertError
-from evonorm_plugins.registry import get_norm_act
+from evonorm_plugins.registry import get_norm_act, try_norm_act
 
 _OURS = ("apply_act", "device", "dtype")
 
@@ -20,7 +20,7 @@ def check_layer(name, options):
     if taken:
         raise ConvertError(f"{taken[0]} is decided for every norm by itself; leave it out")
     try:
-        return get_norm_act(name, 32, **options)
+        return try_norm_act(name, **options)
     except TypeError as error:  # "__init__() got an unexpected keyword argument 'groups'"
         raise ConvertError(f"{name} {str(error).rpartition('() ')[2]}") from error
     except ValueError as error:

@@ -257,6 +257,25 @@ def check_positive_int(name: str, value: object) -> None:
         raise ConfigError(f"{name}={value!r} must be an integer of at least 1")
 
 
+def number_of_groups(num_features: int, groups: int | None, group_size: int | None) -> int:
+    """Groups of ``num_features`` channels by one option or the other; 32 by neither.
+
+    Raises:
+        ConfigError: both are given, one is no integer of at least 1, or groups of that size do not
+            make up the channels.
+    """
+    if group_size is None:
+        groups = 32 if groups is None else groups
+        check_positive_int("groups", groups)
+        return groups
+    check_positive_int("group_size", group_size)
+    if groups is not None:
+        raise ConfigError(f"groups={groups!r} and group_size={group_size}: give one of them")
+    if num_features % group_size:
+        raise ConfigError(f"group_size={group_size} does not divide {num_features} channels")
+    return num_features // group_size
+
+
 def check_momentum(value: Any) -> None:
     """Raise ConfigError where ``momentum`` is no number between 0 and 1."""
     if not (_is_number(value) and 0 <= value <= 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from evonorm_plugins import functional as F
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.kernels.ops import move_average
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
 from evonorm_plugins.torch_private import is_transformed
@@ -153,6 +155,18 @@ class FusedBatchStatistics(Fused, BatchStatistics):
 
     kind: str  # of the operators
 
+    def __init__(
+        self, num_features: int, *, unbiased_running_var: bool = False, **options: Any
+    ) -> None:
+        super().__init__(num_features, **options)
+        if not isinstance(unbiased_running_var, bool):
+            raise ConfigError(f"{unbiased_running_var=} must be True or False")
+        self.unbiased_running_var = unbiased_running_var
+
+    def options(self) -> dict[str, Any]:
+        own = {"unbiased_running_var": True} if self.unbiased_running_var else {}
+        return {**super().options(), **own}
+
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         v = None if self.v_init is None else self._own_v()
         given = self._given_variance(x)
@@ -160,6 +174,8 @@ class FusedBatchStatistics(Fused, BatchStatistics):
             return F.series_b(self.kind, x, weight, bias, v, given, self.eps, self.impl)
         group = self._statistics_group()
         y, var = F.series_b_train(self.kind, x, weight, bias, v, group, self.eps, self.impl)
+        if self.unbiased_running_var:
+            var = var * _unbiasing(x, group)
         move_average(self._buffers["running_var"], var, self.momentum)
         return y
 
@@ -168,6 +184,7 @@ class EvoNormB0(FusedBatchStatistics):
     """``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
     Args:
+        unbiased_running_var: True averages the unbiased variance, as timm's layers do.
         impl: what computes: "auto", "torch", "cpu" or "triton"; see
             :mod:`evonorm_plugins.functional`.
 
@@ -215,6 +232,17 @@ def statistics_group(process_group: ProcessGroup | None) -> ProcessGroup | None:
             "freeze(), or a layer without them"
         )
     return group
+
+
+def _unbiasing(x: Tensor, group: ProcessGroup | None) -> Any:
+    """What makes the biased variance of ``x``, of all ranks, the unbiased one: n / (n - 1)."""
+    if group is None:
+        n = x.numel() // x.shape[1]
+        # Of one element there is none: infinity times 0, which leaves the moving average as it was.
+        return n / (n - 1) if n > 1 else math.inf
+    count = torch.full((), float(x.numel() // x.shape[1]), device=x.device)
+    dist.all_reduce(count, group=group)
+    return count / (count - 1)
 
 
 class CrossReplica(BatchDependent):

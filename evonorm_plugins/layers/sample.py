@@ -1,12 +1,14 @@
 """EvoNorm-S0, S1 and S2: a sample's own statistics, in groups of channels (paper, Table 3)."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evonorm_plugins import functional as F
-from evonorm_plugins.layers.base import Fused, NormAct, check_positive_int
+from evonorm_plugins.layers.base import Fused, NormAct, number_of_groups
 
 
 class _GroupStatistics(NormAct):
@@ -15,26 +17,30 @@ class _GroupStatistics(NormAct):
         num_features: int,
         *,
         apply_act: bool = True,
-        groups: int = 32,
+        groups: int | None = None,
+        group_size: int | None = None,
         eps: float = 1e-5,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
-        check_positive_int("groups", groups)
-        self.groups = groups
+        self.groups = number_of_groups(num_features, groups, group_size)
+        self.group_size = group_size
 
     def options(self) -> dict[str, Any]:
-        return {"groups": self.groups, "eps": self.eps}
+        if self.group_size is None:
+            return {"groups": self.groups, "eps": self.eps}
+        return {"group_size": self.group_size, "eps": self.eps}
 
 
 class EvoNormS0(Fused, _GroupStatistics):
     """``x * sigmoid(v * x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3).
 
     Args:
-        groups: where it does not divide the channels, the next smaller number that does is used, as
-            in the authors' code (48 channels, 32 groups: 24).
-
+        groups: 32 where neither it nor ``group_size`` is given. Where it does not divide the
+            channels, the next smaller number that does is used, as in the authors' code
+            (48 channels, 32 groups: 24).
+        group_size: channels a group, in place of ``groups``; it has to divide the channels.
         impl: what computes: "auto", "torch", "cpu" or "triton"; see
             :mod:`evonorm_plugins.functional`.
 

@@ -49,6 +49,13 @@ def test_unknown_names_and_options(name, options, message):
         convert(Functional(), name, **options)
 
 
+def test_option_that_does_not_fit_a_norm_names_it():
+    model = nn.Sequential(nn.Conv2d(3, 24, 1), nn.BatchNorm2d(24), nn.ReLU())
+    with pytest.raises(ConvertError, match=r"^1: group_size=16 does not divide 24 channels$"):
+        convert(model, "EvoNormS0", group_size=16)
+    assert convert(model, "EvoNormS0", group_size=12).model[1].groups == 2
+
+
 def test_scripted():
     model = nn.Sequential(torch.jit.script(nn.Sequential(conv(), BN(4), nn.ReLU())))
     assert refusal(model) == "0 is scripted: convert the model it was made from"

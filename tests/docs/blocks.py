@@ -11,7 +11,7 @@ PAGES = ["README.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.
 PROGRAMS = ("evonorm", "evonorm-eval", "git", "make", "pip", "python", "torchrun")
 COMMAND = re.compile(r"(for |\w+=|tools/|({}) )".format("|".join(PROGRAMS)))
 # Blocks of what a command prints, and a formula, by their first word.
-OUTPUT = {"backbone", "norms", "step", "x"}
+OUTPUT = {"backbone", "layers", "norms", "step", "x"}
 RECORD = """#!/bin/bash
 printf '%s\\0' {name} "$@" >> "$RECORDED"
 printf '\\n\\0' >> "$RECORDED"

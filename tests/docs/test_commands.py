@@ -205,6 +205,18 @@ def test_the_report_of_convert_is_as_shown(capsys):
         assert any(row.startswith(line.removesuffix("...").rstrip()) for row in printed), line
 
 
+def test_the_report_of_fuse_is_as_shown():
+    timm = pytest.importorskip("timm")
+    from evonorm_plugins.integrations.timm import fuse
+
+    shown = next(b for b in indented_blocks("docs/timm.md") if b.startswith("layers fused"))
+    printed = str(fuse(timm.create_model("resnetv2_50d_evos")).report).splitlines()
+    assert [line for line in shown.splitlines() if line.strip() != "..."] == [
+        *printed[:3],
+        printed[-1],
+    ]
+
+
 SMALL_DETECTOR = "--model maskrcnn_resnet18_fpn_small --batch 1 --iterations 1 --workers 0"
 # A page, how one of its commands begins, and what makes it short. Later ones need earlier ones.
 QUICK = [

@@ -49,12 +49,31 @@ def test_bad_options_of_every_layer(every):
 
 @pytest.mark.parametrize("name", WITH_GROUPS)
 def test_bad_groups(name):
-    refused(name, "groups", [0, -1, 2.5, True, "32", None])
+    refused(name, "groups", [0, -1, 2.5, True, "32"])
+
+
+@pytest.mark.parametrize("name", [n for n in WITH_GROUPS if n.startswith("GN-")])
+def test_groups_of_group_normalization_are_given(name):
+    refused(name, "groups", [None])  # where a group_size can take their place, None is no groups
+
+
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormS1", "EvoNormS2"])
+def test_bad_group_size(name):
+    refused(name, "group_size", [0, -1, 2.5, True, "8", 24, 128])
+    with pytest.raises(ConfigError, match=r"^group_size=24 does not divide 64 channels$"):
+        get_norm_act(name, 64, group_size=24)
+    with pytest.raises(ConfigError, match=r"^groups=32 and group_size=8: give one of them$"):
+        get_norm_act(name, 64, groups=32, group_size=8)
 
 
 @pytest.mark.parametrize("name", WITH_MOMENTUM)
 def test_bad_momentum(name):
     refused(name, "momentum", [2, -0.1, NAN, INFINITE, "0.1", None, True])
+
+
+@pytest.mark.parametrize("name", ["EvoNormB0", "SyncEvoNormB1"])
+def test_bad_unbiased_running_var(name):
+    refused(name, "unbiased_running_var", [0, 1, "yes", None])
 
 
 def test_bad_implementation():

@@ -55,6 +55,21 @@ def test_moving_variance_averages_the_biased_one(name, momentum, draw, device):
     torch.testing.assert_close(layer.running_var, expected)
 
 
+@pytest.mark.parametrize("name", ["EvoNormB0", "EvoNormB1", "EvoNormB2"])
+def test_moving_variance_averages_the_unbiased_one_where_asked_to(name, draw, device):
+    layer = get_norm_act(name, 6, unbiased_running_var=True).to(device)
+    x = draw(2, 6, 3, 2, scale=2, shift=1)
+    layer(x)
+    unbiased = x.var((0, 2, 3), correction=1)
+    torch.testing.assert_close(layer.running_var, 0.9 + 0.1 * unbiased)
+    # Of one element a channel, and of none, there is no such variance.
+    before = layer.running_var.clone()
+    layer(draw(1, 6, 1, 1))
+    layer(draw(0, 6, 3, 3))
+    assert torch.equal(layer.running_var, before)
+    assert layer.without_activation().unbiased_running_var
+
+
 def test_moving_variance_keeps_nine_tenths(device, impl):
     # Two elements, 0 and 2: the biased variance is 1, the unbiased one 2.
     layer = EvoNormB0(1).to(device)

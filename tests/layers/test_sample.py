@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from evonorm_plugins import get_norm_act
+from evonorm_plugins.registry import try_norm_act
 
 S_SERIES = ["EvoNormS0", "EvoNormS1", "EvoNormS2"]
 
@@ -93,6 +94,20 @@ def test_more_groups_than_channels(draw, device):
     layer = get_norm_act("EvoNormS0", 6).to(device)
     assert layer.groups == 32
     assert torch.equal(layer(x), get_norm_act("EvoNormS0", 6, groups=6).to(device)(x))
+
+
+@pytest.mark.one_impl
+@pytest.mark.parametrize("name", S_SERIES)
+def test_group_size_in_place_of_groups(name, draw, device):
+    x = draw(2, 48, 3, 5)
+    layer = get_norm_act(name, 48, group_size=8).to(device)
+    assert layer.groups == 6
+    assert torch.equal(layer(x), get_norm_act(f"{name}(groups=6)", 48).to(device)(x))
+    assert "group_size=8" in repr(layer)
+    assert layer.without_activation().options() == layer.options()
+    # A size that divides no power of two is no reason to refuse the name.
+    try_norm_act(name, group_size=48)
+    try_norm_act(f"{name}(group_size=48)")
 
 
 @pytest.mark.numbers

@@ -88,6 +88,8 @@ def draw_cases(ranks):
     cases["far mean"] = {**far, "dx_weights": None}
     half = draw_case("statistics", SYNC[0], sizes, torch.bfloat16)
     cases["bfloat16"] = {**half, "dx_weights": None}
+    unbiased = "SyncEvoNormB2(unbiased_running_var=True)"
+    cases["unbiased"] = draw_case("statistics", unbiased, SHAPES[2]["unequal N"])
     broken = draw_case("statistics", SYNC[0], sizes)
     broken["xs"][0][1, 2, 0, 0] = float("inf")
     cases["not finite"] = {**broken, "dx_weights": None}
@@ -194,6 +196,15 @@ def test_nothing_on_any_rank(name, dtype, outcomes):
         assert torch.equal(r["running_var"], cases[key]["state"]["running_var"].to(dtype))
         assert all(g.eq(0).all() for g in r["first"])
         assert all(g.isfinite().all() for g in r["first"] + r["second"])
+
+
+def test_unbiased_moving_variance_is_that_of_all_ranks(outcomes):
+    cases, saved = outcomes(2)
+    case = cases["unbiased"]
+    elements = torch.cat([x.transpose(0, 1).flatten(1) for x in case["xs"]], 1)
+    expected = torch.lerp(case["state"]["running_var"], elements.var(1, correction=1), 0.1)
+    for of_rank in saved:
+        torch.testing.assert_close(of_rank["unbiased"]["running_var"], expected)
 
 
 def test_inference_waits_for_no_other_rank(outcomes):

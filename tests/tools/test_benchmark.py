@@ -309,6 +309,36 @@ def test_resnet50(main, tmp_path, capsys):
     assert "resnet50 8x3x32x32, one training iteration, 1 rounds" in capsys.readouterr().out
 
 
+def test_models_of_timm(main, load, monkeypatch, capsys):
+    pytest.importorskip("timm")
+    used = {"timm": 30, "fused": 15, "BN": 20}
+    monkeypatch.setattr(
+        load("training"),
+        "memory",
+        lambda name, norm, *_: {"peak_MiB": used[norm], "kept_MiB": 1},
+    )
+    options = ["--models", "test_efficientnet_evos", "--size", "32", "--rounds", "1"]
+    assert main(["timm", *options]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == "`test_efficientnet_evos`"
+    assert all(float(cell) > 0 for cell in cells[1:6])
+    assert cells[6:] == ["30", "15", "20", "0.50", "0.75"]
+
+
+def test_which_models_of_timm_there_are(main, load, capsys):
+    pytest.importorskip("timm")
+    assert {"resnetv2_50d_evos", "resnet50_gn", "resnetv2_50d_frn"} <= set(
+        load("timm").all_models()
+    )
+    assert load("training").bn_sibling("resnet50_gn") == "resnet50"
+    assert load("training").bn_sibling("efficientnet_b0_g16_evos") is None
+    assert main(["timm", "--models", "resnet0_gn"]) == 2
+    assert "timm has no model 'resnet0_gn'" in capsys.readouterr().err
+    assert main(["timm", "--plot", "a.png"]) == 2
+    assert "--plot a.png: this benchmark draws nothing" in capsys.readouterr().err
+
+
 def test_picture_of_models(load, tmp_path):
     pytest.importorskip("matplotlib")
     report, out = load("models_report"), tmp_path / "models.png"
@@ -327,7 +357,7 @@ def test_where_resnet50_has_its_norms(load):
     from evonorm_plugins.layers import NormAct
 
     with torch.device("meta"):
-        resnet = load("training").Classifier("EvoNormS0").resnet
+        resnet = load("training").MODELS["resnet50"].build("EvoNormS0").network
     layers = {name: m for name, m in resnet.named_modules() if isinstance(m, NormAct)}
     active = {name.rpartition(".")[2] for name, layer in layers.items() if layer.apply_act}
     affine = {name.rpartition(".")[2] for name, layer in layers.items() if not layer.apply_act}

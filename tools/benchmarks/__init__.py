@@ -8,6 +8,7 @@ COMMANDS = {
     "layers": "layers on tensors, as `evonorm bench`",
     "host": "microseconds of the host that a call of a layer takes",
     "models": "norms in a ResNet-50 and in Detectron2's Mask R-CNN",
+    "timm": "timm's models with EvoNorm, GN or FRN: its layers, ours, and the same model with BN",
     "gan": "a training step of BigGAN-deep, beside another implementation",
 }
 EXAMPLES = """
@@ -15,5 +16,6 @@ examples:
   tools/benchmark.py layers
   tools/benchmark.py host
   tools/benchmark.py models --models resnet50 --size 128 --rounds 5 --csv models.csv
+  tools/benchmark.py timm --models resnetv2_50d_evos --rounds 5
   tools/benchmark.py gan --norms EvoNormS0 BN-ReLU
 """

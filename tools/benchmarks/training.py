@@ -25,11 +25,13 @@ from evonorm_plugins.benchmarks.measure import (
     used_bytes,
 )
 from evonorm_plugins.errors import RunError
-from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
+from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts, try_norm_act
 
 CONFIG = Path(__file__).resolve().parents[2] / "detectron_configs/Base-Mask-RCNN-FPN.yaml"
 STOCK_NORMS = {"BN": nn.BatchNorm2d, "GN": functools.partial(nn.GroupNorm, 32)}
 OBJECTS = 8
+# How names of timm's models end that have other norms than batch normalization.
+TIMM_NORMS = ("evos", "evob", "gn", "frn")
 WARMUP = 1
 
 
@@ -41,15 +43,16 @@ def run_models(args):
         if why:
             say(f"{name} is left out: {why}")
         else:
-            rows += _run_model(args, name)
+            rows += run_model(args, name, list(dict.fromkeys(args.norms)))
     if not rows:
         raise RunError("no model is left to measure")
     return rows
 
 
-def _run_model(args, name):
-    norms = list(dict.fromkeys(args.norms))
-    size = args.size or MODELS[name].size
+def run_model(args, name, norms):
+    """Rows of one model, one for each norm."""
+    known = known_model(name)
+    size = args.size or known.size
     say(f"{name} at {size}: memory, norm by norm")
     needed = {norm: memory(name, norm, size, args.device, args.threads) for norm in norms}
     say(f"{name} at {size}: time")
@@ -63,7 +66,7 @@ def _run_model(args, name):
         {
             "model": name,
             "norm": norm,
-            "images": MODELS[name].images,
+            "images": known.images,
             "size": size,
             **environment(args.device),
             **quantiles(times[norm]["iteration"]),
@@ -91,7 +94,7 @@ def check_norm(norm):
     if not is_norm_act(norm):
         known = ", ".join([*STOCK_NORMS, *list_norm_acts()])
         raise ValueError(f"there is no such norm; known: {known}")
-    get_norm_act(norm, 64, device="meta")
+    try_norm_act(norm, device="meta")
 
 
 class Training:
@@ -102,7 +105,7 @@ class Training:
 
     def __init__(self, name, norm, size, device="cpu"):
         torch.manual_seed(0)
-        known = MODELS[name]
+        known = known_model(name)
         self.model = known.build(norm).to(device)
         self.batch = known.make_batch(known.images, size, device)
         self.model.train()
@@ -128,17 +131,21 @@ class Training:
 
 
 class Classifier(nn.Module):
-    """torchvision's ResNet-50 and its loss."""
+    """A network that classifies and its loss."""
 
-    def __init__(self, norm):
+    def __init__(self, network):
         super().__init__()
-        self.resnet = _resnet50(norm)
+        self.network = network
 
     def forward(self, images, labels):
-        return nn.functional.cross_entropy(self.resnet(images), labels)
+        return nn.functional.cross_entropy(self.network(images), labels)
 
 
 def _resnet50(norm):
+    return Classifier(_resnet50_of_torchvision(norm))
+
+
+def _resnet50_of_torchvision(norm):
     from torchvision.models.resnet import Bottleneck, ResNet
 
     class NormActBottleneck(Bottleneck):
@@ -234,9 +241,36 @@ class Model:
 
 
 MODELS = {
-    "resnet50": Model(Classifier, _labelled_images, "torchvision", images=8, size=224),
+    "resnet50": Model(_resnet50, _labelled_images, "torchvision", images=8, size=224),
     "mask_rcnn": Model(Detector, _annotated_images, "detectron2._C", images=1, size=640),
 }
+
+
+def known_model(name):
+    """The :class:`Model` of that name: of this module's, or ``"timm:NAME"``."""
+    library, _, bare = name.rpartition(":")
+    if library != "timm":
+        return MODELS[name]
+    build = functools.partial(_of_timm, bare)
+    return Model(build, _labelled_images, "timm", images=8, size=160)
+
+
+def _of_timm(name, norm):
+    """``norm`` "timm" is as timm builds it, "fused" with our layers, "BN" its sibling with BN."""
+    import timm
+
+    from evonorm_plugins.integrations.timm import fuse
+
+    network = timm.create_model(bn_sibling(name) if norm == "BN" else name)
+    return Classifier(fuse(network).model if norm == "fused" else network)
+
+
+def bn_sibling(name):
+    """timm's model that differs from ``name`` by its batch normalization, or None."""
+    import timm
+
+    sibling, _, norm = name.rpartition("_")
+    return sibling if norm in TIMM_NORMS and sibling in timm.list_models() else None
 
 
 def memory(name, norm, size, device="cpu", threads=None):

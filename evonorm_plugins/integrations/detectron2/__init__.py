@@ -15,12 +15,12 @@ with libraries_silenced():
     import detectron2.modeling  # noqa: F401
 
 from evonorm_plugins.errors import CheckpointError, NonFiniteError
+from evonorm_plugins.integrations import patch
 from evonorm_plugins.integrations.detectron2 import (
     checkpoint,
     flops,
     norms,
     paper,
-    patch,
     precise_stats,
     projects,
     solver,

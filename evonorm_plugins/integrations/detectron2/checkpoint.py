@@ -15,8 +15,8 @@ from torch import nn
 
 from evonorm_plugins.errors import CheckpointError
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.detectron2.patch import wrap_method
 from evonorm_plugins.integrations.model_norms import norms_of
+from evonorm_plugins.integrations.patch import wrap_method
 from evonorm_plugins.layers import NormAct
 
 # Keys of a norm in a checkpoint -> what they may belong to.

@@ -25,7 +25,7 @@ from evonorm_plugins.integrations.detectron2.keys import add_evonorm_config, rem
 from evonorm_plugins.integrations.detectron2.norms import checked_norm
 from evonorm_plugins.integrations.detectron2.tasks import value_of
 from evonorm_plugins.integrations.detectron2.trainer import Trainer
-from evonorm_plugins.registry import get_norm_act, is_norm_act
+from evonorm_plugins.registry import is_norm_act, try_norm_act
 from evonorm_plugins.training.ranks import pick_device
 
 # Its files are as trustworthy as its code, and some hold expressions in Python.
@@ -264,7 +264,7 @@ def check_norm(key: str, norm: Any) -> None:
     """Raise ConfigError, which names the key, for what is no norm or has wrong options."""
     try:
         if is_norm_act(checked_norm(norm)):
-            get_norm_act(norm, 32, device="meta")  # its options
+            try_norm_act(norm, device="meta")  # its options
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{key}: {error}") from None
 

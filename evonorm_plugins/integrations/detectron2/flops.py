@@ -15,7 +15,7 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from evonorm_plugins.flops import ELEMENTWISE, FREE, REDUCTIONS
-from evonorm_plugins.integrations.detectron2.patch import wrap_method
+from evonorm_plugins.integrations.patch import wrap_method
 from evonorm_plugins.layers import NormAct
 
 

@@ -19,13 +19,13 @@ from torch import nn
 from evonorm_plugins.errors import ConvertError, UnknownNormError
 from evonorm_plugins.integrations.detectron2.blocks import NORM_ACT_BLOCKS
 from evonorm_plugins.integrations.detectron2.logs import logger
-from evonorm_plugins.integrations.detectron2.patch import (
+from evonorm_plugins.integrations.detectron2.placement import place_by_flow
+from evonorm_plugins.integrations.detectron2.refusal import asking, refuse
+from evonorm_plugins.integrations.patch import (
     copy_function,
     redirect,
     wrap_method,
 )
-from evonorm_plugins.integrations.detectron2.placement import place_by_flow
-from evonorm_plugins.integrations.detectron2.refusal import asking, refuse
 from evonorm_plugins.layers import BatchDependent, NormAct
 from evonorm_plugins.registry import get_norm_act, is_norm_act, list_norm_acts
 

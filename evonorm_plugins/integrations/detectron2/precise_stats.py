@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from fvcore.nn import precise_bn
 from torch import nn
 
-from evonorm_plugins.integrations.detectron2.patch import copy_function, redirect
+from evonorm_plugins.integrations.patch import copy_function, redirect
 from evonorm_plugins.layers import BatchDependent
 from evonorm_plugins.statistics import gather_moments, local_moments, merge_moments
 

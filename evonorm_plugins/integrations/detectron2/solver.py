@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.solver import build
 from torch import nn
 
-from evonorm_plugins.integrations.detectron2.patch import copy_function, redirect
+from evonorm_plugins.integrations.patch import copy_function, redirect
 from evonorm_plugins.layers import NormAct
 
 _stock = copy_function(build.get_default_optimizer_params)

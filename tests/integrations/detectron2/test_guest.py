@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from detectron2 import layers as d2_layers
 
-from evonorm_plugins.integrations.detectron2 import patch
+import evonorm_plugins.integrations.detectron2  # noqa: F401
+from evonorm_plugins.integrations import patch
 from tests.integrations.detectron2.conftest import CONFIGS
 
 ROOT = Path(__file__).parents[3]
@@ -117,7 +118,7 @@ def build():
 
 before, loaded = snapshot(), set(sys.modules)
 import evonorm_plugins.integrations.detectron2 as plugin
-from evonorm_plugins.integrations.detectron2 import patch
+from evonorm_plugins.integrations import patch
 
 class Head(nn.Sequential):
     def __init__(self):

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from evonorm_plugins.integrations.detectron2 import patch
+from evonorm_plugins.integrations import patch
 from evonorm_plugins.integrations.detectron2.norms import adapt
 
 # Module -> classes that give norm and activation to Detectron2's convolutions.

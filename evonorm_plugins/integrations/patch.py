@@ -93,7 +93,10 @@ def redirect(function: Callable, replacement: Callable) -> None:
 
 
 def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
-    """Decorator: replace ``cls.name`` by the decorated ``f(original, self, ...)``."""
+    """Decorator: replace ``cls.name`` by the decorated ``f(original, self, ...)``.
+
+    The method that was there is the new one's ``__wrapped__``.
+    """
 
     def decorate(function: _Function) -> _Function:
         original = cls.__dict__[name]
