@@ -11,7 +11,9 @@ from evonorm_plugins import functional as F
 from evonorm_plugins.layers.base import Fused, NormAct, number_of_groups
 
 
-class _GroupStatistics(NormAct):
+class GroupStatistics(NormAct):
+    """Base of the layers that have groups of channels; see :class:`EvoNormS0`."""
+
     def __init__(
         self,
         num_features: int,
@@ -33,7 +35,7 @@ class _GroupStatistics(NormAct):
         return {"group_size": self.group_size, "eps": self.eps}
 
 
-class EvoNormS0(Fused, _GroupStatistics):
+class EvoNormS0(Fused, GroupStatistics):
     """``x * sigmoid(v * x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3).
 
     Args:
@@ -54,14 +56,14 @@ class EvoNormS0(Fused, _GroupStatistics):
         return F.series_s("s0", x, weight, bias, v, self.groups, self.eps, self.impl)
 
 
-class EvoNormS1(Fused, _GroupStatistics):
+class EvoNormS1(Fused, GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.series_s("s1", x, weight, bias, None, self.groups, self.eps, self.impl)
 
 
-class EvoNormS2(Fused, _GroupStatistics):
+class EvoNormS2(Fused, GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ from torch import nn
 
 from evonorm_plugins import layers
 from evonorm_plugins.errors import ConfigError
-from evonorm_plugins.integrations.timm.layers import FRNReLU, FRNSiLU, FRNTau
+from evonorm_plugins.integrations.timm.layers import FRNTau, FusedGroupNormAct
 
 # A layer without values, or why there is none.
 Counterpart = layers.NormAct | str
@@ -36,9 +37,15 @@ Counterpart = layers.NormAct | str
 # of its own, None where it has none.
 Forms = Mapping[type | None, Callable[..., layers.NormAct]]
 
-_FRN: Forms = {None: layers.FRN, nn.ReLU: FRNReLU, nn.SiLU: FRNSiLU}
-_FRN_TLU: Forms = {None: layers.FRN, nn.Parameter: FRNTau}
-_GROUP_NORM: Forms = {}
+_ACTIVATIONS = {None: "none", nn.ReLU: "relu", nn.SiLU: "silu"}
+_GROUP_NORM: Forms = {
+    kind: functools.partial(FusedGroupNormAct, act=act) for kind, act in _ACTIVATIONS.items()
+}
+_FRN: Forms = {
+    kind: functools.partial(FusedGroupNormAct, act=act, statistics="rms", group_size=1)
+    for kind, act in _ACTIVATIONS.items()
+}
+_FRN_TLU: Forms = {None: _FRN[None], nn.Parameter: FRNTau}
 
 
 def counterpart(module: nn.Module) -> Counterpart:
@@ -99,17 +106,16 @@ def _batch(layer: Callable[..., layers.NormAct]) -> Callable[[Any], Counterpart]
 
 
 def _sample(
-    layer: Callable[..., layers.NormAct],
-    alone: Callable[..., layers.NormAct] | None = None,
-    *,
-    always: bool = False,
+    layer: Callable[..., layers.NormAct], statistics: str, *, always: bool = False
 ) -> Callable[[Any], Counterpart]:
     """
     Args:
         layer: with its activation.
-        alone: divides by the statistic and has no activation; None where there is none.
+        statistics: what it divides by.
         always: whether timm's layer divides where ``apply_act`` is False, too.
     """
+    divides = functools.partial(FusedGroupNormAct, act="none", statistics=statistics)
+    forms: Forms = {nn.Parameter: layer, nn.SiLU: layer, None: divides}
 
     def build(m: Any) -> Counterpart:
         channels = m.weight.numel()
@@ -119,8 +125,6 @@ def _sample(
             return f"its {m.groups} groups do not divide {channels} channels, so it cannot run"
         if getattr(getattr(m, "act", None), "inplace", False):
             return "its activation overwrites what statistics are taken of"
-        forms: Forms = {nn.Parameter: layer, nn.SiLU: layer}
-        forms = {**forms, None: alone} if alone else forms
         return _of_form(forms, m, eps=m.eps, groups=m.groups)
 
     return build
@@ -157,12 +161,12 @@ COUNTERPARTS: dict[type[nn.Module], Callable[[Any], Counterpart]] = {
     EvoNorm2dB0: _batch(layers.EvoNormB0),
     EvoNorm2dB1: _batch(layers.EvoNormB1),
     EvoNorm2dB2: _batch(layers.EvoNormB2),
-    EvoNorm2dS0: _sample(layers.EvoNormS0),
-    EvoNorm2dS0a: _sample(layers.EvoNormS0, always=True),
-    EvoNorm2dS1: _sample(layers.EvoNormS1),
-    EvoNorm2dS1a: _sample(layers.EvoNormS1, always=True),
-    EvoNorm2dS2: _sample(layers.EvoNormS2),
-    EvoNorm2dS2a: _sample(layers.EvoNormS2, always=True),
+    EvoNorm2dS0: _sample(layers.EvoNormS0, "std"),
+    EvoNorm2dS0a: _sample(layers.EvoNormS0, "std", always=True),
+    EvoNorm2dS1: _sample(layers.EvoNormS1, "std"),
+    EvoNorm2dS1a: _sample(layers.EvoNormS1, "std", always=True),
+    EvoNorm2dS2: _sample(layers.EvoNormS2, "rms"),
+    EvoNorm2dS2a: _sample(layers.EvoNormS2, "rms", always=True),
     FilterResponseNormTlu2d: _filter_response(_FRN_TLU),
     FilterResponseNormAct2d: _filter_response(_FRN),
     GroupNormAct: _group_norm,

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from functools import partial
 
 import pytest
 import timm
@@ -10,10 +11,12 @@ import torch
 from timm.layers import (
     EvoNorm2dB0,
     EvoNorm2dS0,
+    EvoNorm2dS0a,
     EvoNorm2dS1,
     EvoNorm2dS2,
     FilterResponseNormAct2d,
     FilterResponseNormTlu2d,
+    GroupNormAct,
 )
 from torch import nn
 from torch.nn.utils import prune
@@ -25,6 +28,8 @@ from tests.integrations.timm.comparison import assert_as_good, drawn, numbers
 # Small ones of timm: 9 layers with an activation and 4 without.
 MODELS = {
     "S0": ("test_efficientnet_evos", {}),
+    "S0a": ("test_efficientnet", {"norm_layer": partial(EvoNorm2dS0a, group_size=8)}),
+    "GN": ("test_efficientnet_gn", {}),
     "B0": ("test_efficientnet", {"norm_layer": "evonormb0"}),
     "B2": ("test_efficientnet", {"norm_layer": "evonormb2"}),
     "FRN": ("test_efficientnet", {"norm_layer": "frntlu"}),
@@ -164,6 +169,15 @@ LEFT = {
     "in place": (
         lambda: EvoNorm2dS2(64, act_layer=lambda: nn.SiLU(inplace=True)),
         "its activation overwrites what statistics are taken of",
+    ),
+    "dropout": (
+        lambda: GroupNormAct(64, drop_layer=nn.Dropout),
+        "Dropout comes between norm and activation",
+    ),
+    "no gamma of GN": (lambda: GroupNormAct(64, affine=False), "its gamma is no parameter"),
+    "another activation of GN": (
+        lambda: GroupNormAct(64, act_layer=nn.GELU),
+        "this package has no GroupNormAct with GELU",
     ),
     "another activation of FRN": (
         lambda: FilterResponseNormAct2d(64, act_layer=nn.Hardswish),
