@@ -154,18 +154,7 @@ class FusedBatchStatistics(Fused, BatchStatistics):
     """Base of the layers of batch statistics that have kernels."""
 
     kind: str  # of the operators
-
-    def __init__(
-        self, num_features: int, *, unbiased_running_var: bool = False, **options: Any
-    ) -> None:
-        super().__init__(num_features, **options)
-        if not isinstance(unbiased_running_var, bool):
-            raise ConfigError(f"{unbiased_running_var=} must be True or False")
-        self.unbiased_running_var = unbiased_running_var
-
-    def options(self) -> dict[str, Any]:
-        own = {"unbiased_running_var": True} if self.unbiased_running_var else {}
-        return {**super().options(), **own}
+    unbiased_running_var = False
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         v = None if self.v_init is None else self._own_v()
@@ -180,7 +169,21 @@ class FusedBatchStatistics(Fused, BatchStatistics):
         return y
 
 
-class EvoNormB0(FusedBatchStatistics):
+class _EvoNormB(FusedBatchStatistics):
+    def __init__(
+        self, num_features: int, *, unbiased_running_var: bool = False, **options: Any
+    ) -> None:
+        super().__init__(num_features, **options)
+        if not isinstance(unbiased_running_var, bool):
+            raise ConfigError(f"{unbiased_running_var=} must be True or False")
+        self.unbiased_running_var = unbiased_running_var
+
+    def options(self) -> dict[str, Any]:
+        own = {"unbiased_running_var": True} if self.unbiased_running_var else {}
+        return {**super().options(), **own}
+
+
+class EvoNormB0(_EvoNormB):
     """``x / max(std_{b,w,h}(x), v * x + std_{w,h}(x)) * gamma + beta`` (Table 2).
 
     Args:
@@ -195,7 +198,7 @@ class EvoNormB0(FusedBatchStatistics):
     kind = "b0"
 
 
-class EvoNormB1(FusedBatchStatistics):
+class EvoNormB1(_EvoNormB):
     """``x / max(std_{b,w,h}(x), (x + 1) * rms_{w,h}(x)) * gamma + beta`` (Table 2).
 
     See :class:`EvoNormB0` for the arguments.
@@ -204,7 +207,7 @@ class EvoNormB1(FusedBatchStatistics):
     kind = "b1"
 
 
-class EvoNormB2(FusedBatchStatistics):
+class EvoNormB2(_EvoNormB):
     """``x / max(std_{b,w,h}(x), rms_{w,h}(x) - x) * gamma + beta`` (Table 2).
 
     See :class:`EvoNormB0` for the arguments.
