@@ -40,12 +40,6 @@ def forget_sets():
             MetadataCatalog.remove(name)
 
 
-@pytest.fixture(autouse=True)
-def unregister():
-    yield
-    forget_sets()
-
-
 def arguments(config, shapes, *options):
     flags = [x for k, v in shapes.items() for x in ("--" + k.replace("_", "-"), str(v))]
     batch = "dataloader.train.total_batch_size=2"
