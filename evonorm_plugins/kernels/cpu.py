@@ -21,7 +21,7 @@ import torch
 
 _NAME = "evonorm_plugins.kernels._evonorm"
 # Of csrc/module.c: raised with every change of what an entry takes.
-_INTERFACE = 2
+_INTERFACE = 3
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/evonorm.h
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
 _KINDS = {"b0": 0, "b1": 1, "b2": 2, "rs_rej": 3}
@@ -52,7 +52,7 @@ def connect(library: ModuleType) -> None:
     """Tell the library what it needs to know of torch."""
     # Of the DLPack protocol. Before torch 2.10 there is none, and attributes are read instead.
     functions = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    library.prepare(Unfit, *_DTYPES, functions)
+    library.prepare(Unfit, *_DTYPES, torch.Tensor, functions)
 
 
 _library = _load()
@@ -94,8 +94,9 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
 
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
-    shape = x.shape[0], max(0, min(groups, x.shape[1]))
-    y, mean = torch.empty_like(x), weight.new_empty(shape)
+    samples, channels, _, _ = x.shape
+    # Numbers one by one: a tuple of them takes a third of a microsecond more.
+    y, mean = torch.empty_like(x), weight.new_empty(samples, max(0, min(groups, channels)))
     rstd = torch.empty_like(mean)
     _library.sample_forward(*(_threads(), x, weight, v, bias, groups, eps, centred), y, mean, rstd)
     return y, mean, rstd
@@ -162,8 +163,8 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
     RS + rej has no mean and var of samples: None; that of the batch is the mean of squares.
     """
     own = batch_var is None
-    shape = x.shape[:2]
-    new_mean = weight.new_empty(shape[1] if own else 0)
+    samples, channels, _, _ = x.shape
+    new_mean = weight.new_empty(channels if own else 0)
     new_var = torch.empty_like(new_mean)
     if kind == "rs_rej":
         mean = var = None
@@ -171,7 +172,7 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
             y = batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps)
             return y, mean, var, new_mean, new_var
     else:
-        mean = weight.new_empty(shape)
+        mean = weight.new_empty(samples, channels)
         var = torch.empty_like(mean)
     y = torch.empty_like(x)
     used = (new_mean, new_var) if own else (None, batch_var)

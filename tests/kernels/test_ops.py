@@ -291,7 +291,7 @@ def test_without_the_dlpack_protocol(kind, draw, differentiate):
         arguments["x"] = arguments["x"].to(memory_format=layout)
         expected = differentiate(kind, arguments, dy, "cpu")
         try:
-            cpu._library.prepare(cpu.Unfit, *cpu._DTYPES, None)
+            cpu._library.prepare(cpu.Unfit, *cpu._DTYPES, torch.Tensor, None)
             actual = differentiate(kind, arguments, dy, "cpu")
             with pytest.raises(cpu.Unfit):
                 cpu.affine_forward(dy, arguments["weight"][..., 1:], arguments["bias"])

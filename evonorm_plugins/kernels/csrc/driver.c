@@ -81,6 +81,7 @@ enum {
     VECTOR = 16,             /* channels: a part begins at a multiple, where channels are last */
     FEW_CHANNELS = 128,      /* of each pixel: less at a time leaves too much of a page unread */
     MANY_CHANNELS = 256,     /* more do not make it faster */
+    PACKED_BYTES = 8 << 10,  /* of a tensor, for which the stack has room */
 };
 
 /* Columns that give each thread four parts, of several that make `others` each: some come late. */
@@ -228,8 +229,7 @@ static void *make_scratch(problem *p, int is_forward)
     return memory;
 }
 
-/* Returns DONE, or SHORT_OF_MEMORY. */
-int evonorm_run(const problem *given, const pass *a, int steps)
+static int run(const problem *given, const pass *a, int steps)
 {
     problem p = *given;
     void *scratch = make_scratch(&p, !a->fold_parameters);
@@ -244,4 +244,52 @@ int evonorm_run(const problem *given, const pass *a, int steps)
     run_pass(&p, a, steps);
     free(scratch);
     return DONE;
+}
+
+/* Matrices (rows, columns) -> (columns, rows), one after the other. */
+static void transpose(const problem *p, const void *from, void *to, int64_t rows, int64_t columns)
+{
+    const uint32_t *words = from;
+    const uint16_t *halves = from;
+    for (int64_t n = 0, at = 0; n < p->samples; n++)
+        for (int64_t j = 0; j < columns; j++)
+            for (int64_t i = 0; i < rows; i++, at++) {
+                int64_t of = (n * rows + i) * columns + j;
+                if (p->dtype == FLOAT32)
+                    ((uint32_t *)to)[at] = words[of];
+                else
+                    ((uint16_t *)to)[at] = halves[of];
+            }
+}
+
+/* Whether x is small and its rows, the pixels of a channel, leave most of a vector idle. */
+static int has_short_rows(const problem *p)
+{
+    int64_t elements = p->samples * p->channels * p->pixels, lanes = 4 << level;
+    return !p->channels_last && p->pixels > 1 && 2 * p->pixels <= lanes
+           && p->channels >= lanes && bytes_of(p, elements) <= PACKED_BYTES;
+}
+
+/* With a copy of x that has channels last, so that vectors are full. */
+static int run_packed(const problem *given, const pass *a, int steps)
+{
+    problem p = *given;
+    uint32_t x[PACKED_BYTES / 4], dy[PACKED_BYTES / 4], out[PACKED_BYTES / 4];
+    transpose(&p, p.x, x, p.channels, p.pixels);
+    p.x = x;
+    if (p.dy) {
+        transpose(&p, p.dy, dy, p.channels, p.pixels);
+        p.dy = dy;
+    }
+    if (p.out) p.out = out;
+    p.channels_last = 1;
+    int status = run(&p, a, steps);
+    if (p.out && status == DONE) transpose(&p, out, given->out, p.pixels, p.channels);
+    return status;
+}
+
+/* Returns DONE, or SHORT_OF_MEMORY. */
+int evonorm_run(const problem *p, const pass *a, int steps)
+{
+    return has_short_rows(p) ? run_packed(p, a, steps) : run(p, a, steps);
 }

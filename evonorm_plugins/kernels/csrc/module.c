@@ -12,7 +12,7 @@
 #include "driver.h"
 
 /* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
-enum { INTERFACE = 2 };
+enum { INTERFACE = 3 };
 /* Elements from which on other threads of Python run meanwhile: below, the switch takes longer. */
 enum { LARGE_WORK = 32 << 10 };
 
@@ -255,16 +255,17 @@ static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssi
     Py_RETURN_NONE;
 }
 
-/* What is raised where a tensor is not as it must be; and for tensors.h the dtypes, in the order of
-   the enum, and of torch.Tensor __dlpack_c_exchange_api__, or None. */
+/* What is raised where a tensor is not as it must be; and what tensors.h needs: the dtypes, torch.Tensor
+   and its table of functions. */
 static PyObject *prepare(PyObject *self, PyObject *arguments)
 {
     (void)self;
-    PyObject *dtypes[3], *functions;
-    if (!PyArg_ParseTuple(arguments, "OOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2], &functions))
+    PyObject *dtypes[3], *type, *functions;
+    if (!PyArg_ParseTuple(arguments, "OOOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2], &type,
+                          &functions))
         return NULL;
     Py_INCREF(unfit);
-    if (!evonorm_prepare_tensors(dtypes, functions)) return NULL;
+    if (!evonorm_prepare_tensors(dtypes, type, functions)) return NULL;
     Py_RETURN_NONE;
 }
 

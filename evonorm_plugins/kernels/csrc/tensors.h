@@ -14,9 +14,9 @@ typedef struct {
     int64_t sizes[MOST_AXES], strides[MOST_AXES];
 } view;
 
-/* The dtypes, in the order of the enum of evonorm.h; __dlpack_c_exchange_api__ or None. Returns 0 and
-   an exception where it fails. */
-int evonorm_prepare_tensors(PyObject *dtypes[3], PyObject *functions);
+/* The dtypes, in the order of the enum of evonorm.h; torch.Tensor; its __dlpack_c_exchange_api__ or
+   None. Returns 0 and an exception where it fails. */
+int evonorm_prepare_tensors(PyObject *dtypes[3], PyObject *type, PyObject *functions);
 
 /* Whether it is a tensor of a CPU, which is then read. There may be an exception where it is not. */
 int evonorm_read_view(PyObject *tensor, view *to);

@@ -44,10 +44,10 @@ def _fake_backward(dy, x, weight, impl):
 
 
 def _gradients(ctx, dy):
-    x, weight, bias = ctx.saved_tensors
+    x, weight = ctx.saved_tensors
     if torch.is_grad_enabled():
-        needed = ctx.needs_input_grad[:3]
-        return formulas.gradients(formulas.affine, (x, weight, bias), dy, needed)
+        tensors, needed = (x, weight, results.any_bias(weight)), ctx.needs_input_grad[:3]
+        return formulas.gradients(formulas.affine, tensors, dy, needed)
     return _affine_backward(dy, x, weight, *ctx.options)
 
 
@@ -58,6 +58,7 @@ apply_affine = Differentiable(
     kernel=_forward,
     fake=_fake_forward,
     backward=_gradients,
+    unsaved="bias",
 )
 _affine_backward = Operator(
     "affine_backward(Tensor dy, Tensor x, Tensor weight, str impl) -> "

@@ -103,10 +103,11 @@ def _fake_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
 
 
 def _gradients(ctx, dy):
-    x, weight, bias, v, batch_var, mean, var, own_mean, own_var = ctx.saved_tensors
+    x, weight, v, batch_var, mean, var, own_mean, own_var = ctx.saved_tensors
     kind, eps, impl = ctx.options
     if torch.is_grad_enabled():
-        tensors, needed = (x, weight, bias, v, batch_var), ctx.needs_input_grad[:5]
+        tensors = (x, weight, results.any_bias(weight), v, batch_var)
+        needed = ctx.needs_input_grad[:5]
         return formulas.gradients(formula_of(kind, eps), tensors, dy, needed)
     if not has_own(kind):
         mean = var = None
@@ -134,6 +135,7 @@ apply_batch = Differentiable(
     fake=_fake_forward,
     backward=_gradients,
     shows_last=True,
+    unsaved="bias",
 )
 _batch_backward = Operator(
     "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor? mean, Tensor? var, "

@@ -1,6 +1,7 @@
 """How an operator is registered, and called past the dispatcher where nobody looks on."""
 
 import inspect
+from operator import itemgetter
 
 import torch
 
@@ -75,16 +76,19 @@ class Differentiable(Operator):
         backward: ``backward(ctx, dy)`` gives the gradients of the tensors, in their order.
             ``ctx.needs_input_grad`` begins with theirs, ``ctx.saved_tensors`` are the tensors and
             the statistics, ``ctx.options`` the other arguments.
+        unsaved: the name of a tensor that is not among those saved: no gradient depends on it.
     """
 
-    def __init__(self, schema, tensors, kernel, fake, backward, shows_last=False):
+    def __init__(self, schema, tensors, kernel, fake, backward, shows_last=False, unsaved=None):
         super().__init__(schema, tensors, kernel, fake)
         self.shows_last = shows_last
-        no_gradients = (None,) * len(inspect.signature(kernel).parameters)
+        names = list(inspect.signature(kernel).parameters)
+        no_gradients = (None,) * len(names)
+        saved = itemgetter(*(i for i in range(tensors) if names[i] != unsaved))
 
         def keep(ctx, inputs, output):
             statistics = output[1:] if isinstance(output, tuple) else ()
-            ctx.save_for_backward(*inputs[:tensors], *statistics)
+            ctx.save_for_backward(*saved(inputs), *statistics)
             ctx.options = inputs[tensors:]
             ctx.mark_non_differentiable(*statistics)
             ctx.set_materialize_grads(False)
@@ -107,9 +111,9 @@ class Differentiable(Operator):
                 results = kernel(*inputs, *ctx.options)
                 ctx.set_materialize_grads(False)
                 if not isinstance(results, tuple):
-                    ctx.save_for_backward(*inputs)
+                    ctx.save_for_backward(*saved(inputs))
                     return results
-                ctx.save_for_backward(*inputs, *results[1:])
+                ctx.save_for_backward(*saved(inputs), *results[1:])
                 if not shows_last:
                     return results[0]
                 ctx.mark_non_differentiable(results[-1])

@@ -15,6 +15,11 @@ def no_gradients(weight, v):
     return torch.zeros_like(weight), torch.zeros_like(weight), dv
 
 
+def any_bias(weight):
+    """What stands for beta, on whose value no gradient depends, in a formula to differentiate."""
+    return torch.zeros_like(weight, requires_grad=True)
+
+
 def as_given(dweight, dbias, dv, weight, v):
     """Gradients in the dtype of the parameters."""
     if weight.dtype is not FLOAT32:

@@ -58,7 +58,7 @@ def _fake_backward(dy, x, weight, v, mean, rstd, kind, impl):
 
 
 def _gradients(ctx, dy):
-    x, weight, bias, v, mean, rstd = ctx.saved_tensors
+    x, weight, v, mean, rstd = ctx.saved_tensors
     kind, groups, eps, impl = ctx.options
     if torch.is_grad_enabled():
 
@@ -66,7 +66,8 @@ def _gradients(ctx, dy):
             parameters = [weight, bias] if v is None else [weight, bias, v]
             return getattr(formulas, kind)(x, *parameters, groups=groups, eps=eps)
 
-        return formulas.gradients(formula, (x, weight, bias, v), dy, ctx.needs_input_grad[:4])
+        tensors = (x, weight, results.any_bias(weight), v)
+        return formulas.gradients(formula, tensors, dy, ctx.needs_input_grad[:4])
     dx, dweight, dbias, dv = _sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
     return dx, dweight, dbias, None if v is None else dv
 
@@ -79,6 +80,7 @@ apply_sample = Differentiable(
     kernel=_forward,
     fake=_fake_forward,
     backward=_gradients,
+    unsaved="bias",
 )
 _sample_backward = Operator(
     "sample_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean, Tensor rstd, "
