@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from evonorm_plugins.benchmarks import PAIRS, measure
+from evonorm_plugins.benchmarks import PAIRS, measure, stub
 from evonorm_plugins.benchmarks.layers import FORMATS, build_pair
 from evonorm_plugins.registry import get_norm_act
 from evonorm_plugins.text_table import aligned
@@ -18,6 +18,19 @@ UNTIMED = 5  # before them: another competitor was at work
 WARMUP = 3
 RIVAL = "BN+ReLU"
 PHASES = ("forward", "fwd+bwd")
+
+
+def stub_triton():
+    """Put a stub in the place of Triton's driver, and say so; returns what tells its launches.
+
+    Raises:
+        RunError: there is no Triton, an old one, or its interpreter is on.
+    """
+    driver = stub.install()
+    measure.say(
+        "a stub is Triton's driver: kernels are compiled, their launches counted and dropped"
+    )
+    return driver.launches.total
 
 
 def run_host(args, launches=None):
@@ -47,6 +60,8 @@ def _run_shape(args, shape, launches):
         "shape": "x".join(map(str, shape)),
         "layout": args.layout,
         **measure.environment(args.device),
+        "impl": args.impl,
+        "stubbed": launches is not None,
     }
     rows = []
     for name, found in times.items():

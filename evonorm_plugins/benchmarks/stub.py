@@ -96,10 +96,12 @@ def install() -> Stub:
     Call it before Triton launches anything; it stays. What kernels return is not computed.
 
     Raises:
-        RunError: Triton's interpreter is on.
-        RuntimeError: there is no Triton, or an old one.
+        RunError: Triton's interpreter is on, or there is no Triton, or an old one.
     """
-    kernels = backend("triton")
+    try:
+        kernels = backend("triton")
+    except RuntimeError as error:
+        raise RunError(str(error)) from None
     if kernels.INTERPRETED:
         raise RunError("TRITON_INTERPRET is set; a stub of a driver needs Triton's compiler")
     stub = Stub()

@@ -64,14 +64,13 @@ def select(impl: str, x: torch.Tensor, direct: bool = False) -> str:
         ValueError: no such implementation.
         RuntimeError: the one asked for cannot run on ``x``.
     """
-    if (
-        direct
-        and x.is_cpu
-        and impl in ("auto", "cpu")
-        and x.dtype in DTYPES
-        and not _MISSING["cpu"]
-    ):
-        return "cpu"
+    if direct and x.dtype in DTYPES:
+        if x.is_cpu and impl in ("auto", "cpu") and not _MISSING["cpu"]:
+            return "cpu"
+        # Only Triton's interpreter, or a stub of its driver, takes tensors of the CPU.
+        may_be_triton = impl == "triton" or (impl == "auto" and x.is_cuda)
+        if may_be_triton and not _MISSING["triton"] and not backend("triton").unavailable(x):
+            return "triton"
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if impl == "torch":

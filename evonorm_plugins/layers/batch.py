@@ -165,7 +165,7 @@ class FusedBatchStatistics(Fused, BatchStatistics):
         y, var = F.series_b_train(self.kind, x, weight, bias, v, group, self.eps, self.impl)
         if self.unbiased_running_var:
             var = var * _unbiasing(x, group)
-        move_average(self._buffers["running_var"], var, self.momentum)
+        move_average(self._buffers["running_var"], var, self.momentum, self.impl)
         return y
 
 

@@ -22,6 +22,7 @@ from evonorm_plugins.benchmarks import stub
 
 driver = stub.install()
 
+from evonorm_plugins import get_norm_act  # noqa: E402
 from evonorm_plugins.kernels import triton as kernels  # noqa: E402
 from evonorm_plugins.kernels.triton import launch, plan  # noqa: E402
 
@@ -80,6 +81,7 @@ def compiles():
     call(new(2, 64, 14, 14), 32, "gn_relu")
     call(new(1, 256, 100, 100, dtype=torch.float32), 32, "gn_swish", conditional=True)
     call(new(2, 64, 200, 200).to(memory_format=LAST), 64, "frn")
+    kernels.move_average(torch.ones(64), torch.ones(64), 0.1)
     names = (f"{kernels.__name__}.{m.name}" for m in pkgutil.iter_modules(kernels.__path__))
     modules = [importlib.import_module(name) for name in names]
     expected = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
@@ -284,6 +286,28 @@ def launches_few_kernels():
         assert found == expected, (kind, shape, found)
 
 
+LAUNCHED_BY_LAYERS = {  # forward and backward
+    "EvoNormS0": (1, 1),
+    "EvoNormB0": (3, 2),  # one more for the moving average
+}
+
+
+def layers_launch_what_kernels_do():
+    """Where nobody looks on, in both formats; nothing else computes."""
+    for (name, expected), layout in itertools.product(
+        LAUNCHED_BY_LAYERS.items(), (torch.contiguous_format, LAST)
+    ):
+        layer = get_norm_act(name, 64, impl="triton")
+        x = torch.randn(1, 64, 4, 4).to(memory_format=layout).requires_grad_()
+        driver.launches.clear()
+        y = layer(x)
+        forward = driver.launches.total()
+        y.backward(torch.ones_like(y))
+        found = forward, driver.launches.total() - forward
+        assert found == expected, (name, layout, found)
+        assert x.grad.stride() == y.stride() == x.stride()
+
+
 CHECKS = (
     launches_what_triton_would,
     follows_the_device_and_the_stream,
@@ -291,6 +315,7 @@ CHECKS = (
     takes_every_value,
     keeps_few,
     launches_few_kernels,
+    layers_launch_what_kernels_do,
 )
 
 

@@ -33,6 +33,8 @@ SHAPES = [
     (2, 4, 32, 32),
     (1, 8, 41, 75),
     (1, 68, 9, 11),
+    (2, 36, 1, 2),  # rows shorter than a vector: packed
+    (1, 20, 2, 4),
 ]
 HALF = [torch.bfloat16, torch.float16]
 
@@ -49,7 +51,7 @@ def test_shapes(kind, shape, layout, draw, assert_as_good_as_torch):
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels last"])
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-@pytest.mark.parametrize("shape", [(3, 8, 5, 7), (2, 68, 33, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 8, 5, 7), (2, 68, 33, 33), (2, 36, 1, 2)], ids=str)
 def test_half_precision(kind, dtype, shape, layout, draw, assert_as_good_as_torch):
     arguments, dy = draw(shape, dtype=dtype, scale=2, shift=0.3)
     arguments["x"] = LAYOUTS[layout](arguments["x"])

@@ -248,6 +248,28 @@ def test_parameters_that_shrink_before_the_backward_pass_are_refused():
 
 
 @NEEDS_CPU
+@pytest.mark.parametrize("apply_act", [True, False])
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
+def test_beta_may_change_before_the_backward_pass(name, apply_act, draw):
+    """No gradient depends on it, of first or second order, and it is not kept."""
+    layer = get_norm_act(name, 8, apply_act=apply_act)
+    x = draw((2, 8, 3, 3))[0]["x"].requires_grad_()
+    found = []
+    for changed in (False, True):
+        y = layer(x)
+        if changed:
+            with torch.no_grad():
+                layer.bias += 1
+        inputs = [x, *layer.parameters()]
+        first = torch.autograd.grad(y.square().sum(), inputs, create_graph=True, retain_graph=True)
+        again = torch.autograd.grad(first[0].square().sum(), [x, layer.weight])
+        found.append([*torch.autograd.grad(y.sum(), inputs), *again])
+        layer.zero_grad()
+    # Of y.sum() alone: y itself is the same, for it was made before the change.
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@NEEDS_CPU
 @pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0"])
 def test_numbers_that_are_stored_negated(name):
     """As the imaginary part of what is conjugate; with one element it is contiguous."""

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,28 @@ from evonorm_plugins import get_norm_act, kernels
 NEEDS_CPU = pytest.mark.skipif(
     kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
 )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("impl", kernels.IMPLEMENTATIONS)
+def test_a_direct_call_selects_the_same(impl, dtype, device, monkeypatch):
+    """By the short way and by the long one; backends as if all were there."""
+    x = SimpleNamespace(device=torch.device(device), dtype=dtype)
+    x.is_cpu, x.is_cuda = device == "cpu", device == "cuda"
+    triton = SimpleNamespace(unavailable=lambda x: None if x.is_cuda else "x is on cpu")
+    monkeypatch.setattr(kernels, "_MISSING", {"cpu": None, "triton": None})
+    monkeypatch.setattr(kernels, "backend", lambda name: triton)
+
+    def selected(direct):
+        try:
+            return kernels.select(impl, x, direct)
+        except RuntimeError as error:
+            return str(error)
+
+    assert selected(True) == selected(False)
+    if impl == "auto" and dtype is not torch.float64:
+        assert selected(True) == {"cpu": "cpu", "cuda": "triton"}[device]
 
 
 @NEEDS_CPU

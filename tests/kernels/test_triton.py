@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from evonorm_plugins import statistics
+from evonorm_plugins.kernels.ops import move_average
+
 HAS_CUDA = torch.cuda.is_available()  # otherwise tests/conftest.py asks for the interpreter
 triton = pytest.importorskip("triton")
 kernels = pytest.importorskip("evonorm_plugins.kernels.triton")
@@ -37,6 +40,33 @@ def test_aligned_results(draw_here):
     _, *own = kernels.batch_forward(x, weight, bias, v, None, "b0", 0.1)
     results = [*own, *kernels.batch_backward(dy, x, weight, v, *own, "b0", 0.1)]
     assert all(t.data_ptr() % 16 == 0 and t.is_contiguous() for t in results)
+
+
+@pytest.mark.parametrize("momentum", [0, 0.1, 0.75, 1])
+def test_moving_average(momentum):
+    """In one launch, as in plain torch; a value that is not finite leaves the average as it was."""
+    average = torch.linspace(-2, 3, 300, device=DEVICE)
+    value = torch.linspace(5, 1, 300, device=DEVICE)
+    value[[3, 280]] = torch.tensor([float("inf"), float("nan")], device=DEVICE)
+    expected = average.clone()
+    statistics.update_moving_average(expected, value, momentum)
+    version = average._version
+    move_average(average, value, momentum, "triton")
+    assert average._version > version
+    torch.testing.assert_close(average, expected)
+
+
+def test_moving_averages_that_the_kernel_does_not_take(monkeypatch):
+    """Plain torch moves them."""
+    monkeypatch.setattr(kernels, "move_average", None)  # is not called
+    value = torch.tensor([4.0, 8.0], device=DEVICE)
+    for average in (
+        torch.zeros(2, dtype=torch.bfloat16, device=DEVICE),
+        torch.zeros(4, device=DEVICE)[::2],
+        torch.zeros(2, device=DEVICE)._neg_view(),
+    ):
+        move_average(average, value, 0.5, "triton")
+        assert average.tolist() == [2, 4]
 
 
 def test_unavailable():

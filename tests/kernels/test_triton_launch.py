@@ -39,6 +39,7 @@ def failed():
         "takes_every_value",
         "keeps_few",
         "launches_few_kernels",
+        "layers_launch_what_kernels_do",
     ],
 )
 def test_stubbed(check, failed):

@@ -3,6 +3,9 @@
 import csv
 import importlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -433,3 +436,27 @@ def test_host_time_is_the_least_mean_of_turns(main, capsys):
     counted = host.run_host(args, lambda: next(counter))
     assert all(row["forward_launches"] == row["fwd+bwd_launches"] == 1 for row in counted)
     assert "fwd+bwd launches" in host.host_report(counted)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to launch on")
+def test_host_time_of_triton_without_a_gpu():
+    """A stub is the driver of a process of its own, which says so and counts launches."""
+    pytest.importorskip("triton")
+    options = ["--impl", "triton", "--shapes", "1x64x4x4", "--layers", "EvoNormS0"]
+    command = [sys.executable, TOOLS / "benchmark.py", "host", *options, "--repeats", "1", "--json"]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "a stub is Triton's driver" in result.stderr
+    rows = {row["competitor"]: row for row in json.loads(result.stdout)["rows"]}
+    assert all(row["stubbed"] and row["impl"] == "triton" for row in rows.values())
+    launches = {name: row["fwd+bwd_launches"] for name, row in rows.items()}
+    assert launches == {"BN+ReLU": 0, "GN+ReLU": 0, "GN+SiLU": 0, "EvoNormS0": 2, "affine": 2}
+
+
+def test_host_time_of_triton_under_its_interpreter(main, capsys):
+    triton = pytest.importorskip("evonorm_plugins.kernels.triton")
+    if not triton.INTERPRETED:
+        pytest.skip("there is a GPU")
+    assert main(["host", "--impl", "triton"]) == 1
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err

@@ -3,20 +3,31 @@
 import torch
 
 from evonorm_plugins import statistics
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend, cpu, select
 from evonorm_plugins.kernels.ops.operator import is_direct
 
 
-def move_average(average, value, momentum):
-    """:func:`evonorm_plugins.statistics.update_moving_average`, in one step on a CPU."""
-    direct = is_direct(average, value) and average.is_cpu and not cpu.missing()
-    if direct and not average.requires_grad and not average.is_inference():
-        try:
-            cpu.move_average(average, value, momentum)
-        except cpu.Unfit:
-            pass
-        else:
-            # Who kept the average for a backward pass must hear of what went past autograd.
-            torch.autograd.graph.increment_version(average)
-            return
-    statistics.update_moving_average(average, value, momentum)
+def move_average(average, value, momentum, impl):
+    """:func:`evonorm_plugins.statistics.update_moving_average`, in one step of a kernel.
+
+    Where kernels are not what ``impl`` stands for, or somebody looks on, that function does it.
+    """
+    direct = is_direct(average, value) and not average.requires_grad and not average.is_inference()
+    name = select(impl, average, True) if direct and average.dtype is torch.float32 else "torch"
+    if name == "torch" or not _moves(name, average, value, momentum):
+        statistics.update_moving_average(average, value, momentum)
+    else:
+        # Who kept the average for a backward pass must hear of what went past autograd.
+        torch.autograd.graph.increment_version(average)
+
+
+def _moves(name, average, value, momentum):
+    """Whether the kernel takes both; it has then been called."""
+    module = backend(name)
+    if name == "triton" and not module.fits_average(average, value):
+        return False
+    try:
+        module.move_average(average, value, momentum)
+    except cpu.Unfit:
+        return False
+    return True

@@ -22,6 +22,8 @@ import torch
 import triton
 
 from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
+from evonorm_plugins.kernels.triton.average import fits as fits_average
+from evonorm_plugins.kernels.triton.average import move_average
 from evonorm_plugins.kernels.triton.batch import batch_apply, batch_forward, batch_moments
 from evonorm_plugins.kernels.triton.batch_gradients import (
     batch_backward,
@@ -44,8 +46,10 @@ __all__ = [
     "batch_moments",
     "batch_reduce",
     "computes_on",
+    "fits_average",
     "group_backward",
     "group_forward",
+    "move_average",
     "sample_backward",
     "sample_forward",
     "unavailable",
