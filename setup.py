@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
-STEMS = ("module", "tensors", "driver", "sample", "group", "batch", "affine")
+STEMS = ("module", "tensors", "driver", "sample", "group", "batch", "affine", "average")
 CSRC = "evonorm_plugins/kernels/csrc"
 OPENMP = "-fopenmp"
 # Needs no header of torch, and of Python the stable ABI alone, so that one library serves every

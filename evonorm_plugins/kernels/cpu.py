@@ -98,16 +98,18 @@ def sample_forward(x, weight, bias, v, groups, eps, centred):
     # Numbers one by one: a tuple of them takes a third of a microsecond more.
     y, mean = torch.empty_like(x), weight.new_empty(samples, max(0, min(groups, channels)))
     rstd = torch.empty_like(mean)
-    _library.sample_forward(*(_threads(), x, weight, v, bias, groups, eps, centred), y, mean, rstd)
+    _library.sample_forward(_threads(), x, weight, v, bias, groups, eps, centred, y, mean, rstd)
     return y, mean, rstd
 
 
 def sample_backward(dy, x, weight, v, mean, rstd, centred):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx = torch.empty_like(x)
-    parameters = _gradients(weight, v)
-    _library.sample_backward(*(_threads(), x, weight, v, mean, rstd, centred, dy), dx, *parameters)
-    return dx, *parameters
+    dweight, dbias, dv = _gradients(weight, v)
+    _library.sample_backward(
+        _threads(), x, weight, v, mean, rstd, centred, dy, dx, dweight, dbias, dv
+    )
+    return dx, dweight, dbias, dv
 
 
 def group_forward(x, weight, bias, v, statistics, act, groups, eps):

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <stddef.h>
 
+#include "average.h"
 #include "driver.h"
 
 /* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
@@ -226,33 +227,18 @@ static PyObject *call_entry(PyObject *self, PyObject *const *arguments, Py_ssize
     return finish(&p, status);
 }
 
-/* The average, the value, and its share in what comes of both; (C) each. An average that would not be
-   finite stays as it is. */
 static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
 {
     (void)self;
-    view average_view, value_view;
+    problem none = {0};
+    view average, value;
     if (given != 3)
         return PyErr_Format(PyExc_TypeError, "move_average was given %zd arguments", given);
     float share = (float)PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    problem p = {0};
-    if (!evonorm_read_plain(arguments[0], &average_view)) return finish(&p, REFUSED);
-    if (!evonorm_read_plain(arguments[1], &value_view)) return finish(&p, REFUSED);
-    p.channels = average_view.axes == 1 ? average_view.sizes[0] : -1;
-    if (average_view.dtype != FLOAT32 || value_view.dtype != FLOAT32
-        || !has_shape(&p, OF_CHANNEL, &value_view) || !evonorm_is_contiguous(&average_view)
-        || !evonorm_is_contiguous(&value_view))
-        return finish(&p, REFUSED);
-    float *average = average_view.data;
-    const float *value = value_view.data;
-    for (int64_t i = 0; i < p.channels; i++) {
-        float step = value[i] - average[i];
-        /* From the nearer end, as torch.lerp: a share of 1 gives the value itself. */
-        float moved = share < 0.5f ? average[i] + share * step : value[i] - (1 - share) * step;
-        if (isfinite(moved)) average[i] = moved;
-    }
-    Py_RETURN_NONE;
+    if (!evonorm_read_plain(arguments[0], &average) || !evonorm_read_plain(arguments[1], &value))
+        return finish(&none, REFUSED);
+    return finish(&none, evonorm_move_average(&average, &value, share));
 }
 
 /* What is raised where a tensor is not as it must be; and what tensors.h needs: the dtypes, torch.Tensor

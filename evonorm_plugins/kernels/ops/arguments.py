@@ -13,7 +13,6 @@ from evonorm_plugins.kernels import DTYPES, backend
 # Looked up once, for these functions run with every call.
 FLOAT32 = torch.float32
 _STRIDED = torch.strided
-_NONE = type(None)
 
 
 def sizes(x):
@@ -27,9 +26,9 @@ def sizes(x):
     return shape
 
 
-def may_fit(x, *others):
-    """Whether it is worth a call of the CPU's kernels to learn whether they take all of them."""
-    return x is not None and _NONE not in map(type, others) and x.is_cpu and x.dim() == 4
+def may_fit(x, weight):
+    """Whether it is worth a call of the CPU's kernels to learn whether they take all arguments."""
+    return x is not None and weight is not None and x.is_cpu and x.dim() == 4
 
 
 def check_kind(kind, kinds, v):

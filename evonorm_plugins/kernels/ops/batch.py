@@ -53,11 +53,8 @@ def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
-    if (
-        impl == "cpu"
-        and KINDS.get(kind) is (v is not None)
-        and arguments.may_fit(x, weight, batch_var)
-    ):
+    fits = batch_var is not None and KINDS.get(kind) is (v is not None)
+    if impl == "cpu" and fits and arguments.may_fit(x, weight):
         given = mean, var, batch_mean, batch_var
         try:
             return cpu.batch_backward(dy, x, weight, v, *given, kind, eps)

@@ -109,13 +109,13 @@ class Differentiable(Operator):
             def forward(ctx, *arguments):
                 inputs, ctx.options = arguments[:tensors], arguments[tensors]
                 results = kernel(*inputs, *ctx.options)
-                ctx.set_materialize_grads(False)
                 if not isinstance(results, tuple):
                     ctx.save_for_backward(*saved(inputs))
                     return results
                 ctx.save_for_backward(*saved(inputs), *results[1:])
                 if not shows_last:
                     return results[0]
+                ctx.set_materialize_grads(False)
                 ctx.mark_non_differentiable(results[-1])
                 return results[0], results[-1]
 

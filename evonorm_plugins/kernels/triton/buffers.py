@@ -24,7 +24,10 @@ def floats(like, *shape):
 
 def planes(like, number, shape):
     """``number`` tensors of ``shape``, ``(C,)`` or ``(N, C)``, in one such memory."""
-    strides = (plane(math.prod(shape)), *shape[1:], 1)
+    size = math.prod(shape)
+    if size == plane(size):
+        return floats(like, number, *shape).unbind(0)
+    strides = (plane(size), *shape[1:], 1)
     return torch.empty_strided(
         (number, *shape), strides, dtype=torch.float32, device=like.device
     ).unbind(0)
