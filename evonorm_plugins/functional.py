@@ -4,7 +4,8 @@ Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (ar
 Table 2 (B series) and Table 3 (S series); the formulas themselves are in
 :mod:`evonorm_plugins.formulas`.
 
-Shapes: ``x`` is ``(N, C, H, W)``; ``weight`` (gamma) and ``bias`` (beta) are ``(C,)``, or
+Shapes: ``x`` is ``(N, C, H, W)``, or has any other number of spatial dimensions, ``(N, C)``,
+``(N, C, L)``, ``(N, C, D, H, W)``, over all of which w,h in a formula then goes; ``weight`` (gamma) and ``bias`` (beta) are ``(C,)``, or
 ``(N, C)`` where each sample has its own; ``v`` is ``(C,)``. Every variance is biased and centred,
 eps is added under the square root, statistics are computed in float32 (float64 for float64 input),
 and the result has the dtype and memory format of ``x``. Only ``x`` and per-channel or per-group
@@ -32,6 +33,7 @@ from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
 from evonorm_plugins.modes import is_captured
+from evonorm_plugins.planes import as_planes
 from evonorm_plugins.recompute import apply, relu
 from evonorm_plugins.statistics import batch_variance
 
@@ -196,6 +198,8 @@ def evonorm_b2_train(
 
 def channel_affine(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     """``gamma * x + beta`` per channel: what the paper puts where no activation follows."""
+    if x.dim() != 4:
+        return channel_affine(as_planes(x), weight, bias, impl=impl).reshape(x.shape)
     direct = ops.is_direct(x, weight, bias)
     impl = select(impl, x, direct)
     if impl == "torch":
@@ -243,6 +247,10 @@ def group_norm_act(
 
     Source: Wu, He (arXiv 1803.08494), equations 1 to 7; rows of the paper's Table 3.
     """
+    if x.dim() != 4:
+        options = {"act": act, "statistics": statistics}
+        y = group_norm_act(as_planes(x), weight, bias, v, groups=groups, eps=eps, impl=impl, **options)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     groups = effective_groups(x.shape[1], groups)
@@ -340,6 +348,9 @@ def series_s(
     eps: float,
     impl: str,
 ) -> Tensor:
+    if x.dim() != 4:
+        y = series_s(kind, as_planes(x), weight, bias, v, groups, eps, impl)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     groups = effective_groups(x.shape[1], groups)
@@ -371,6 +382,9 @@ def series_b(
             if kind == "rs_rej"
             else f"batch_var is None: evonorm_{kind}_train takes that of x"
         )
+    if x.dim() != 4:
+        y = series_b(kind, as_planes(x), weight, bias, v, batch_var, eps, impl)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v, batch_var)
     impl = select(impl, x, direct)
     if impl == "torch":
@@ -390,6 +404,9 @@ def series_b_train(
     eps: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    if x.dim() != 4:
+        y, batch_var = series_b_train(kind, as_planes(x), weight, bias, v, group, eps, impl)
+        return y.reshape(x.shape), batch_var
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     if impl != "torch" and group is None:

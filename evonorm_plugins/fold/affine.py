@@ -12,7 +12,9 @@ _BATCH_NORMS = (
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
+    layers.CrossReplicaBatchNorm1d,
     layers.CrossReplicaBatchNorm2d,
+    layers.CrossReplicaBatchNorm3d,
 )
 # f(x) * gamma + beta; f is the identity where no activation is applied.
 _AFFINE_LAST = (
