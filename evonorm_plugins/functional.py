@@ -5,13 +5,14 @@ Table 2 (B series) and Table 3 (S series); the formulas themselves are in
 :mod:`evonorm_plugins.formulas`.
 
 Shapes: ``x`` is ``(N, C, H, W)``, or has any other number of spatial dimensions, ``(N, C)``,
-``(N, C, L)``, ``(N, C, D, H, W)``, over all of which w,h in a formula then goes; ``weight`` (gamma) and ``bias`` (beta) are ``(C,)``, or
-``(N, C)`` where each sample has its own; ``v`` is ``(C,)``. Every variance is biased and centred,
-eps is added under the square root, statistics are computed in float32 (float64 for float64 input),
-and the result has the dtype and memory format of ``x``. Only ``x`` and per-channel or per-group
-statistics are kept for the backward pass, so a caller may overwrite the result in place. All
-gradients can be differentiated again. The transforms of ``torch.func`` and forward-mode
-differentiation see the plain formula, all of whose values they may keep.
+``(N, C, L)``, ``(N, C, D, H, W)``: w,h in a formula stands for all of them. ``weight`` (gamma) and
+``bias`` (beta) are ``(C,)``, or ``(N, C)`` where each sample has its own; ``v`` is ``(C,)``. Every
+variance is biased and centred, eps is added under the square root, statistics are computed in
+float32 (float64 for float64 input), and the result has the dtype and memory format of ``x``. Only
+``x`` and per-channel or per-group statistics are kept for the backward pass, so a caller may
+overwrite the result in place. All gradients can be differentiated again. The transforms of
+``torch.func`` and forward-mode differentiation see the plain formula, all of whose values they may
+keep.
 
 ``impl`` says what computes: ``"torch"`` the plain formula, ``"cpu"`` and ``"triton"`` the fused
 kernels, ``"auto"`` the fused kernels for the device of ``x`` where they can run (not for float64)

@@ -14,7 +14,6 @@ from evonorm_plugins.fold import absorb
 from evonorm_plugins.fold.affine import MatrixOnly, is_frozen_batch_norm
 from evonorm_plugins.fold.ways import IDENTITIES, is_shape_query, way_through
 
-
 # Modules of (N, C, L), and those that give what they take, or a tensor of as many dimensions.
 _OF_SEQUENCES = (nn.Conv1d, nn.ConvTranspose1d, nn.AvgPool1d, nn.MaxPool1d)
 _OF_SEQUENCES += (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)

@@ -131,8 +131,8 @@ def convert_cross_replica(
     """Give every layer of batch statistics in ``module`` those of all ranks, in place.
 
     EvoNorm-B0, B1 and B2, "RS + rej", layer graphs, and every ``BatchNorm1d``, ``2d`` and ``3d``
-    (those of BN-ReLU and its kin). The layers stay the same objects with the same keys; only their class changes. Returns
-    ``module``.
+    (those of BN-ReLU and its kin). The layers stay the same objects with the same keys; only their
+    class changes. Returns ``module``.
     """
     convert_sync_evonorm(module, process_group)
     return change_classes(module, COUNTERPARTS, process_group)
