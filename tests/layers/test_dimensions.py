@@ -185,6 +185,14 @@ def test_one_vector(name, make, draw, gradients):
     torch.testing.assert_close(layer.running_var, 0.9 * before + square)
 
 
+@pytest.mark.one_impl
+def test_observers_see_planes(shape, make, draw):
+    layer, x, seen = make("EvoNormB0"), draw(*shape), {}
+    with layer.observed(lambda buffer, z: seen.update({buffer: z.clone()})):
+        layer(x)
+    torch.testing.assert_close(seen, {"running_var": as_planes(x)})
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(every, dtype, make, draw, device):
     for before, size in ((nn.Linear(3, 8), ()), (nn.Conv1d(3, 8, 1), (9,))):
