@@ -25,7 +25,7 @@ Raises:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -249,8 +249,8 @@ def group_norm_act(
     Source: Wu, He (arXiv 1803.08494), equations 1 to 7; rows of the paper's Table 3.
     """
     if x.dim() != 4:
-        options = {"act": act, "statistics": statistics}
-        y = group_norm_act(as_planes(x), weight, bias, v, groups=groups, eps=eps, impl=impl, **options)
+        options: dict[str, Any] = {"act": act, "statistics": statistics, "groups": groups}
+        y = group_norm_act(as_planes(x), weight, bias, v, eps=eps, impl=impl, **options)
         return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
@@ -284,7 +284,7 @@ def frn(
         threshold,
         act="none" if threshold is None else "tlu",
         statistics="rms",
-        groups=x.shape[1],
+        groups=weight.shape[-1],
         eps=eps,
         impl=impl,
     )

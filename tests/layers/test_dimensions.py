@@ -112,7 +112,8 @@ FUNCTIONS = {
     "evonorm_b0_train": (3, {}), "evonorm_b1_train": (2, {}), "evonorm_b2_train": (2, {}),
     "channel_affine": (2, {}), "pixelnorm": (2, {}), "pixelnorm_relu": (2, {}), "frn": (3, {}),
     "tlu": (1, {}), "swish": (1, {}), "random_layer": (2, {}), "random_rej_layer": (2, {}),
-    "rs_rej_layer": (3, {}), "relu": (0, {}),
+    "rs_rej_layer": (3, {}), "rs_rej_layer_train": (2, {}), "relu": (0, {}),
+    "group_norm_act": (3, {"act": "swish", "groups": 4}),
 }  # fmt: skip
 
 
