@@ -30,14 +30,22 @@ _OTHER_ELEMENTWISE = (
     "clamp_max", "clamp_min", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu",
     "minimum", "mish", "pow", "prelu", "reciprocal", "softplus",
 )  # fmt: skip
-_OTHER_REDUCTIONS = ("_adaptive_avg_pool2d", "_softmax", "_log_softmax", "amax", "argmax")
+_OTHER_REDUCTIONS = (
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "_softmax", "_log_softmax", "amax", "argmax",
+)  # fmt: skip
 _OTHER_FREE = (
     "_to_copy", "_unsafe_view", "arange", "cat", "constant_pad_nd", "copy", "empty", "empty_like",
     "full", "full_like", "index_select", "native_dropout", "new_zeros", "ones", "scalar_tensor",
     "zeros", "zeros_like",
 )  # fmt: skip
 _NORMS = {"native_batch_norm": 2, "native_group_norm": 5, "native_layer_norm": 5}
-_WINDOWS = ("avg_pool2d", "max_pool2d_with_indices")
+# Number of dimensions of the window, of which one size may stand for all.
+_WINDOWS = {
+    "avg_pool2d": 2,
+    "max_pool2d_with_indices": 2,
+    "avg_pool3d": 3,
+    "max_pool3d_with_indices": 3,
+}
 
 
 class FlopCount(NamedTuple):
@@ -124,7 +132,7 @@ class _Elementwise(TorchDispatchMode):
             self.count += _NORMS[name] * args[0].numel()
         elif name in _WINDOWS:
             written = result[0] if isinstance(result, tuple) else result
-            window = args[1] if len(args[1]) == 2 else args[1] * 2
+            window = args[1] if len(args[1]) > 1 else args[1] * _WINDOWS[name]
             self.count += written.numel() * math.prod(window)
         elif name not in FREE and name not in _OTHER_FREE:
             self.unknown.add(name)

@@ -8,6 +8,7 @@ Table 2 (B series) and Table 3 (S series). Whatever is faster must agree with th
 import torch
 
 from evonorm_plugins.modes import compute_dtype, is_captured
+from evonorm_plugins.planes import of_planes
 
 
 def effective_groups(num_channels: int, groups: int) -> int:
@@ -84,6 +85,7 @@ def _instance_mean_square(x):
 def _in_compute_dtype(formula):
     """Run a formula in the dtype of the statistics, return in that of ``x``, then gamma, beta."""
 
+    @of_planes
     def wrapped(x, weight, bias, *params, **options):
         compute = compute_dtype(x)
         y = formula(x.to(compute), *(channels(p, compute) for p in params), **options)
@@ -139,6 +141,7 @@ def pixelnorm_relu(x, weight, bias, eps):
     return torch.relu(pixelnorm(x, weight, bias, eps=eps))
 
 
+@of_planes
 def group(x, weight, bias, v=None, *, statistics, act, groups, eps):
     """A norm over groups of channels, then an activation; see :func:`functional.group_norm_act`."""
     z = _GROUP_NORMS[statistics](x.to(compute_dtype(x)), weight, bias, groups=groups, eps=eps)
@@ -161,11 +164,13 @@ def _over_group_rms(x, groups, eps):
     return x * (_group_mean_square(x, groups) + eps).rsqrt()
 
 
+@of_planes
 def tlu(x, threshold):
     compute = compute_dtype(x)
     return torch.maximum(x.to(compute), channels(threshold, compute)).to(x.dtype)
 
 
+@of_planes
 def swish(x, v):
     compute = compute_dtype(x)
     z = x.to(compute)

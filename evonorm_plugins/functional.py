@@ -4,13 +4,15 @@ Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (ar
 Table 2 (B series) and Table 3 (S series); the formulas themselves are in
 :mod:`evonorm_plugins.formulas`.
 
-Shapes: ``x`` is ``(N, C, H, W)``; ``weight`` (gamma) and ``bias`` (beta) are ``(C,)``, or
-``(N, C)`` where each sample has its own; ``v`` is ``(C,)``. Every variance is biased and centred,
-eps is added under the square root, statistics are computed in float32 (float64 for float64 input),
-and the result has the dtype and memory format of ``x``. Only ``x`` and per-channel or per-group
-statistics are kept for the backward pass, so a caller may overwrite the result in place. All
-gradients can be differentiated again. The transforms of ``torch.func`` and forward-mode
-differentiation see the plain formula, all of whose values they may keep.
+Shapes: ``x`` is ``(N, C, H, W)``, or has any other number of spatial dimensions, ``(N, C)``,
+``(N, C, L)``, ``(N, C, D, H, W)``: w,h in a formula stands for all of them. ``weight`` (gamma) and
+``bias`` (beta) are ``(C,)``, or ``(N, C)`` where each sample has its own; ``v`` is ``(C,)``. Every
+variance is biased and centred, eps is added under the square root, statistics are computed in
+float32 (float64 for float64 input), and the result has the dtype and memory format of ``x``. Only
+``x`` and per-channel or per-group statistics are kept for the backward pass, so a caller may
+overwrite the result in place. All gradients can be differentiated again. The transforms of
+``torch.func`` and forward-mode differentiation see the plain formula, all of whose values they may
+keep.
 
 ``impl`` says what computes: ``"torch"`` the plain formula, ``"cpu"`` and ``"triton"`` the fused
 kernels, ``"auto"`` the fused kernels for the device of ``x`` where they can run (not for float64)
@@ -23,7 +25,7 @@ Raises:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
 from evonorm_plugins.modes import is_captured
+from evonorm_plugins.planes import as_planes
 from evonorm_plugins.recompute import apply, relu
 from evonorm_plugins.statistics import batch_variance
 
@@ -196,6 +199,8 @@ def evonorm_b2_train(
 
 def channel_affine(x: Tensor, weight: Tensor, bias: Tensor, *, impl: str = "auto") -> Tensor:
     """``gamma * x + beta`` per channel: what the paper puts where no activation follows."""
+    if x.dim() != 4:
+        return channel_affine(as_planes(x), weight, bias, impl=impl).reshape(x.shape)
     direct = ops.is_direct(x, weight, bias)
     impl = select(impl, x, direct)
     if impl == "torch":
@@ -243,6 +248,10 @@ def group_norm_act(
 
     Source: Wu, He (arXiv 1803.08494), equations 1 to 7; rows of the paper's Table 3.
     """
+    if x.dim() != 4:
+        options: dict[str, Any] = {"act": act, "statistics": statistics, "groups": groups}
+        y = group_norm_act(as_planes(x), weight, bias, v, eps=eps, impl=impl, **options)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     groups = effective_groups(x.shape[1], groups)
@@ -275,7 +284,7 @@ def frn(
         threshold,
         act="none" if threshold is None else "tlu",
         statistics="rms",
-        groups=x.shape[1],
+        groups=weight.shape[-1],
         eps=eps,
         impl=impl,
     )
@@ -340,6 +349,9 @@ def series_s(
     eps: float,
     impl: str,
 ) -> Tensor:
+    if x.dim() != 4:
+        y = series_s(kind, as_planes(x), weight, bias, v, groups, eps, impl)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     groups = effective_groups(x.shape[1], groups)
@@ -371,6 +383,9 @@ def series_b(
             if kind == "rs_rej"
             else f"batch_var is None: evonorm_{kind}_train takes that of x"
         )
+    if x.dim() != 4:
+        y = series_b(kind, as_planes(x), weight, bias, v, batch_var, eps, impl)
+        return y.reshape(x.shape)
     direct = ops.is_direct(x, weight, bias, v, batch_var)
     impl = select(impl, x, direct)
     if impl == "torch":
@@ -390,6 +405,9 @@ def series_b_train(
     eps: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    if x.dim() != 4:
+        y, batch_var = series_b_train(kind, as_planes(x), weight, bias, v, group, eps, impl)
+        return y.reshape(x.shape), batch_var
     direct = ops.is_direct(x, weight, bias, v)
     impl = select(impl, x, direct)
     if impl != "torch" and group is None:

@@ -13,10 +13,15 @@ from torch import Tensor
 
 from evonorm_plugins import formulas
 from evonorm_plugins.modes import records_gradient, takes_plain_operations
+from evonorm_plugins.planes import as_planes
 
 
 def apply(formula: Callable[..., Tensor], *tensors: Tensor, **options: Any) -> Tensor:
     """``formula(*tensors, **options)``, of which eager autograd keeps ``tensors`` only."""
+    x = tensors[0]
+    if x.dim() != 4:
+        # Viewed here: what is a view already where autograd sees it could not be overwritten.
+        return apply(formula, as_planes(x), *tensors[1:], **options).reshape(x.shape)
     if takes_plain_operations() or not records_gradient(*tensors):
         return formula(*tensors, **options)
     return _Recompute.apply(formula, options, *tensors)

@@ -15,6 +15,7 @@ from evonorm_plugins.modes import (
     records_gradient,
     takes_plain_operations,
 )
+from evonorm_plugins.planes import as_planes
 from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def batch_variance(
     """Biased variance of every channel over batch and space, ``(C,)``, and the elements it is over.
 
     Args:
-        x: ``(N, C, H, W)``; N may be 0.
+        x: ``(N, C)`` with any number of spatial dimensions after it; N may be 0.
         centred: False gives the mean of squares instead.
         group: a ``torch.distributed`` process group: the variance is that of the concatenation of
             every rank's ``x``. Counts may differ between ranks, N = 0 included. Ranks are merged by
@@ -38,6 +39,7 @@ def batch_variance(
         ``(variance, count)``: ``(C,)`` in the dtype of the statistics and a scalar tensor.
         The variance over 0 elements is NaN.
     """
+    x = as_planes(x)
     if group is None and (takes_plain_operations() or not records_gradient(x)):
         count, _, m2 = local_moments(x, centred=centred)
         return m2 / count, count

@@ -60,6 +60,36 @@ LAYERS = {
 }
 
 
+# The same for a sequence of 4 x 80 and a volume of 4 x 6 x 8 x 10, one of each.
+OTHER_LAYERS = {
+    "sequence, convolution": (nn.Conv1d(4, 6, 3, padding=1), 80 * 6 * 4 * 3, 0),
+    "sequence, average": (nn.AvgPool1d(2), 0, 320),
+    "sequence, maximum": (nn.MaxPool1d(3, 2, 1), 0, 4 * 40 * 3),
+    "sequence, global average": (nn.AdaptiveAvgPool1d(1), 0, 320),
+    "sequence, batch normalization": (nn.BatchNorm1d(4), 0, 640),
+    "volume, convolution": (nn.Conv3d(4, 6, 3, padding=1), 480 * 6 * 4 * 27, 0),
+    "volume, average": (nn.AvgPool3d(2), 0, 1920),
+    "volume, maximum": (nn.MaxPool3d(3, 2, 1), 0, 4 * 3 * 4 * 5 * 27),
+    "volume, global average": (nn.AdaptiveAvgPool3d(1), 0, 1920),
+    "volume, some average": (nn.AdaptiveAvgPool3d(2), 0, 1920),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_LAYERS)
+def test_layers_of_sequences_and_volumes_by_hand(case):
+    layer, matrix, elementwise = OTHER_LAYERS[case]
+    x = torch.zeros(1, 4, 80) if case.startswith("sequence") else torch.zeros(1, 4, 6, 8, 10)
+    assert count_flops(layer, x) == (matrix, elementwise, ())
+
+
+@pytest.mark.parametrize("name", list_norm_acts())
+def test_norms_cost_the_same_whatever_the_dimensions(name):
+    expected = count_flops(get_norm_act(name, 4), X)
+    for shape in ((2, 4, 80), (2, 4, 2, 4, 10)):
+        assert count_flops(get_norm_act(name, 4), torch.zeros(shape)) == expected
+    assert count_flops(get_norm_act(name, 4), torch.zeros(2, 4)).unknown == ()
+
+
 @pytest.mark.parametrize("case", LAYERS)
 def test_layers_by_hand(case):
     layer, matrix, elementwise = LAYERS[case]

@@ -1,9 +1,9 @@
 """Convert a model of torchvision or timm and say what became of its norms and activations.
 
-Operations are those of one image, before and after: multiply-adds of convolutions and other matrix
-products, each counted as one, and element-wise operations of everything else (batch normalization 2
-for each element, other norms 5). Nothing is downloaded: the numbers do not depend on weights (in a
-detector those of regions do, which random weights choose).
+Operations are those of one image (of 16 in a video model), before and after: multiply-adds of
+convolutions and other matrix products, each counted as one, and element-wise operations of
+everything else (batch normalization 2 for each element, other norms 5). Nothing is downloaded: the
+numbers do not depend on weights (in a detector those of regions do, which random weights choose).
 """
 
 import json

@@ -35,14 +35,13 @@ class Followed(NamedTuple):
 class Flows:
     """What the graphs of a model tell, every path from the model's root.
 
-    ``norms``: path -> mode -> what follows each of its calls. ``sources``: path of a norm ->
-    modules that its input comes from. ``activations``: site -> mode -> what the input of each of
-    its calls comes from. ``opaque``: path of a module whose forward cannot be traced -> why.
-    ``modes``: path of a module -> mode in which its forward runs -> the arguments of its calls.
+    ``norms``: path -> mode -> what follows each of its calls. ``activations``: site -> mode -> what
+    the input of each of its calls comes from. ``opaque``: path of a module whose forward cannot be
+    traced -> why. ``modes``: path of a module -> mode in which its forward runs -> the arguments of
+    its calls.
     """
 
     norms: dict = field(default_factory=dict)
-    sources: dict = field(default_factory=dict)
     activations: dict = field(default_factory=dict)
     opaque: dict = field(default_factory=dict)
     modes: dict = field(default_factory=dict)
@@ -118,9 +117,6 @@ class _Reader:
         call = node.meta["call"]._replace(owner=join(self.path, node.meta["call"].owner))
         followed = Followed(call, *self._follow(node, self._inner_name(node)))
         self.flows.norms.setdefault(path, {}).setdefault(self.mode, []).append(followed)
-        source = next(iter(node.all_input_nodes), None)
-        if source is not None and source.op == "call_module":
-            self.flows.sources.setdefault(path, []).append(self._module(source))
 
     def _follow(self, node, before):
         """See :class:`Followed`; ``before`` is the name of the activation that node is, or None."""

@@ -38,24 +38,29 @@ _ACTIVATION_FUNCTIONS = {
 _ACTIVATION_METHODS = {name for name in FUNCTION_NAMES if hasattr(torch.Tensor, name)}
 
 # An activation after one of these can as well come before it.
-_PASSING = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.FeatureAlphaDropout, nn.Flatten)
-_PASSING_NAMES = {"DropPath", "StochasticDepth", "DropBlock2d"}
-_PASSING_FUNCTIONS = {F.dropout, F.dropout2d, torch.flatten}
+_PASSING = (
+    *(nn.Identity, nn.Flatten, nn.FeatureAlphaDropout),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+)
+_PASSING_NAMES = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}
+_PASSING_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.flatten}
 _PASSING_FUNCTIONS_BY_NAME = {"stochastic_depth", "drop_path"}
 _PASSING_METHODS = {"contiguous", "flatten", "view", "reshape", "clone"}
 
 _NORM_ACT_NAMES = {"FilterResponseNormTlu2d", "FilterResponseNormAct2d", "InplaceAbn"}
-# Norms of (N, C, H, W) that are no subclass of torch's, or one that computes in its own way.
+# Norms of (N, C, ...) that are no subclass of torch's, or one that computes in its own way.
 _NORM_NAMES = {
     *("FrozenBatchNorm2d", "FrozenBatchNormAct2d", "SyncBatchNormAct", "BatchNormAct2d"),
-    *("NaiveSyncBatchNorm", "CrossReplicaBatchNorm2d", "GroupNormAct", "GroupNorm1Act"),
+    *("CrossReplicaBatchNorm1d", "CrossReplicaBatchNorm2d", "CrossReplicaBatchNorm3d"),
+    *("NaiveSyncBatchNorm", "GroupNormAct", "GroupNorm1Act"),
     *("LayerNorm2d", "LayerNorm2dFp32", "LayerNormAct2d", "LayerNormAct2dFp32", "LayerNormExp2d"),
     *("RmsNorm2d", "RmsNorm2dFp32", "RmsNormAct2d", "RmsNormAct2dFp32"),
 }
 _TIMM_GROUP_NORMS = {"GroupNorm", "GroupNorm1"}  # torch's in another way of calling it
+_OF_LAST_DIMENSIONS = (nn.LayerNorm, *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()))
 _OTHER_NORMS = (
-    *(_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm),
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+    *(_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LocalResponseNorm),
+    *_OF_LAST_DIMENSIONS,
 )
 _OTHER_NORM_NAMES = {"RmsNorm", "RmsNormFp32", "RmsNormAct", "SimpleNorm", "SimpleNorm2d"}
 
@@ -84,10 +89,9 @@ def reason_to_leave(norm):
         return None
     if isinstance(norm, nn.LocalResponseNorm):
         return "local response normalization has no statistics or parameters of its own"
-    if isinstance(norm, nn.LayerNorm) or name in _OTHER_NORM_NAMES:
-        return f"{name} normalizes the last dimensions, not (N, C, H, W)"
-    planar = (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm, nn.InstanceNorm2d)
-    return None if isinstance(norm, planar) else f"{name} does not take (N, C, H, W)"
+    if isinstance(norm, _OF_LAST_DIMENSIONS) or name in _OTHER_NORM_NAMES:
+        return f"{name} normalizes the last dimensions, not (N, C, ...)"
+    return None
 
 
 def is_unknown_subclass(norm):

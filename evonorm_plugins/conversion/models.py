@@ -38,7 +38,7 @@ def build_model(name, **options):
 
 
 def example_inputs(model, size=None):
-    """Inputs to count operations with: one image of zeros, ``size`` x ``size``.
+    """Inputs to count operations with: one image of zeros, ``size`` x ``size``, or a clip of 16.
 
     Args:
         size: None for that of the model's own configuration (timm's), or 224. Detectors, which are
@@ -48,6 +48,8 @@ def example_inputs(model, size=None):
     size = size or configured.get("input_size", (3, 224, 224))[-1]
     if type(model).__module__.startswith("torchvision.models.detection"):
         return ([torch.zeros(3, size, size)],)
+    if type(model).__module__.startswith("torchvision.models.video"):
+        return (torch.zeros(1, 3, 16, size, size),)
     return (torch.zeros(1, 3, size, size),)
 
 

@@ -4,14 +4,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from torch import nn
 from torch.nn.utils import parametrize
 
 from evonorm_plugins.conversion import kinds, order
 from evonorm_plugins.conversion.flow import MODES, join, read_flows
 from evonorm_plugins.errors import AmbiguousError, ConvertError
 
-_NOT_PLANAR = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d, nn.Linear)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -99,9 +97,6 @@ class _Planner:
         reason = _unfit(norm)
         if reason:
             return reason
-        if any(isinstance(module, _NOT_PLANAR) for module in self.flows.sources.get(path, ())):
-            self.plan.left[path] = "its input is not (N, C, H, W)"
-            return None
         by_mode = self.flows.norms.get(path)
         if by_mode is None:
             return self._enter_unseen(path, norm)
@@ -248,4 +243,4 @@ def _no_norms(model, norms):
         return f"{name} holds no norm" + (f", but {shown} already" if ours else "")
     others = Counter(type(norm).__name__ for norm in norms.values())
     shown = ", ".join(f"{count} {kind}" for kind, count in others.items())
-    return f"{name} holds no norm of (N, C, H, W), only {shown}"
+    return f"{name} holds no norm of (N, C, ...), only {shown}"

@@ -93,12 +93,12 @@ def _fold_back(graph: ModelGraph, node: fx.Node) -> tuple[str, tuple[str, ...]]:
     if first is None:
         raise CannotFoldError(affine.why_not_affine(module))
     path, layer = graph.producer(node)
-    is_linear = isinstance(layer, nn.Linear)
+    of_linear = isinstance(layer, nn.Linear) and graph.dims(node) != 2
     of_matrices = isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm)
-    if absorb.out_channels(layer) != first[0].numel() or (is_linear and not of_matrices):
+    if absorb.out_channels(layer) != first[0].numel() or (of_linear and not of_matrices):
         raise CannotFoldError(f"its channels are not those of {path}")
     absorb.absorb_output(layer, *first)
-    affine.drop_first_affine(module, of_matrices=is_linear)
+    affine.drop_first_affine(module, of_matrices=of_linear)
     return "norm", (path,)
 
 
@@ -115,10 +115,15 @@ def _fold_ahead(graph: ModelGraph, node: fx.Node) -> tuple[Any, ...]:
     rest = _shift_before(scale, shift) if stays else None
     for layer in readers.layers.values():
         absorb.absorb_input(layer, scale, None if stays else shift)
-    if affine.is_affine(module):
+    is_affine, is_known = affine.is_affine(module), graph.dims(node) is not None
+    if is_affine:
         affine.drop_first_affine(module)
+    else:
+        module.fold_affine(rest)
+    if not is_known and readers.dims is not None:
+        module.register_forward_pre_hook(affine.TakesDims(readers.dims))
+    if is_affine:
         return "norm", tuple(readers.layers)
-    module.fold_affine(rest)
     return "gamma" if stays else "gamma and beta", tuple(readers.layers), stays or ""
 
 

@@ -25,6 +25,11 @@ def in_channels(layer):
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
+def dims(layer):
+    """Number of dimensions of an input whose second one are the channels."""
+    return 2 if isinstance(layer, nn.Linear) else 2 + len(layer.kernel_size)
+
+
 def absorb_output(layer, scale, shift):
     """Make ``layer(x)`` what ``layer(x) * scale + shift`` was; both ``(out_channels,)``."""
     bias = 0 if layer.bias is None else exact(layer.bias)

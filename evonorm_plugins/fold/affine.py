@@ -1,6 +1,6 @@
 """What a norm or norm-activation layer is made of in inference: affine transforms, and the rest."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from evonorm_plugins import layers
 from evonorm_plugins.fold.absorb import exact
@@ -12,7 +12,9 @@ _BATCH_NORMS = (
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.SyncBatchNorm,
+    layers.CrossReplicaBatchNorm1d,
     layers.CrossReplicaBatchNorm2d,
+    layers.CrossReplicaBatchNorm3d,
 )
 # f(x) * gamma + beta; f is the identity where no activation is applied.
 _AFFINE_LAST = (
@@ -49,6 +51,21 @@ class MatrixOnly(nn.Module):
         return x
 
 
+class TakesDims:
+    """A hook: refuses what has not as many dimensions as a model was folded for."""
+
+    def __init__(self, dims):
+        self.dims = dims
+
+    def __call__(self, module, inputs):
+        (x, *_) = inputs
+        if isinstance(x, Tensor) and x.dim() != self.dims:
+            raise ValueError(
+                f"{type(module).__name__} was folded into layers after it, for {self.dims} "
+                f"dimensions; got {tuple(x.shape)}"
+            )
+
+
 def is_norm(module):
     """Whether ``module`` is a norm or norm-activation layer, one that can be folded or not."""
     own = (layers.NormAct, layers.ConditionalNormAct)
@@ -80,10 +97,9 @@ def first_affine(module):
 
 
 def last_affine(module):
-    """Scale and shift ``(C,)`` that ``module`` ends with on ``(N, C, H, W)``, or None."""
+    """Scale and shift ``(C,)`` that ``module`` ends with on ``(N, C, ...)``, or None."""
     if is_affine(module):
-        four = isinstance(module, nn.BatchNorm2d | layers.NormAct) or is_frozen_batch_norm(module)
-        return first_affine(module) if four else None
+        return first_affine(module)
     without_activation = not getattr(module, "apply_act", True)
     kinds = _AFFINE_LAST_WITHOUT_ACTIVATION if without_activation else _AFFINE_LAST
     if type(module) in kinds and module.affine and not module.affine_is_folded:

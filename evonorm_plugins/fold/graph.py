@@ -3,7 +3,9 @@
 import operator
 from collections import Counter
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from evonorm_plugins import layers
@@ -11,6 +13,15 @@ from evonorm_plugins.conversion.tracing import autowrapped_functions
 from evonorm_plugins.fold import absorb
 from evonorm_plugins.fold.affine import MatrixOnly, is_frozen_batch_norm
 from evonorm_plugins.fold.ways import IDENTITIES, is_shape_query, way_through
+
+# Modules of (N, C, L), and those that give what they take, or a tensor of as many dimensions.
+_OF_SEQUENCES = (nn.Conv1d, nn.ConvTranspose1d, nn.AvgPool1d, nn.MaxPool1d)
+_OF_SEQUENCES += (nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d)
+_OF_ONE_SHAPE = (
+    *(layers.NormAct, layers.ConditionalNormAct, nn.modules.batchnorm._NormBase, nn.GroupNorm),
+    *(*IDENTITIES, nn.Linear, nn.ReLU, nn.SiLU),
+)
+_FUNCTIONS_OF_ONE_SHAPE = {operator.add, operator.iadd, torch.add, torch.relu, F.relu, F.silu}
 
 
 class CannotFoldError(Exception):
@@ -24,10 +35,17 @@ class Readers:
         layers: ``{path: convolution or linear layer}``.
         no_shift: None, or why a shift of channels is not the same before them as after the node.
         signed: whether a negative scale is.
+        dims: number of dimensions of what the node writes, known or assumed; None for any.
     """
 
-    def __init__(self):
-        self.layers, self.no_shift, self.signed = {}, None, True
+    def __init__(self, dims):
+        self.layers, self.no_shift, self.signed, self.dims = {}, None, True, dims
+
+    def assume(self, dims, node):
+        """Take what is read to have ``dims`` dimensions, as ``node`` does."""
+        if self.dims not in (None, dims):
+            raise CannotFoldError(f"{_name(node)} does not read it channel by channel")
+        self.dims = dims
 
 
 class _Tracer(fx.Tracer):
@@ -97,25 +115,45 @@ class ModelGraph:
                 raise CannotFoldError(f"the output of {_name(before)} has other readers")
         return before.target, self._absorbing(before)
 
+    def dims(self, node):
+        """Number of dimensions of what ``node`` writes, None where the graph does not tell."""
+        while isinstance(node, fx.Node):
+            module, before = self.module(node), node.args[0] if node.args else None
+            name, way = type(module).__name__, way_through(node, before, module)
+            if isinstance(module, MatrixOnly):
+                return 2
+            if way is not None and way.flattens:
+                return 2 if way.dims is None or way.dims == self.dims(before) else None
+            of_images = name.endswith(("2d", "3d")) and not isinstance(module, IDENTITIES)
+            if of_images or isinstance(module, _OF_SEQUENCES):
+                return 2 + int(name[-2])
+            if not (isinstance(module, _OF_ONE_SHAPE) or node.target in _FUNCTIONS_OF_ONE_SHAPE):
+                return None
+            node = before
+        return None
+
     def readers(self, node, channels):
-        """The :class:`Readers` of what ``node`` writes, ``(N, channels, H, W)``.
+        """The :class:`Readers` of what ``node`` writes, ``(N, channels, ...)``.
 
         Raises:
             CannotFoldError: not all that read it are layers that can be changed.
         """
-        found = Readers()
-        self._follow(node, channels, False, found, {node})
+        dims = self.dims(node)
+        found = Readers(dims)
+        self._follow(node, channels, dims == 2, found, {node})
         if not found.layers:
             raise CannotFoldError("no layer reads its output")
         return found
 
     def _follow(self, node, channels, flat, found, carried):
-        """Add to ``found`` what reads ``node``, which is ``(N, C * H * W)`` where ``flat``."""
+        """Add to ``found`` what reads ``node``, which is ``(N, C * P)`` where ``flat``."""
         for user in _readers_of(node):
-            way = way_through(user, node, self.module(user))
+            way = way_through(user, node, self.module(user), 2 if flat else found.dims)
             if way is None:
                 layer = found.layers[user.target] = self._absorbing(user)
-                _check_reads_channels(user, layer, channels, flat)
+                if not flat:
+                    found.assume(absorb.dims(layer), user)
+                _check_reads_channels(user, layer, channels, flat or found.dims == 2)
                 reason = absorb.why_no_shift(layer)
                 found.no_shift = f"{user.target} {reason}" if reason else found.no_shift
                 continue
@@ -123,6 +161,8 @@ class ModelGraph:
             if user in carried or (flat and not way.any_shape):
                 raise CannotFoldError(f"{_name(user)} reads its output")
             carried.add(user)
+            if way.dims is not None:
+                found.assume(way.dims, user)
             if not way.shift:
                 found.no_shift = f"{_name(user)} comes between"
             found.signed &= way.signed

@@ -12,35 +12,56 @@ IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d,
 
 
 class Way(NamedTuple):
-    """What passes through an operation on ``(N, C, H, W)``.
+    """What passes through an operation on ``(N, C, ...)``.
 
     Fields:
         shift: whether a shift does, besides a scale.
         signed: whether a negative scale does, besides a positive one.
-        flattens: whether the result is ``(N, C * H * W)`` or ``(N, C)``.
-        any_shape: whether all this holds for ``(N, C * H * W)`` too.
+        flattens: whether the result is ``(N, C * P)`` or ``(N, C)``.
+        any_shape: whether all this holds for ``(N, C * P)`` too.
+        dims: number of dimensions that it takes; None for any.
     """
 
     shift: bool = True
     signed: bool = True
     flattens: bool = False
     any_shape: bool = False
+    dims: int | None = None
 
 
 _SAME = Way(any_shape=True)
 _PRODUCT = Way(shift=False, any_shape=True)
-_AVERAGE, _MAXIMUM, _PAD, _FLAT = Way(), Way(signed=False), Way(shift=False), Way(flattens=True)
+_FLAT = Way(flattens=True)
+
+_ADAPTIVE_AVERAGES = {nn.AdaptiveAvgPool1d: 3, nn.AdaptiveAvgPool2d: 4, nn.AdaptiveAvgPool3d: 5}
+_AVERAGES = {nn.AvgPool1d: 3, nn.AvgPool2d: 4, nn.AvgPool3d: 5}
+_MAXIMA = {
+    **{nn.MaxPool1d: 3, nn.MaxPool2d: 4, nn.MaxPool3d: 5},
+    **{nn.AdaptiveMaxPool1d: 3, nn.AdaptiveMaxPool2d: 4, nn.AdaptiveMaxPool3d: 5},
+}
+_ZERO_PADS = {nn.ZeroPad1d: 3, nn.ZeroPad2d: 4, nn.ZeroPad3d: 5}
+_ADAPTIVE_AVERAGE_FUNCTIONS = {
+    F.adaptive_avg_pool1d: 3,
+    F.adaptive_avg_pool2d: 4,
+    F.adaptive_avg_pool3d: 5,
+}
+_AVERAGE_FUNCTIONS = {F.avg_pool1d: 3, F.avg_pool2d: 4, F.avg_pool3d: 5}
 
 
-def way_through(user, node, module):
-    """The :class:`Way` of ``node`` through ``user``, which calls ``module`` or None; else None."""
+def way_through(user, node, module, dims=None):
+    """The :class:`Way` of ``node`` through ``user``, which calls ``module`` or None; else None.
+
+    Args:
+        dims: number of dimensions of what ``node`` writes; None where that is not known, and then
+            the ``dims`` of the way are those that it is right for.
+    """
     if user.op == "call_module":
-        return _through_module(module)
-    if user.op == "call_method":
-        return _through_method(user, node)
-    if user.op == "call_function":
-        return _through_function(user, node)
-    return None
+        way = _through_module(module)
+    elif user.op == "call_method":
+        way = _through_method(user, node)
+    else:
+        way = _through_function(user, node) if user.op == "call_function" else None
+    return None if way is not None and dims is not None and way.dims not in (None, dims) else way
 
 
 def is_shape_query(node):
@@ -52,17 +73,19 @@ def is_shape_query(node):
 
 
 def _through_module(module):
-    if type(module) in IDENTITIES:
+    kind = type(module)
+    if kind in IDENTITIES:
         return _SAME
-    if type(module) is nn.AdaptiveAvgPool2d:
-        return _AVERAGE
-    if type(module) is nn.AvgPool2d:
-        return _average(module.padding, module.count_include_pad, module.divisor_override)
-    if type(module) in (nn.MaxPool2d, nn.AdaptiveMaxPool2d):
-        return _MAXIMUM
-    if type(module) is nn.ZeroPad2d:
-        return _PAD
-    if type(module) is nn.Flatten:
+    if kind in _ADAPTIVE_AVERAGES:
+        return Way(dims=_ADAPTIVE_AVERAGES[kind])
+    if kind in _AVERAGES:
+        options = module.count_include_pad, getattr(module, "divisor_override", None)
+        return _average(_AVERAGES[kind], module.padding, *options)
+    if kind in _MAXIMA:
+        return Way(signed=False, dims=_MAXIMA[kind])
+    if kind in _ZERO_PADS:
+        return Way(shift=False, dims=_ZERO_PADS[kind])
+    if kind is nn.Flatten:
         return _flatten(module.start_dim, module.end_dim)
     return None
 
@@ -87,10 +110,10 @@ def _through_function(user, node):
     if not user.args or user.args[0] is not node:
         return None
     _, *rest = user.args
-    if user.target is F.adaptive_avg_pool2d:
-        return _AVERAGE
-    if user.target is F.avg_pool2d:
-        return _functional_average(*rest, **user.kwargs)
+    if user.target in _ADAPTIVE_AVERAGE_FUNCTIONS:
+        return Way(dims=_ADAPTIVE_AVERAGE_FUNCTIONS[user.target])
+    if user.target in _AVERAGE_FUNCTIONS:
+        return _functional_average(_AVERAGE_FUNCTIONS[user.target], *rest, **user.kwargs)
     if user.target is torch.mean:
         return _mean(*rest, **user.kwargs)
     if user.target is torch.flatten:
@@ -105,6 +128,7 @@ def _dropout(p=0.5, training=True, inplace=False):
 
 
 def _functional_average(
+    dims,
     kernel_size,
     stride=None,
     padding=0,
@@ -112,24 +136,29 @@ def _functional_average(
     count_include_pad=True,
     divisor_override=None,
 ):
-    return _average(padding, count_include_pad, divisor_override)
+    return _average(dims, padding, count_include_pad, divisor_override)
 
 
-def _average(padding, count_include_pad, divisor_override):
+def _average(dims, padding, count_include_pad, divisor_override):
     pads = any(padding) if isinstance(padding, tuple | list) else padding
-    return Way(shift=divisor_override is None and not (pads and count_include_pad))
+    exact = divisor_override is None and not (pads and count_include_pad)
+    return Way(shift=exact, dims=dims)
 
 
 def _mean(dim=None, keepdim=False, **others):
-    dims = dim if isinstance(dim, tuple | list) else [dim]
-    # Only what has four dimensions comes here.
-    if others or not all(isinstance(d, int) for d in dims) or {d % 4 for d in dims} != {2, 3}:
+    over = dim if isinstance(dim, tuple | list) else [dim]
+    if others or not all(isinstance(d, int) for d in over):
         return None
-    return _AVERAGE if keepdim else _FLAT
+    dims = len(over) + 2  # if it is over all of space
+    if {d % dims for d in over} != set(range(2, dims)):
+        return None
+    return Way(flattens=not keepdim, dims=dims)
 
 
 def _flatten(start_dim=0, end_dim=-1):
-    return _FLAT if start_dim == 1 and end_dim in (-1, 3) else None
+    if start_dim != 1 or end_dim < -1 or end_dim in (0, 1):
+        return None
+    return Way(flattens=True, dims=None if end_dim == -1 else end_dim + 1)
 
 
 def _is_batch_size(value, node):

@@ -30,7 +30,9 @@ from evonorm_plugins.layers.batch import (
 )
 from evonorm_plugins.layers.conditional import ConditionalNormAct
 from evonorm_plugins.layers.cross_replica import (
+    CrossReplicaBatchNorm1d,
     CrossReplicaBatchNorm2d,
+    CrossReplicaBatchNorm3d,
     SyncRSRejLayer,
     convert_cross_replica,
 )
@@ -45,7 +47,9 @@ __all__ = [
     "BatchDependent",
     "BatchStatistics",
     "ConditionalNormAct",
+    "CrossReplicaBatchNorm1d",
     "CrossReplicaBatchNorm2d",
+    "CrossReplicaBatchNorm3d",
     "EvoNormB0",
     "EvoNormB1",
     "EvoNormB2",

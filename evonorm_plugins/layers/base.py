@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from evonorm_plugins import functional as F
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.kernels import IMPLEMENTATIONS
+from evonorm_plugins.planes import as_planes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 class NormAct(nn.Module):
     """A layer that normalizes and activates ``(N, C, H, W)`` in one formula.
+
+    It takes any other number of spatial dimensions as well: ``(N, C)``, ``(N, C, L)``,
+    ``(N, C, D, H, W)``. A statistic over w,h is then over all of them; of ``(N, C)``, over the one
+    element that there is.
 
     Args:
         num_features: number of channels C.
@@ -37,7 +42,7 @@ class NormAct(nn.Module):
 
     Raises:
         ConfigError: an option makes no sense.
-        ValueError: the input has not 4 dimensions and C channels.
+        ValueError: the input has not at least 2 dimensions, the second of them C channels.
         TypeError: the input is not floating point.
     """
 
@@ -79,7 +84,7 @@ class NormAct(nn.Module):
     def forward(
         self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        """``(N, C, H, W)`` to the same shape, dtype and memory format.
+        """``(N, C)`` with any number of spatial dimensions to the same shape, dtype and format.
 
         ``weight`` and ``bias``, ``(C,)`` or ``(N, C)`` with one for each sample, are for a layer
         whose own were given up by :meth:`release_affine`.
@@ -88,7 +93,7 @@ class NormAct(nn.Module):
             return as_one_operation(self, *((x,) if weight is None else (x, weight, bias)))
         shape = x.shape
         if len(shape) != 4 or shape[1] != self.num_features or not x.is_floating_point():
-            self._refuse(x)
+            return self._of_planes(x, weight, bias)
         affine = self.affine
         if affine is not (weight is None) or affine is not (bias is None):
             name = type(self).__name__
@@ -209,18 +214,28 @@ class NormAct(nn.Module):
         shown = {"apply_act": self.apply_act, **self.options()}
         return ", ".join([str(self.num_features), *(f"{k}={v}" for k, v in shown.items())])
 
-    def _refuse(self, x: Tensor) -> NoReturn:
-        name = type(self).__name__
-        if x.dim() != 4:
+    def _of_planes(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """What :meth:`forward` gives for an ``x`` that is not ``(N, C, H, W)``, or an error."""
+        name, shape = type(self).__name__, tuple(x.shape)
+        if len(shape) < 2:
             raise ValueError(
-                f"{name} takes (N, C, H, W), got {tuple(x.shape)}; "
-                "give (N, C) and (C, H, W) the missing dimensions with size 1"
+                f"{name} takes (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), got {shape}"
             )
-        if x.shape[1] != self.num_features:
+        if shape[1] != self.num_features:
             raise ValueError(
-                f"{name}({self.num_features}) got {x.shape[1]} channels in {tuple(x.shape)}"
+                f"{name}({self.num_features}) got {shape[1]} channels in {shape}{self._hint(shape)}"
             )
-        raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
+        if not x.is_floating_point():
+            raise TypeError(f"{name} takes a floating point tensor, got {x.dtype}")
+        return self.forward(as_planes(x), weight, bias).reshape(x.shape)
+
+    def _hint(self, shape: tuple[int, ...]) -> str:
+        """What may have been meant by an input whose second dimension is not the channels."""
+        if len(shape) > 2 and shape[0] == self.num_features:
+            return "; without a batch it needs x.unsqueeze(0)"
+        if len(shape) > 2 and shape[-1] == self.num_features:
+            return "; channels come second: x.movedim(-1, 1)"
+        return ""
 
 
 class Fused(NormAct):

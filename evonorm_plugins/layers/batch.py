@@ -17,6 +17,7 @@ from evonorm_plugins import functional as F
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.kernels.ops import move_average
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
+from evonorm_plugins.planes import as_planes
 from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class BatchDependent(NormAct):
     def observed(self, observer: Callable[[str, Tensor], object]) -> AbstractContextManager[None]:
         """Context in which ``observer(buffer, x)`` is told what statistics are computed of.
 
-        ``x`` is ``(N, C, H, W)``, or ``(N, 1, H, W)`` for a buffer that all channels share.
+        ``x`` is ``(N, C, H, W)``, or ``(N, 1, H, W)`` for a buffer that all channels share; what
+        has another number of spatial dimensions is viewed as ``(N, C, 1, P)``.
         """
         raise NotImplementedError
 
@@ -128,7 +130,10 @@ class BatchStatistics(BatchDependent):
 
     @contextlib.contextmanager
     def observed(self, observer: Callable[[str, Tensor], object]) -> Iterator[None]:
-        hook = self.register_forward_pre_hook(lambda _, inputs: observer("running_var", inputs[0]))
+        def hook_of(_: nn.Module, inputs: Any) -> None:
+            observer("running_var", as_planes(inputs[0]))
+
+        hook = self.register_forward_pre_hook(hook_of)
         try:
             yield
         finally:

@@ -48,7 +48,7 @@ class ConditionalNormAct(nn.Module):
         self.bias = projection(cond_features, layer.num_features)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``(N, C, H, W)`` and ``(N, cond_features)`` to the shape, dtype and format of ``x``."""
+        """``(N, C, ...)`` and ``(N, cond_features)`` to the shape, dtype and format of ``x``."""
         if isinstance(x, fx.Proxy):
             return as_one_operation(self, x, condition)
         # Not in half precision: near 1 its steps are as large as a gain that was just learnt.

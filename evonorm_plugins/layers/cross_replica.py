@@ -15,6 +15,7 @@ from evonorm_plugins.layers.batch import (
     convert_sync_evonorm,
     statistics_group,
 )
+from evonorm_plugins.planes import as_planes
 from evonorm_plugins.statistics import (
     gather_moments,
     local_moments,
@@ -30,12 +31,12 @@ class SyncRSRejLayer(CrossReplica, RSRejLayer):
     """:class:`RSRejLayer` with the statistics of all ranks; see :class:`SyncEvoNormB0`."""
 
 
-class CrossReplicaBatchNorm2d(nn.BatchNorm2d):
-    """``torch.nn.BatchNorm2d`` with the mean and variance of all ranks' batches.
+class _CrossReplicaBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """A batch normalization with the mean and variance of all ranks' batches.
 
     Unlike ``torch.nn.SyncBatchNorm`` it runs on CPUs too, merges by count, mean and M2, and keeps
     the unbiased moving variance of the concatenated batch. ``process_group`` None is the default
-    group; without one, or with one rank, it is ``BatchNorm2d``.
+    group; without one, or with one rank, it is torch's own.
     """
 
     process_group: ProcessGroup | None = None
@@ -45,10 +46,12 @@ class CrossReplicaBatchNorm2d(nn.BatchNorm2d):
         group = statistics_group(self.process_group) if uses_batch else None
         if group is None:
             return super().forward(x)
-        y, mean, var, count = _BatchNorm.apply(x, self.weight, self.bias, self.eps, group)
+        self._check_input_dim(x)
+        parameters = self.weight, self.bias, self.eps, group
+        y, mean, var, count = _BatchNorm.apply(as_planes(x), *parameters)
         if self.training and self.track_running_stats:
             self._update(mean, var, count)
-        return y
+        return y.reshape(x.shape)
 
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         tracked = self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
@@ -56,6 +59,18 @@ class CrossReplicaBatchNorm2d(nn.BatchNorm2d):
         unbiased = var * (count / (count - 1).clamp(min=1))
         for name, new in (("running_mean", mean), ("running_var", unbiased)):
             update_moving_average(getattr(self, name), new, share)
+
+
+class CrossReplicaBatchNorm1d(_CrossReplicaBatchNorm, nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` with all ranks' batches; see :class:`CrossReplicaBatchNorm2d`."""
+
+
+class CrossReplicaBatchNorm2d(_CrossReplicaBatchNorm, nn.BatchNorm2d):
+    __doc__ = _CrossReplicaBatchNorm.__doc__
+
+
+class CrossReplicaBatchNorm3d(_CrossReplicaBatchNorm, nn.BatchNorm3d):
+    """``torch.nn.BatchNorm3d`` with all ranks' batches; see :class:`CrossReplicaBatchNorm2d`."""
 
 
 class _BatchNorm(torch.autograd.Function):
@@ -104,7 +119,9 @@ class _BatchNorm(torch.autograd.Function):
 # Class of a layer with batch statistics -> its cross-replica counterpart, EvoNorms aside.
 COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {
     RSRejLayer: SyncRSRejLayer,
+    nn.BatchNorm1d: CrossReplicaBatchNorm1d,
     nn.BatchNorm2d: CrossReplicaBatchNorm2d,
+    nn.BatchNorm3d: CrossReplicaBatchNorm3d,
 }
 
 
@@ -113,9 +130,9 @@ def convert_cross_replica(
 ) -> nn.Module:
     """Give every layer of batch statistics in ``module`` those of all ranks, in place.
 
-    EvoNorm-B0, B1 and B2, "RS + rej", layer graphs, and every ``BatchNorm2d`` (those of BN-ReLU and
-    its kin). The layers stay the same objects with the same keys; only their class changes. Returns
-    ``module``.
+    EvoNorm-B0, B1 and B2, "RS + rej", layer graphs, and every ``BatchNorm1d``, ``2d`` and ``3d``
+    (those of BN-ReLU and its kin). The layers stay the same objects with the same keys; only their
+    class changes. Returns ``module``.
     """
     convert_sync_evonorm(module, process_group)
     return change_classes(module, COUNTERPARTS, process_group)

@@ -54,6 +54,13 @@ def test_report(capsys):
     assert lines[-3].split() == ["parameters", "11,689,512", f"{11689512 + 3 * 64 + 2 * 896:,}"]
 
 
+def test_a_video_model(capsys):
+    """A clip of 16 frames: torchvision says 40.70 GFLOPS of r3d_18."""
+    code, out, _ = run(capsys, "r3d_18", "EvoNormS0", "--size", "112")
+    assert code == 0
+    assert out.splitlines()[-2].split() == ["multiply-adds", *["40,696,553,472"] * 2]
+
+
 def test_json(capsys):
     code, out, _ = run(capsys, "timm:resnetv2_50", "EvoNormB0", "--json", "--keep", "norm")
     result = json.loads(out)

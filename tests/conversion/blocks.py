@@ -40,6 +40,38 @@ class Residual(nn.Module):
         return self.relu(out)
 
 
+class Residual1d(nn.Module):
+    """The same for sequences, two convolutions deep, with a shortcut of its own."""
+
+    def __init__(self, cin, cout):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(cin, cout, 3, 2, 1, bias=False), nn.BatchNorm1d(cout)
+        self.conv2, self.bn2 = nn.Conv1d(cout, cout, 3, 1, 1, bias=False), nn.BatchNorm1d(cout)
+        self.shortcut = nn.Sequential(nn.Conv1d(cin, cout, 1, 2), nn.BatchNorm1d(cout))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+def resnet1d():
+    """A ResNet of sequences: 3 norms with an activation, 4 without, 2 activations that stay."""
+    return nn.Sequential(
+        *(nn.Conv1d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(3, 2)),
+        *(Residual1d(8, 8), Residual1d(8, 16)),
+        *(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 3)),
+    )
+
+
+def mlp():
+    """Two hidden layers, each with a norm and an activation."""
+    return nn.Sequential(
+        *(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU()),
+        *(nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.Dropout(0.1), nn.ReLU()),
+        nn.Linear(16, 3),
+    )
+
+
 class Functional(nn.Module):
     """Convolution, norm and a ReLU that is no module, as in GoogLeNet."""
 
@@ -85,7 +117,7 @@ def randomize(model, seed=0):
     """Give every parameter and buffer of norms values of their own."""
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 with torch.no_grad():
                     tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)

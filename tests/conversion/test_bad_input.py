@@ -22,9 +22,9 @@ def refusal(model, **options):
 
 def test_model_without_norms():
     assert refusal(nn.Sequential(conv(), nn.ReLU())) == "Sequential holds no norm"
-    only = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.BatchNorm1d(4))
+    only = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.LocalResponseNorm(2))
     assert refusal(only) == (
-        "Sequential holds no norm of (N, C, H, W), only 1 LayerNorm, 1 BatchNorm1d"
+        "Sequential holds no norm of (N, C, ...), only 1 LayerNorm, 1 LocalResponseNorm"
     )
     assert "2 EvoNormS0 already" in refusal(nn.Sequential(EvoNormS0(4), EvoNormS0(4)))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from evonorm_plugins import convert
 from evonorm_plugins.layers import BNReLU
-from tests.conversion.blocks import ByMode, Functional, Residual, conv, randomize
+from tests.conversion.blocks import ByMode, Functional, Residual, conv, mlp, randomize, resnet1d
 
 
 def tiny_densenet():
@@ -35,17 +35,30 @@ def tiny_googlenet():
     return torchvision.models.GoogLeNet(num_classes=3, init_weights=False)
 
 
+def tiny_video_resnet():
+    video = torchvision.models.video.resnet
+    blocks = [video.Conv3DSimple, video.Conv2Plus1D]
+    return nn.Sequential(
+        *(video.BasicStem(), video.BasicBlock(64, 64, blocks[0])),
+        *(video.BasicBlock(64, 64, lambda *sizes, **options: blocks[1](*sizes[:2], 9, **options)),),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(64, 3)),
+    )
+
+
 def torch_blocks():
     return nn.Sequential(conv(), ByMode(), Functional(4), Residual(4))
 
 
 MODELS = {
-    "resnet": (tiny_resnet, 32, 1e-5),
-    "regnet": (tiny_regnet, 32, 1e-5),
-    "densenet": (tiny_densenet, 32, 1e-5),
-    "shufflenet": (tiny_shufflenet, 32, 1e-5),
+    "resnet": (tiny_resnet, (3, 32, 32), 1e-5),
+    "regnet": (tiny_regnet, (3, 32, 32), 1e-5),
+    "densenet": (tiny_densenet, (3, 32, 32), 1e-5),
+    "shufflenet": (tiny_shufflenet, (3, 32, 32), 1e-5),
     # Its auxiliary heads run in training alone; its inputs are large, or its pools are empty.
-    "googlenet": (tiny_googlenet, 64, 1e-3),
+    "googlenet": (tiny_googlenet, (3, 64, 64), 1e-3),
+    "mlp": (mlp, (6,), 1e-5),
+    "resnet of sequences": (resnet1d, (3, 40), 1e-5),
+    "video": (tiny_video_resnet, (3, 3, 12, 12), 1e-5),
 }
 
 
@@ -69,10 +82,10 @@ def test_same_outputs_and_gradients(name):
     model = randomize(build()).double()
     converted, report = convert(model, "BN-ReLU", eps=eps)
     assert len(report.replaced) + len(report.affine) == sum(
-        isinstance(m, nn.BatchNorm2d) for m in model.modules()
+        isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()
     )
     again = pickle.loads(pickle.dumps(converted))
-    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    x = torch.randn(4 if len(size) == 1 else 2, *size, dtype=torch.float64)
     names = [name for name, _ in model.named_parameters()]
     for training in (False, True, False):
         expected = outputs_and_gradients(model, x, training, names)

@@ -7,6 +7,7 @@ from torch import nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from evonorm_plugins import EvoNormS0, convert
+from evonorm_plugins.conversion import activations_after_norm_acts
 from tests.conversion.blocks import Forward, Functional, Residual, Untraceable, conv
 
 BN = nn.BatchNorm2d
@@ -244,20 +245,31 @@ def test_norms_that_are_left():
         bn1d=nn.BatchNorm1d(4), act2=nn.ReLU(), ln=nn.LayerNorm(4),
     )  # fmt: skip
     converted, report = run(model)
-    assert report.left == {
-        "bn1d": "BatchNorm1d does not take (N, C, H, W)",
-        "ln": "LayerNorm normalizes the last dimensions, not (N, C, H, W)",
-    }
-    assert isinstance(converted.bn1d, nn.BatchNorm1d)
-    assert report.stays == {"act2": "BatchNorm1d bn1d"}
+    assert report.left == {"ln": "LayerNorm normalizes the last dimensions, not (N, C, ...)"}
+    assert report.replaced == {"bn": "act1", "bn1d": "act2"}
+    assert isinstance(converted.ln, nn.LayerNorm)
 
 
-def test_group_norm_of_what_is_not_an_image_is_left():
+def test_norms_of_what_is_no_image():
+    """What stands between norm and activation, in the forms for sequences and volumes too."""
     model = nn.Sequential(
-        conv(), BN(4), nn.ReLU(), nn.Flatten(2), nn.Conv1d(4, 4, 1), nn.GroupNorm(2, 4), nn.ReLU()
+        *(conv(), BN(4), nn.ReLU(), nn.Flatten(2)),
+        *(nn.Conv1d(4, 4, 1), nn.GroupNorm(2, 4), nn.Dropout1d(0.1), nn.ReLU()),
+        *(nn.Conv1d(4, 4, 1), nn.InstanceNorm1d(4), nn.SiLU(), nn.Unflatten(2, (5, 5, 1))),
+        *(nn.Conv3d(4, 4, 1), nn.InstanceNorm3d(4), nn.Dropout3d(0.1), nn.ReLU()),
+        *(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4), nn.Flatten(), nn.ReLU()),
+        *(nn.Linear(100, 4), nn.SyncBatchNorm(4), nn.ReLU()),
+        *(nn.Linear(4, 4), nn.BatchNorm1d(4, affine=False)),
     )
-    _, report = run(model)
-    assert report.left == {"5": "its input is not (N, C, H, W)"}
+    converted, report = convert(model, "EvoNormS0", groups=2)
+    pairs = {"1": "2", "5": "7", "9": "10", "13": "15", "17": "19", "21": "22"}
+    assert report.replaced == pairs
+    assert report.affine == {"24": "the output"}
+    assert not report.left
+    x = torch.randn(2, 3, 5, 5)
+    assert activations_after_norm_acts(converted, x) == []
+    converted(x).square().sum().backward()
+    assert all(p.grad is not None for p in converted.parameters())
 
 
 def test_kept_by_name():

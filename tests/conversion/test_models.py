@@ -5,10 +5,12 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from evonorm_plugins import EvoNormS0, convert
 from evonorm_plugins.conversion import activations_after_norm_acts
+from tests.conversion.blocks import mlp, resnet1d
 
 # Norms with an activation, norms without, activations that stay: counted by hand from the papers'
 # and libraries' descriptions of the blocks.
@@ -50,8 +52,8 @@ def step(model, x, eval_size=None):
         assert torch.isfinite(model.eval()(x)).all()
 
 
-def check(model, expected, size=32):
-    norms = sum(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+def check(model, expected, size=(3, 32, 32)):
+    norms = sum(isinstance(m, _BatchNorm) for m in model.modules())
     converted, report = convert(model, "EvoNormS0", groups=8)
     counts = report.counts()
     assert (counts["replaced"], counts["affine"], counts["stays"]) == expected
@@ -60,8 +62,8 @@ def check(model, expected, size=32):
     layers = [m for m in converted.modules() if isinstance(m, EvoNormS0)]
     assert sum(m.apply_act for m in layers) == expected[0]
     assert len(layers) == norms
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in converted.modules())
-    x = torch.randn(2, 3, size, size)
+    assert not any(isinstance(m, _BatchNorm) for m in converted.modules())
+    x = torch.randn(2, *size)
     assert activations_after_norm_acts(converted.eval(), x) == []
     step(converted, x)
 
@@ -74,6 +76,25 @@ def test_classifier_of_torchvision(name):
 @pytest.mark.parametrize("name", TIMM)
 def test_classifier_of_timm(name):
     check(timm.create_model(name, num_classes=3), TIMM[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # as the resnet18 of images
+        ("r3d_18", (9, 11, 8)),
+        ("mc3_18", (9, 11, 8)),
+        # a norm and a ReLU more within each factored convolution, the stem's included
+        ("r2plus1d_18", (9 + 17, 11, 8)),
+    ],
+)
+def test_video_model(name, expected):
+    check(torchvision.models.get_model(name, num_classes=3), expected, size=(3, 4, 16, 16))
+
+
+def test_models_of_vectors_and_sequences():
+    check(mlp(), (2, 0, 0), size=(6,))
+    check(resnet1d(), (2 + 1, 2 * 2, 2), size=(3, 40))
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,19 @@ def test_frozen_batch_norm(check):
     assert type(folded[1]) is nn.Identity
 
 
+def test_a_linear_layer_of_vectors(check):
+    """The graph tells that they are vectors: whatever ends with channels goes into it."""
+    model = nn.Sequential(
+        *(nn.Flatten(), nn.Linear(12, 8, bias=False), layers.BNReLU(8)),
+        *(nn.Linear(8, 8), layers.EvoNormS0(8, apply_act=False), nn.SiLU()),
+        *(nn.Linear(8, 8), layers.BNSwish(8)),
+    )
+    folded, fell = check(model, 5, 3, 4)
+    assert fell == 8 + 16 + 16
+    assert [type(m) for m in folded][2::3] == [nn.ReLU, nn.SiLU]
+    assert [entry.into for entry in folded.fold_report.norms] == [("1",), ("3",), ("6",)]
+
+
 @pytest.mark.parametrize(
     ("name", "left"),
     [

@@ -1,5 +1,7 @@
 """Gamma and beta that go into the layers after an EvoNorm."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -192,15 +194,109 @@ def test_small_gamma(gamma, beta, padding, what, draw):
     "norm", [nn.BatchNorm2d(8), layers.EvoNormS0(8, apply_act=False), nn.SyncBatchNorm(8)]
 )
 def test_affine_transform_without_a_layer_before(norm, check):
-    if isinstance(norm, nn.SyncBatchNorm):  # cannot run on a CPU
-        model = nn.Sequential(norm, nn.Conv2d(8, 5, 3)).eval()
-        assert not fold_for_inference(model).fold_report.norms[0].folded
-        return
     folded, fell = check(nn.Sequential(norm, nn.Conv2d(8, 5, 3)), 2, 8, 7, 9)
     assert type(folded[0]) is nn.Identity
     assert fell == 16
     folded, fell = check(nn.Sequential(norm, nn.Conv2d(8, 5, 3, padding=1)), 2, 8, 7, 9)
     assert fell == 0
+
+
+SEQUENCES, VOLUMES, VECTORS = (2, 3, 16), (2, 3, 6, 8, 7), (5, 3)
+# A model of 8 channels with one norm or none; the input; what goes into the layer after it.
+OTHER_SHAPES = {
+    "sequences": (
+        nn.Sequential(nn.Conv1d(3, 8, 3), layers.EvoNormS0(8, groups=4), nn.Conv1d(8, 5, 3)),
+        SEQUENCES, GAMMA_AND_BETA,
+    ),
+    "volumes": (
+        nn.Sequential(nn.Conv3d(3, 8, 3), layers.EvoNormB0(8), nn.Conv3d(8, 5, 3, padding=1)),
+        VOLUMES, GAMMA,
+    ),
+    "pool of sequences": (
+        nn.Sequential(
+            nn.Conv1d(3, 8, 3), layers.EvoNormS0(8, groups=4), nn.AvgPool1d(2),
+            nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 5),
+        ),
+        SEQUENCES, GAMMA_AND_BETA,
+    ),
+    "pool of volumes": (
+        nn.Sequential(
+            nn.Conv3d(3, 8, 3), layers.EvoNormB0(8), nn.AvgPool3d(2, padding=1),
+            nn.AdaptiveAvgPool3d(1), nn.Flatten(1), nn.Linear(8, 5),
+        ),
+        VOLUMES, GAMMA,
+    ),
+    "flattened volumes": (
+        nn.Sequential(
+            nn.Conv3d(3, 8, 3), layers.EvoNormB0(8), nn.Flatten(1, 4), nn.Linear(8 * 120, 5)
+        ),
+        VOLUMES, GAMMA_AND_BETA,
+    ),
+    "volumes flattened but for the width": (
+        nn.Sequential(nn.Conv3d(3, 8, (3, 3, 1)), layers.EvoNormB0(8), nn.Flatten(1, 3),
+                      nn.AdaptiveAvgPool1d(8), nn.Linear(8, 5)),
+        VOLUMES, NOTHING,
+    ),
+    "vectors": (
+        nn.Sequential(nn.Linear(3, 8), layers.EvoNormS0(8, groups=2), nn.Linear(8, 5)),
+        VECTORS, GAMMA_AND_BETA,
+    ),
+    "vectors that were images": (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 5 * 7, 8),
+                      layers.EvoNormS0(8, groups=2), nn.Dropout(), nn.Linear(8, 5)),
+        (2, 3, 7, 9), GAMMA_AND_BETA,
+    ),
+    "sequences and a linear layer": (
+        nn.Sequential(nn.Conv1d(3, 8, 3), layers.EvoNormS0(8, groups=2), nn.Linear(8, 5)),
+        (2, 3, 10), NOTHING,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_SHAPES)
+def test_sequences_volumes_and_vectors(case, check):
+    model, shape, what = OTHER_SHAPES[case]
+    folded, fell = check(model, *shape)
+    assert folded.fold_report.norms[0].folded == what
+    assert fell == {GAMMA_AND_BETA: 16, GAMMA: 8, NOTHING: 0}[what]
+    assert pickle.loads(pickle.dumps(folded))(torch.zeros(shape).double()).shape[0] == shape[0]
+
+
+MEAN_OF_VOLUMES = {
+    "all of space": (lambda n: n.mean((2, 3, 4)), GAMMA_AND_BETA),
+    "all but the width": (lambda n: n.mean((2, 3)), NOTHING),
+    "flattened, but for the width": (lambda n: n.mean((2, 3)).flatten(1, 1), NOTHING),
+}
+
+
+@pytest.mark.parametrize("case", MEAN_OF_VOLUMES)
+def test_mean_of_volumes(case, check, flow):
+    """8 channels and a width of 8, so that a linear layer fits both."""
+    function, what = MEAN_OF_VOLUMES[case]
+    modules = {"conv": nn.Conv3d(3, 8, 1), "norm": layers.EvoNormB0(8), "fc": nn.Linear(8, 5)}
+    model = flow(lambda m, x: m.fc(function(m.norm(m.conv(x)))), **modules)
+    folded, _ = check(model, 2, 3, 4, 5, 8)
+    assert folded.fold_report.norms[0].folded == what
+
+
+def test_what_a_graph_does_not_tell_is_checked_later(draw, flow):
+    """A mean over two dimensions is that of an image, if it is one."""
+    modules = {"norm": layers.EvoNormB0(8), "fc": nn.Linear(8, 5)}
+    model = draw(flow(lambda m, x: m.fc(m.norm(x).mean((2, 3))), **modules))
+    folded = fold_for_inference(model)
+    assert folded.fold_report.norms[0].folded == GAMMA_AND_BETA
+    images, volumes = torch.randn(2, 8, 5, 7).double(), torch.randn(2, 8, 4, 5, 8).double()
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-10, atol=1e-10)
+    assert torch.fx.symbolic_trace(folded)(images).shape == (2, 5)
+    assert model(volumes).shape == (2, 8, 5)
+    with pytest.raises(ValueError, match=r"for 4 dimensions; got \(2, 8, 4, 5, 8\)"):
+        folded(volumes)
+    modules = {"norm": layers.EvoNormS0(5, apply_act=False), "fc": nn.Linear(8, 5)}
+    model = flow(lambda m, x: m.norm(m.fc(x.mean((2, 3)))), **modules).eval()
+    assert not fold_for_inference(model).fold_report.norms[0].folded
+    vectors = draw(nn.Sequential(nn.Linear(3, 8), layers.EvoNormS0(8), nn.Linear(8, 5)))
+    with pytest.raises(ValueError, match=r"for 2 dimensions; got \(2, 8, 8\)"):
+        fold_for_inference(vectors)(torch.randn(2, 8, 3).double())
 
 
 @pytest.mark.parametrize("name", ["FRN", "PixelNorm-ReLU"])

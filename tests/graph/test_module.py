@@ -351,10 +351,22 @@ def test_bad_options(options, error, message):
         GraphNormAct(8, **{"graph": EVERYTHING, **options})
 
 
+@pytest.mark.parametrize("shape", [(), (7,), (2, 4, 3)], ids=str)
+def test_any_number_of_spatial_dimensions(shape, make, draw):
+    layer = make(EVERYTHING)
+    other, x = copy.deepcopy(layer), draw(3, CHANNELS, *shape).requires_grad_()
+    y, expected = layer(x), other(x.reshape(3, CHANNELS, -1, 1)).reshape(x.shape)
+    torch.testing.assert_close(y, expected)
+    found = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
+    expected = torch.autograd.grad(expected.square().sum(), (x, *other.parameters()))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(dict(layer.named_buffers()), dict(other.named_buffers()))
+
+
 def test_bad_input(make, draw):
     layer = make(EVERYTHING)
-    with pytest.raises(ValueError, match="takes \\(N, C, H, W\\)"):
-        layer(draw(3, CHANNELS))
+    with pytest.raises(ValueError, match="takes \\(N, C\\)"):
+        layer(draw(CHANNELS))
     with pytest.raises(ValueError, match="got 4 channels"):
         layer(draw(3, 4, 5, 7))
     with pytest.raises(TypeError, match="floating point"):

@@ -1,11 +1,17 @@
 """What one process of a group does with the cases of a ``test_cross_replica.py``.
 
-A case is the name of a layer, and ``(N, 4, H, W)`` inputs and gradients of every rank.
+A case is the name of a layer, and ``(N, 4, ...)`` inputs and gradients of every rank.
 """
 
 import torch
 
 from evonorm_plugins import convert_cross_replica, get_norm_act
+
+
+def build(name, dtype):
+    if name.startswith("BatchNorm"):
+        return getattr(torch.nn, name)(4, dtype=dtype)
+    return get_norm_act(name, 4, dtype=dtype)
 
 
 def draw_case(name, shapes, dtype=torch.float64):
@@ -21,11 +27,11 @@ def assert_as_one(case, found, *, by_position):
 
     def join(parts):
         if by_position:
-            parts = [x.permute(0, 2, 3, 1).reshape(-1, 4, 1, 1) for x in parts]
+            parts = [x.movedim(1, -1).reshape(-1, 4, 1, 1) for x in parts]
         return torch.cat(parts)
 
     name, xs, dys = case
-    layer = get_norm_act(name, 4, dtype=xs[0].dtype)
+    layer = build(name, xs[0].dtype)
     x = join(xs).requires_grad_()
     y = layer(x)
     dx, *parameters = torch.autograd.grad(y, [x, *layer.parameters()], join(dys))
@@ -41,7 +47,7 @@ def assert_as_one(case, found, *, by_position):
 def outcome(case, rank):
     """Output, gradients and buffers of a converted layer, on this rank's part."""
     name, xs, dys = case
-    layer = convert_cross_replica(get_norm_act(name, 4, dtype=xs[0].dtype))
+    layer = convert_cross_replica(build(name, xs[0].dtype))
     x = xs[rank].clone().requires_grad_()
     y = layer(x)
     gradients = torch.autograd.grad(y, [x, *layer.parameters()], dys[rank])
