@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -134,18 +135,33 @@ def run_step(args, step, seconds):
             for part in range(1, step.processes + 1)
         ]
         end = time.monotonic() + seconds + GRACE
-        for part, process in enumerate(running, 1):
-            what = " ".join(step.sections)
-            try:
-                status = process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-                status = "it took too long and was stopped"
-            records += read(Path(folder, str(part)))
-            if status:
-                records.append(failure(f"process of {what}", f"exit status {status}"))
+        try:
+            for part, process in enumerate(running, 1):
+                status = wait(process, end)
+                records += read(Path(folder, str(part)))
+                if status:
+                    records.append(failure(f"process of {' '.join(step.sections)}", status))
+        finally:  # also where somebody interrupts
+            for process in running:
+                stop(process)
     return records
+
+
+def wait(process, end):
+    """None, or how a process ended that did not end well; it is stopped when its time is over."""
+    try:
+        status = process.wait(max(0.1, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        stop(process)
+        return "it took too long and was stopped"
+    return f"exit status {status}" if status else None
+
+
+def stop(process):
+    """Stop a process and what it has started, if it still runs."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def start(args, step, part, path, seconds):
@@ -153,7 +169,12 @@ def start(args, step, part, path, seconds):
     command += ["--records", str(path), "--seconds", f"{seconds:.1f}"]
     command += ["--part", str(part), str(step.processes), *(["--dry-run"] if args.dry_run else [])]
     # Results go to stdout at the end, nothing else.
-    return subprocess.Popen(command, env={**os.environ, **step.environment}, stdout=sys.stderr)
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **step.environment},
+        stdout=sys.stderr,
+        start_new_session=True,  # a group of its own, which can be stopped as a whole
+    )
 
 
 def read(path):

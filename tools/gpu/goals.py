@@ -10,7 +10,10 @@ COMPILED = 0.80  # of the time of timm's layer by torch.compile
 HOST = {"S": 1.5, "B": 2.0, "affine": 1.0}  # of the host time of BN+ReLU
 WHOLE = "fwd+bwd"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-SHARED = ("launches", "device", "dtype")
+CHECKS = (
+    *("accuracy", "CUDA graph", "streams", "second device", "AMP with GradScaler"),
+    *("2^31 elements", "compute-sanitizer"),
+)
 
 
 def judge(records, dry_run):
@@ -21,7 +24,9 @@ def judge(records, dry_run):
     Args:
         records: by kind, as the sections write them.
     """
-    goals = [_judge_checks(name, checks) for name, checks in _by_name(records.get("check", []))]
+    checks, skips = (_by_name(records.get(kind, [])) for kind in ("check", "skipped"))
+    names = dict.fromkeys((*CHECKS, *checks))
+    goals = [_judge_checks(name, checks.get(name, []), skips.get(name, [])) for name in names]
     goals += [
         _judge(*goal, dry_run)
         for goal in (
@@ -33,19 +38,21 @@ def judge(records, dry_run):
     return goals
 
 
-def _by_name(checks):
-    """Checks by what stands before the colon of their names."""
+def _by_name(records):
+    """Records by what stands before the colon of their names."""
     found = {}
-    for check in checks:
-        found.setdefault(check["name"].partition(":")[0], []).append(check)
-    return found.items()
+    for record in records:
+        found.setdefault(record["name"].partition(":")[0], []).append(record)
+    return found
 
 
-def _judge_checks(name, checks):
+def _judge_checks(name, checks, skips):
     failed = [check for check in checks if check["verdict"] == "FAIL"]
     where = f"{failed[0]['name']}: {failed[0]['detail']}" if failed else ""
-    found = f"{len(checks) - len(failed)} of {len(checks)}"
-    verdict = "FAIL" if failed else "PASS"
+    found = f"{len(checks) - len(failed)} of {len(checks)}" if checks else ""
+    if skips:
+        found += f"{', ' if found else ''}{len(skips)} skipped"
+    verdict = "FAIL" if failed else "PASS" if checks else "not measured"
     return {"goal": name, "asked": "all", "found": found, "where": where, "verdict": verdict}
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from types import SimpleNamespace
 
-from evonorm_plugins.benchmarks import LAYERS, RIVALS
+from evonorm_plugins.benchmarks import LAYERS, OTHERS, RIVALS
 from evonorm_plugins.benchmarks.host import run_host
 from evonorm_plugins.benchmarks.layers import run_layers
 from gpu.sections import is_there
@@ -55,7 +55,8 @@ def case(shape, dtype, layout, layers, compiled, repeats=ROUNDS, device="cuda"):
     size = "x".join(map(str, shape))
     # timm's layers and the plain formulas are rivals where they are compiled.
     plain = {"timm", "torch"} if not compiled else set()
-    rivals = [rival for rival in RIVALS if rival not in {*plain, *missing_packages()}]
+    left_out = {*plain, *missing_packages()}
+    rivals = [rival for rival in (*RIVALS, *OTHERS) if rival not in left_out]
     options = {
         "shapes": [shape],
         "layers": layers,
