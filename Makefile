@@ -72,9 +72,11 @@ test-torch:
 	$(@D)/bin/python setup.py --quiet build_ext --inplace
 	@touch $@
 
-# Nothing is installed: it runs where torch and Triton are, this environment's or that of PYTHON.
+# Where PYTHON has torch and Triton nothing is installed; C kernels are not needed.
+HAS_TRITON = $(PYTHON) -c "from importlib.util import find_spec as f; exit(not (f('torch') and f('triton')))"
 gpu:
-	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tools/gpu_check.py $(ARGS)
+	@$(HAS_TRITON) || $(MAKE) --no-print-directory $(VENV)/.installed
+	PYTHONPATH="$(CURDIR)" $$($(HAS_TRITON) && echo "$(PYTHON)" || echo $(BIN)/python) tools/gpu_check.py $(ARGS)
 
 bench: install
 	$(BIN)/python tools/benchmark.py layers

@@ -134,7 +134,7 @@ def section(load, tmp_path):
 
     def make(seconds):
         path = tmp_path / "records"
-        args = Namespace(dry_run=True, part=(1, 1), records=path, seconds=seconds)
+        args = Namespace(dry_run=True, part=(1, 1), records=path, until=time.time() + seconds)
         return load("sections").Section(args), lambda: load("command").read(path)
 
     return make

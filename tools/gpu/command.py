@@ -36,6 +36,7 @@ class Step:
     processes: int = 1
     prefix: tuple = ()  # of the command line
     environment: dict = field(default_factory=dict)
+    optional: bool = False  # others find what is wrong
 
 
 def add_arguments(parser):
@@ -51,7 +52,7 @@ def add_arguments(parser):
     # Of the processes that this command starts.
     add("--sections", nargs="+", help="(for this command itself)")
     add("--records", type=Path, help="(for this command itself)")
-    add("--seconds", type=float, help="(for this command itself)")
+    add("--until", type=float, help="(for this command itself)")
     add("--part", type=count, nargs=2, default=(1, 1), help="(for this command itself)")
 
 
@@ -114,7 +115,7 @@ def steps(dry_run):
     # What is compiled first, by many processes, is then found on the disk by the one that measures.
     return [
         *found,
-        Step(("warm",), 90, many),
+        Step(("warm",), 90, many, optional=True),
         Step(("layers",), 100),
         Step(("host",), 15),
         Step(("models",), 80),
@@ -140,7 +141,8 @@ def run_step(args, step, seconds):
                 status = wait(process, end)
                 records += read(Path(folder, str(part)))
                 if status:
-                    records.append(failure(f"process of {' '.join(step.sections)}", status))
+                    what = skipped if step.optional else failure
+                    records.append(what(f"process of {' '.join(step.sections)}", status))
         finally:  # also where somebody interrupts
             for process in running:
                 stop(process)
@@ -166,7 +168,7 @@ def stop(process):
 
 def start(args, step, part, path, seconds):
     command = [*step.prefix, sys.executable, str(SCRIPT), "--sections", *step.sections]
-    command += ["--records", str(path), "--seconds", f"{seconds:.1f}"]
+    command += ["--records", str(path), "--until", f"{time.time() + seconds:.1f}"]
     command += ["--part", str(part), str(step.processes), *(["--dry-run"] if args.dry_run else [])]
     # Results go to stdout at the end, nothing else.
     return subprocess.Popen(

@@ -34,20 +34,13 @@ ROUNDS, SECONDS = 20, 3.0  # of a case
 def cases():
     """``(name, options)`` of every case, the most important ones first."""
     found = []
-    for shapes, layers, compiled in (
-        (COMPILED, LAYERS, True),
-        (SHAPES[len(COMPILED) :], BOTH, False),
-    ):
-        for shape in shapes:
-            for dtype, layout in (
-                ("bfloat16", "contiguous"),
-                ("float32", "contiguous"),
-                ("bfloat16", "channels_last"),
-                ("float32", "channels_last"),
-            ):
-                # A compiler takes as long as all the rest; in one format it is measured.
-                compile_here = compiled and layout == "contiguous"
-                found.append(case(shape, dtype, layout, layers, compile_here))
+    for shape in SHAPES:
+        for layout in ("contiguous", "channels_last"):
+            # A compiler takes as long as all the rest: two layers of some cases are compiled.
+            compiled = shape in COMPILED and layout == "contiguous"
+            layers = LAYERS if shape in COMPILED and not compiled else BOTH
+            for dtype in ("bfloat16", "float32"):
+                found.append(case(shape, dtype, layout, layers, compiled))
     return found
 
 

@@ -27,7 +27,7 @@ class Section:
     def __init__(self, args):
         self.dry_run, self.part = args.dry_run, args.part
         self.device = "cpu" if args.dry_run else "cuda"
-        self._path, self._end, self._longest = args.records, time.monotonic() + args.seconds, 0.0
+        self._path, self._until, self._longest = args.records, args.until, 0.0
 
     def record(self, kind, **values):
         with open(self._path, "a") as file:
@@ -37,7 +37,7 @@ class Section:
         self.record("skipped", name=name, reason=reason)
 
     def seconds_left(self):
-        return self._end - time.monotonic()
+        return self._until - time.time()
 
     def mine(self, cases):
         """The cases of this process: every one of so many."""
