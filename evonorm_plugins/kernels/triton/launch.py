@@ -18,6 +18,7 @@ import triton
 # From the first to the last whose launchers were read: both are called alike, and take addresses
 # for tensors.
 _KNOWN = ((3, 4), (3, 9))
+_OLDER = (3, 4)  # has no such hook, and its attributes are of instances
 _ALIGNMENT = 16  # Triton compiles other kernels for pointers that are no multiples of it
 _MOST = 64  # kernels of a Launch, launches of a Plan
 
@@ -25,7 +26,8 @@ _MOST = 64  # kernels of a Launch, launches of a Plan
 def _private():
     """Triton's drivers, settings and type of compiled kernels; None where they are unknown."""
     version = re.match(r"(\d+)\.(\d+)", triton.__version__)
-    if version is None or not _KNOWN[0] <= (int(version[1]), int(version[2])) <= _KNOWN[1]:
+    found = version and (int(version[1]), int(version[2]))
+    if not found or not _KNOWN[0] <= found <= _KNOWN[1]:
         return None
     try:
         from triton import knobs
@@ -34,8 +36,11 @@ def _private():
 
         settings = knobs.runtime
         _ = settings.launch_enter_hook, settings.launch_exit_hook
-        _ = settings.add_stages_inspection_hook, CompiledKernel.run, type(driver).active
-    except (ImportError, AttributeError):
+        if found > _OLDER:
+            _ = settings.add_stages_inspection_hook, CompiledKernel.run, type(driver).active
+        else:
+            _ = vars(CompiledKernel)["__getattribute__"], vars(driver)["active"]
+    except (ImportError, AttributeError, KeyError):
         return None
     return driver, settings, CompiledKernel
 
@@ -51,7 +56,7 @@ def _is_watched(kernel, settings):
         getattr(entered, "calls", entered)
         or getattr(left, "calls", left)
         or kernel.pre_run_hooks
-        or settings.add_stages_inspection_hook is not None
+        or getattr(settings, "add_stages_inspection_hook", None) is not None
         or torch.compiler.is_compiling()
     )
 
