@@ -58,7 +58,7 @@ check: lint
 test-torch:
 	@test -n "$(TORCH)" || { echo "error: which torch? As in: make test-torch TORCH=2.11.0"; exit 2; }
 	@$(MAKE) --no-print-directory .venv-torch-$(TORCH)/.installed
-	PYTHONPATH=. .venv-torch-$(TORCH)/bin/python -m pytest -q -n auto --maxprocesses 8 \
+	PYTHONPATH="$(CURDIR)" .venv-torch-$(TORCH)/bin/python -m pytest -q -n auto --maxprocesses 8 \
 		--dist loadfile --no-loadscope-reorder tests/kernels tests/layers $(ARGS)
 
 # numpy: interpreters of Triton up to 3.6 take arrays of one element for numbers, as numpy did before

@@ -18,7 +18,6 @@ import triton
 # From the first to the last whose launchers were read: both are called alike, and take addresses
 # for tensors.
 _KNOWN = ((3, 4), (3, 9))
-_OLDER = (3, 4)  # has no such hook, and its attributes are of instances
 _ALIGNMENT = 16  # Triton compiles other kernels for pointers that are no multiples of it
 _MOST = 64  # kernels of a Launch, launches of a Plan
 
@@ -36,9 +35,11 @@ def _private():
 
         settings = knobs.runtime
         _ = settings.launch_enter_hook, settings.launch_exit_hook
-        if found > _OLDER:
-            _ = settings.add_stages_inspection_hook, CompiledKernel.run, type(driver).active
-        else:
+        if found >= (3, 6):
+            _ = settings.add_stages_inspection_hook
+        if found >= (3, 5):
+            _ = CompiledKernel.run, type(driver).active
+        else:  # they are attributes of instances
             _ = vars(CompiledKernel)["__getattribute__"], vars(driver)["active"]
     except (ImportError, AttributeError, KeyError):
         return None
