@@ -24,12 +24,15 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	metrics/test_ap metrics/test_data metrics/test_scores metrics/test_statistics_file \
 	search/test_store training/test_cluster))
 
-.PHONY: help demo test check bench lint docs dist install venv detectron2 clean
+.PHONY: help demo test test-torch check gpu bench lint docs dist install venv detectron2 clean
 
 help:
 	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
 	@echo "make test        run the tests, a process for each core; ARGS=... goes to pytest"
 	@echo "make check       lint and the quick tests, before a commit: two minutes on two cores"
+	@echo "make test-torch TORCH=2.11.0"
+	@echo "                 tests of layers and kernels with another torch, in .venv-torch-2.11.0"
+	@echo "make gpu         check and time kernels, layers and models on a CUDA GPU, in eight minutes"
 	@echo "make bench       time and memory of layers and of whole models, against BN and GN"
 	@echo "make lint        ruff, lint and format, the order of imports, and types"
 	@echo "make dist        source distribution and wheel in dist/, tried in a fresh environment;"
@@ -49,6 +52,31 @@ test: install
 
 check: lint
 	$(PYTEST) $(CHECK_TESTS) $(ARGS)
+
+# Layers and kernels with another torch and the Triton that it brings. Where that has no wheel for
+# $(PYTHON), another one can be given.
+test-torch:
+	@test -n "$(TORCH)" || { echo "error: which torch? As in: make test-torch TORCH=2.11.0"; exit 2; }
+	@$(MAKE) --no-print-directory .venv-torch-$(TORCH)/.installed
+	PYTHONPATH="$(CURDIR)" .venv-torch-$(TORCH)/bin/python -m pytest -q -n auto --maxprocesses 8 \
+		--dist loadfile --no-loadscope-reorder tests/kernels tests/layers $(ARGS)
+
+# numpy: interpreters of Triton up to 3.6 take arrays of one element for numbers, as numpy did before
+# 2.4. The library of C kernels is one for all of torch, and stays where it is.
+.venv-torch-%/.installed: requirements/constraints.txt $(CSRC)
+	$(PYTHON) -m venv $(@D)
+	sed '/^torch==/d; /^torchvision==/d; /^numpy==/d' $< > $(@D)/constraints.txt
+	@echo "Installing torch $* into $(@D): several gigabytes, this takes a few minutes"
+	$(@D)/bin/python -m pip install --quiet -c $(@D)/constraints.txt torch==$* "numpy<2.4" \
+		pytest pytest-xdist timm torchvision onnx onnxruntime onnxscript setuptools wheel
+	$(@D)/bin/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+# Where PYTHON has torch and Triton nothing is installed; C kernels are not needed.
+HAS_TRITON = $(PYTHON) -c "from importlib.util import find_spec as f; exit(not (f('torch') and f('triton')))"
+gpu:
+	@$(HAS_TRITON) || $(MAKE) --no-print-directory $(VENV)/.installed
+	PYTHONPATH="$(CURDIR)" $$($(HAS_TRITON) && echo "$(PYTHON)" || echo $(BIN)/python) tools/gpu_check.py $(ARGS)
 
 bench: install
 	$(BIN)/python tools/benchmark.py layers
@@ -94,5 +122,5 @@ $(VENV)/.release: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info evonorm_plugins/kernels/*.so .*_cache
+	rm -rf $(VENV) .venv-torch-* build dist site *.egg-info evonorm_plugins/kernels/*.so .*_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

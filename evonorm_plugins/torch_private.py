@@ -4,7 +4,6 @@ import torch
 from torch.autograd import forward_ad
 
 try:
-    # Of the functions that tell, this is the one that Dynamo takes for a number.
     _count_transforms = torch._C._functorch.get_dynamic_layer_stack_depth
     _ = forward_ad._current_level
 except AttributeError:
@@ -15,12 +14,19 @@ except AttributeError:
 
 else:
 
+    def _in_transforms() -> bool:
+        return _count_transforms() > 0
+
+    # What torch.compiler.assume_constant_result() does, which imports all of Dynamo. Up to torch
+    # 2.11 Dynamo cannot trace the function in there; it compiles anew for other transforms anyway.
+    _in_transforms._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
     def is_transformed() -> bool:
         """Whether a transform of ``torch.func`` or forward-mode differentiation is at work.
 
         They look into plain operations alone.
         """
-        return _count_transforms() > 0 or forward_ad._current_level >= 0
+        return _in_transforms() or forward_ad._current_level >= 0
 
 
 try:
@@ -46,3 +52,18 @@ else:
             and _tracing() is None
             and not _is_profiled()
         )
+
+
+try:
+    _ = torch.compiler._is_exporting_flag
+except AttributeError:
+    # Safe: where a compiler is taken for an export, its graph holds the plain formula.
+    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+else:
+
+    def is_exporting() -> bool:
+        """Whether ``torch.export`` is at work.
+
+        Not torch's function of this name, which Dynamo took for True up to torch 2.11.
+        """
+        return torch.compiler._is_exporting_flag

@@ -8,6 +8,7 @@ EVONORMS = ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "Ev
 LAYERS = (*EVONORMS, "GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej")
 PAIRS = ("BN+ReLU", "GN+ReLU", "GN+SiLU")
 RIVALS = (*PAIRS, "timm", "torch")
+OTHERS = ("apex", "Liger")  # for GPUs
 SHAPES = ("8x256x56x56", "4x64x128x128", "2x256x200x200", "16x512x14x14")
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")

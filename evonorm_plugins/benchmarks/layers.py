@@ -107,11 +107,16 @@ def _build_modules(args, channels):
     for pair in PAIRS:
         if pair in args.rivals:
             modules[pair, "torch.nn"] = build_pair(pair, channels)
+    for other in OTHERS:
+        if other in args.rivals:
+            modules["GN+SiLU", other] = OTHERS[other](channels)
     for module in modules.values():
         module.to(args.device).train(args.mode == "train")
     if args.device == "cuda":
-        for norm in (m for key, pair in modules.items() if key[0] in PAIRS for m in pair):
-            if isinstance(norm, nn.GroupNorm):
+        for key, pair in modules.items():
+            others = [pair] if key[1] in OTHERS else []
+            norms = [m for m in pair if isinstance(m, nn.GroupNorm)] if key[1] == "torch.nn" else []
+            for norm in (*others, *norms):
                 norm.to(getattr(torch, args.dtype))  # takes no other parameters there
     return modules
 
@@ -134,6 +139,21 @@ def _timm_b0(channels):
     return EvoNorm2dB0(channels)
 
 
+def _apex_gn_silu(channels):
+    """In one kernel, for channels_last alone."""
+    from apex.contrib.group_norm import GroupNorm
+
+    return GroupNorm(effective_groups(channels, GROUPS), channels, act="silu")
+
+
+def _liger_gn_silu(channels):
+    from liger_kernel.transformers.group_norm import LigerGroupNorm
+
+    groups = effective_groups(channels, GROUPS)
+    return nn.Sequential(LigerGroupNorm(channels, groups, eps=1e-5, bias=True), nn.SiLU())
+
+
+OTHERS = {"apex": _apex_gn_silu, "Liger": _liger_gn_silu}
 TIMM = {"EvoNormS0": _timm_s0, "EvoNormB0": _timm_b0}
 
 

@@ -6,6 +6,7 @@ rivals:
   BN+ReLU, GN+ReLU, GN+SiLU   torch's modules; GN with 32 groups
   timm                        timm's EvoNorm2dS0 and B0
   torch                       the same layer of this package by its plain formula, impl="torch"
+  apex, Liger                 their GN+SiLU, on a GPU; not among the default ones
 and always the floors, what reading and writing the tensors takes: "copy existing" copies one tensor
 forward and one and a half backward (x, dy -> dx) into memory that is there; "copy fresh" allocates
 y and dx, as a layer has to. The columns "of copy" are floor / time: 100% is as fast as memory.
@@ -17,7 +18,16 @@ BN+ReLU and GN+ReLU keep their output, which a convolution that follows keeps as
 import argparse
 import json
 
-from evonorm_plugins.benchmarks import DTYPES, EVONORMS, LAYERS, LAYOUTS, PHASES, RIVALS, SHAPES
+from evonorm_plugins.benchmarks import (
+    DTYPES,
+    EVONORMS,
+    LAYERS,
+    LAYOUTS,
+    OTHERS,
+    PHASES,
+    RIVALS,
+    SHAPES,
+)
 from evonorm_plugins.cli.types import count, positive
 from evonorm_plugins.errors import ConfigError
 
@@ -60,10 +70,10 @@ def add_arguments(parser):
     add(
         "--rivals",
         nargs="*",
-        choices=RIVALS,
+        choices=(*RIVALS, *OTHERS),
         default=RIVALS,
         metavar="RIVAL",
-        help=f"of {', '.join(RIVALS)} (default: all)",
+        help=f"of {', '.join((*RIVALS, *OTHERS))} (default: {' '.join(RIVALS)})",
     )
     add("--compiled", action="store_true", help="timm and torch by torch.compile too (slow)")
     add("--dtype", choices=DTYPES, default="float32", help="of the tensors, not the parameters")

@@ -15,7 +15,7 @@ from types import ModuleType
 import torch
 
 from evonorm_plugins.kernels import cpu
-from evonorm_plugins.torch_private import is_transformed
+from evonorm_plugins.torch_private import is_exporting, is_transformed
 
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -103,7 +103,6 @@ def _reason(name: str, x: torch.Tensor) -> str | None:
 
 def _is_exported() -> bool:
     # What leaves this process must not need this package: graphs hold plain operations.
-    is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
     return is_exporting() or torch.jit.is_tracing()
 
 

@@ -100,6 +100,7 @@ class Uncompiled(CompiledKernel):
     """What Triton would compile: source, signature, what is known of arguments, and options."""
 
     run = None
+    module = "loaded"  # or older versions would load it
 
     def __init__(self, src, target, options):
         text = f"{src.hash()} {src.signature} {src.constants} {src.attrs} {options}"

@@ -302,6 +302,20 @@ def test_without_a_private_name_of_torch(kind, name, draw, differentiate, monkey
 
 
 @NEEDS_CPU
+@pytest.mark.parametrize("names", [["_is_exporting_flag"], ["_is_exporting_flag", "is_exporting"]])
+def test_without_torchs_word_for_export(names, monkeypatch):
+    """Then a graph for another process still holds plain operations."""
+    with monkeypatch.context() as patch:
+        for name in names:
+            patch.delattr(torch.compiler, name)
+        without = runpy.run_path(torch_private.__file__)["is_exporting"]
+    assert not without()
+    monkeypatch.setattr(kernels, "is_exporting", without)
+    program = torch.export.export(get_norm_act("EvoNormS0", 8).eval(), (torch.randn(2, 8, 5, 7),))
+    assert "evonorm" not in str(program.graph)
+
+
+@NEEDS_CPU
 @pytest.mark.parametrize("kind", ["s0", "b0", "affine"])
 def test_without_the_dlpack_protocol(kind, draw, differentiate):
     """As before torch 2.10: tensors are read by their attributes, with the same numbers."""

@@ -78,7 +78,10 @@ def test_other_versions_go_tritons_way(version, monkeypatch):
 def test_without_private_names(module, name, monkeypatch):
     """As in a Triton that has renamed one."""
     *path, last = name.split(".")
-    monkeypatch.delattr(functools.reduce(getattr, path, sys.modules[module]), last)
+    owner = functools.reduce(getattr, path, sys.modules[module])
+    if not hasattr(owner, last):
+        pytest.skip("the installed version has not had it")
+    monkeypatch.delattr(owner, last)
     assert launch._private() is None
 
 

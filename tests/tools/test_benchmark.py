@@ -242,6 +242,18 @@ def test_rivals_that_cannot_run(main, monkeypatch, capsys):
     assert "timm" not in printed.out
 
 
+def test_rivals_for_gpus(main, monkeypatch, capsys):
+    """By their names, where they are asked for."""
+    for name in ("apex", "Liger"):
+        module = nn.Sequential(nn.GroupNorm(1, 4), nn.SiLU())
+        monkeypatch.setitem(layers.OTHERS, name, lambda channels, module=module: module)
+    options = ["--shapes", "1x4x3x3", "--layers", "EvoNormS0", "--rivals", "apex", "Liger"]
+    assert main(["layers", *options, "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "GN+SiLU apex" in out
+    assert "GN+SiLU Liger" in out
+
+
 def test_the_command_of_an_installed_package(capsys, tmp_path):
     out = tmp_path / "folder/layers.csv"
     options = ["--shapes", "1x4x3x3", "--layers", "EvoNormS0", "--rivals", "torch"]

@@ -25,7 +25,8 @@ _MOST = 64  # kernels of a Launch, launches of a Plan
 def _private():
     """Triton's drivers, settings and type of compiled kernels; None where they are unknown."""
     version = re.match(r"(\d+)\.(\d+)", triton.__version__)
-    if version is None or not _KNOWN[0] <= (int(version[1]), int(version[2])) <= _KNOWN[1]:
+    found = version and (int(version[1]), int(version[2]))
+    if not found or not _KNOWN[0] <= found <= _KNOWN[1]:
         return None
     try:
         from triton import knobs
@@ -34,8 +35,13 @@ def _private():
 
         settings = knobs.runtime
         _ = settings.launch_enter_hook, settings.launch_exit_hook
-        _ = settings.add_stages_inspection_hook, CompiledKernel.run, type(driver).active
-    except (ImportError, AttributeError):
+        if found >= (3, 6):
+            _ = settings.add_stages_inspection_hook
+        if found >= (3, 5):
+            _ = CompiledKernel.run, type(driver).active
+        else:  # they are attributes of instances
+            _ = vars(CompiledKernel)["__getattribute__"], vars(driver)["active"]
+    except (ImportError, AttributeError, KeyError):
         return None
     return driver, settings, CompiledKernel
 
@@ -51,7 +57,7 @@ def _is_watched(kernel, settings):
         getattr(entered, "calls", entered)
         or getattr(left, "calls", left)
         or kernel.pre_run_hooks
-        or settings.add_stages_inspection_hook is not None
+        or getattr(settings, "add_stages_inspection_hook", None) is not None
         or torch.compiler.is_compiling()
     )
 
