@@ -10,7 +10,7 @@ from torch import nn
 
 from evonorm_plugins.errors import ConfigError
 
-_HERE = os.path.dirname(__file__)
+_HERE = os.path.dirname(os.path.dirname(__file__))  # of the integrations
 HOW_TO = (
     "Give norm and activation to Detectron2's Conv2d (norm=, activation=), or as modules that "
     "forward applies one after the other, and decorate the class with "

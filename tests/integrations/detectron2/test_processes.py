@@ -273,6 +273,8 @@ def wait(folder):
 
 
 def waiting(arguments):
+    # Shells make what they run in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start_by("fork", pytest.MonkeyPatch())
     args = train.parse_args(["--config-file", "unused", "--num-gpus", "2"])
     return run_command(lambda: processes.run_processes(wait, args, "cpu", Path(*arguments)))
