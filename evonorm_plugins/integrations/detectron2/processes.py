@@ -142,6 +142,8 @@ def _work_among_others(work: Callable, given: tuple) -> None:
     silence_libraries()
     # Whoever is ended because another rank failed leaves no temporary file behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    # What torch sends where the parent is gone; shells let the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with original_errors():
             work(*given)

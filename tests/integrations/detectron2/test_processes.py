@@ -273,16 +273,18 @@ def wait(folder):
 
 
 def waiting(arguments):
-    # Shells make what they run in the background ignore it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder, number = arguments
+    # Shells let what they run in the background ignore it.
+    in_background = int(number) != signal.SIGINT
+    signal.signal(signal.SIGINT, signal.SIG_IGN if in_background else signal.default_int_handler)
     start_by("fork", pytest.MonkeyPatch())
     args = train.parse_args(["--config-file", "unused", "--num-gpus", "2"])
-    return run_command(lambda: processes.run_processes(wait, args, "cpu", Path(*arguments)))
+    return run_command(lambda: processes.run_processes(wait, args, "cpu", Path(folder)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_no_process(fork, tmp_path, number):
-    run = fork(waiting, [tmp_path])
+    run = fork(waiting, [tmp_path, str(int(number))])
     while len(list(tmp_path.iterdir())) < 2:
         assert run.poll() is None
         time.sleep(0.02)
@@ -292,7 +294,9 @@ def test_a_run_that_is_stopped_leaves_no_process(fork, tmp_path, number):
         assert said.splitlines()[-1] == "error: interrupted"
         assert run.returncode == 1
     ranks = [int(path.name.split()[1]) for path in tmp_path.iterdir()]
+    latest = time.monotonic() + 40  # they would end by themselves after 60 seconds
     while any(is_running(rank) for rank in ranks):
+        assert time.monotonic() < latest
         time.sleep(0.02)
 
 
