@@ -62,7 +62,7 @@ def run(args):
     from evonorm_plugins.training.seeds import check_seed
 
     configs = [load_config(name, args.overrides) for name in args.config]
-    _check_folders(configs)
+    _check_together(configs)
     for seed in args.seeds or ():
         check_seed(seed, "--seeds ")
     torch.backends.cudnn.benchmark = True
@@ -88,7 +88,16 @@ def train(config, ranks, resume):
         raise NonFiniteError(f"{error}. {_last_checkpoint(run)}") from None
 
 
-def _check_folders(configs):
+def _check_together(configs):
+    """Raise :class:`ConfigError` where runs after each other would share what they cannot."""
+    first = configs[0]
+    for config in configs:
+        for key in ("device", "timeout_minutes"):  # of the processes
+            if getattr(config, key) != getattr(first, key):
+                raise ConfigError(
+                    f"{key}={getattr(config, key)} of one --config, {getattr(first, key)} of "
+                    f"another: give {key}=... for all"
+                )
     folders = [config.output_dir for config in configs]
     for folder in folders:
         if folders.count(folder) > 1:

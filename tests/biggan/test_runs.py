@@ -255,7 +255,11 @@ def test_configs_after_each_other(tmp_path, fork, tiny_arguments):
     assert code == 0, output
     norms = [state(tmp_path / f"run{groups}")["config"]["norm"] for groups in (1, 2)]
     assert norms == ["GN-ReLU(groups=1)", "GN-ReLU(groups=2)"]
+    files[1].write_text(files[1].read_text() + "timeout_minutes: 3\n")
+    code, output = train()
+    assert code == 2
+    assert "timeout_minutes=3.0 of one --config, 10.0 of another" in output
     shared = f"output_dir={tmp_path}/one"
-    code, output = train(shared)
+    code, output = train(shared, "timeout_minutes=5")
     assert code == 2
     assert f"error: {shared} is that of several --config" in output
