@@ -86,5 +86,6 @@ class CheckpointImages(GeneratedImages):
             "checkpoint": str(self.path),
             "step": getattr(self.generator, "step", None),
             "norm": getattr(self.config, "norm", None),
+            "training_seed": getattr(self.config, "seed", None),
             "resolution_px": getattr(self.config, "resolution", None),
         }

@@ -16,6 +16,23 @@ _SPLITS = 10  # of the Inception score
 _BATCH = 64
 
 
+def inception_weights():
+    """Path and SHA-256 of the weights that ``extractor=inception`` takes.
+
+    Raises:
+        ConfigError: they are not on this machine; says how to get them, or to do without.
+    """
+    from evonorm_plugins.metrics.weights import find_inception_weights
+
+    try:
+        return find_inception_weights(download=False)
+    except InputError as error:
+        raise ConfigError(
+            f"extractor=inception: {error}; or train without scores by extractor=null: best.pt is "
+            "then the newest generator, not the best"
+        ) from None
+
+
 class Scorer:
     """Scores a generator against the training images.
 
@@ -104,7 +121,6 @@ def _extractor(config, device):
     try:
         from evonorm_plugins.metrics.extractor import CustomExtractor
         from evonorm_plugins.metrics.inception import InceptionExtractor
-        from evonorm_plugins.metrics.weights import find_inception_weights
     except ImportError as error:
         raise ConfigError(
             f"extractor={config.extractor} needs the metrics ({error}): "
@@ -112,9 +128,11 @@ def _extractor(config, device):
         ) from None
     try:
         if config.extractor == "inception":
-            extractor = InceptionExtractor(*find_inception_weights(download=False)).to(device)
+            extractor = InceptionExtractor(*inception_weights()).to(device)
         else:
             extractor = CustomExtractor(config.extractor, device)
+    except ConfigError:  # which names the option
+        raise
     except InputError as error:
         raise ConfigError(f"extractor={config.extractor}: {error}") from None
     if extractor.is_reference:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from evonorm_plugins import command
-from evonorm_plugins.errors import NonFiniteError
+from evonorm_plugins.errors import ConfigError, NonFiniteError
 
 EXAMPLES = """
 examples:
@@ -16,6 +16,9 @@ examples:
     torchrun --nproc_per_node=8 -m biggan.train --resume --config ... data=...
   three seeds after each other, in OUTPUT_DIR/seed0 ...:
     torchrun --nproc_per_node=8 -m biggan.train --seeds 0,1,2 --config ... data=...
+  GN-ReLU with 8, 16 and 32 groups after each other, the paper's sweep:
+    torchrun --nproc_per_node=8 -m biggan.train --config imagenet128_GN-ReLU_groups8 \\
+        --config imagenet128_GN-ReLU --config imagenet128_GN-ReLU_groups32 data=...
   two machines with 8 GPUs each, on both:
     torchrun --nnodes=2 --nproc_per_node=8 --rdzv_backend=c10d --rdzv_endpoint=HOST:29500 \\
         -m biggan.train --config ... data=...
@@ -28,8 +31,10 @@ def add_arguments(parser):
     parser.add_argument(
         "--config",
         required=True,
+        action="append",
         metavar="NAME",
-        help="of biggan/configs, or a YAML file of your own",
+        help="of biggan/configs, or a YAML file of your own; given several times: runs after each "
+        "other",
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
     parser.add_argument(
@@ -56,12 +61,14 @@ def run(args):
     from evonorm_plugins.training.ranks import Ranks
     from evonorm_plugins.training.seeds import check_seed
 
-    config = load_config(args.config, args.overrides)
+    configs = [load_config(name, args.overrides) for name in args.config]
+    _check_together(configs)
     for seed in args.seeds or ():
         check_seed(seed, "--seeds ")
     torch.backends.cudnn.benchmark = True
-    with Ranks(config.device, config.timeout_minutes) as ranks:
-        for one in _runs(config, args.seeds):
+    first = configs[0]
+    with Ranks(first.device, first.timeout_minutes) as ranks:
+        for one in (run for config in configs for run in _runs(config, args.seeds)):
             stopped = train(one, ranks, args.resume)
             if stopped:
                 if ranks.is_main:
@@ -79,6 +86,24 @@ def train(config, ranks, resume):
         return run.train()
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_last_checkpoint(run)}") from None
+
+
+def _check_together(configs):
+    """Raise :class:`ConfigError` where runs after each other would share what they cannot."""
+    first = configs[0]
+    for config in configs:
+        for key in ("device", "timeout_minutes"):  # of the processes
+            if getattr(config, key) != getattr(first, key):
+                raise ConfigError(
+                    f"{key}={getattr(config, key)} of one --config, {getattr(first, key)} of "
+                    f"another: give {key}=... for all"
+                )
+    folders = [config.output_dir for config in configs]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(
+                f"output_dir={folder} is that of several --config: each run needs one of its own"
+            )
 
 
 def _runs(config, seeds):

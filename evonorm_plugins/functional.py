@@ -301,12 +301,12 @@ def swish(x: Tensor, v: Tensor) -> Tensor:
 
 
 def random_layer(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
-    """Row "Random" of Table 3: ``sign(z) sqrt|z|``, ``z = std_{w,h}(sigmoid(x))``."""
+    """Row "Random" of Table 2: ``sign(z) sqrt|z|``, ``z = std_{w,h}(sigmoid(x))``."""
     return apply(formulas.random, x, weight, bias, eps=eps)
 
 
 def random_rej_layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Row "Random + rej" of Table 3: ``tanh(max(x, tanh(x)))``."""
+    """Row "Random + rej" of Table 2: ``tanh(max(x, tanh(x)))``."""
     return apply(formulas.random_rej, x, weight, bias)
 
 

@@ -43,7 +43,7 @@ def convert(
     """A copy of ``model`` with norm-activation layers in place of its norms and activations.
 
     A norm that an activation follows is replaced together with it, any other by the affine
-    transform, as the paper does (Section 5). The data flow tells what follows: ``forward`` is
+    transform, as the paper does (footnote 3). The data flow tells what follows: ``forward`` is
     traced with ``torch.fx``, in training and in evaluation mode. An activation after anything else,
     such as the ReLU after a residual addition, stays.
 

@@ -1,4 +1,4 @@
-"""The paper's other rows: the pairs EvoNorm is compared with, and what random search found.
+"""The paper's other rows: the pairs EvoNorm is compared with, and the random ones of Table 2.
 
 A name of two parts is norm and activation: ``BNReLU`` is batch normalization, then ReLU. They hold
 torch's own norm as ``norm``, so whatever knows torch's layers (weight decay, precise statistics,
@@ -240,21 +240,27 @@ class FRN(Fused):
 
 
 class RandomLayer(NormAct):
-    """Row "Random": ``sqrt(z)``, ``z = std_{w,h}(sigmoid(x))``, constant over space."""
+    """Row "Random", one random sample of the search space.
+
+    It is ``sqrt(z)``, ``z = std_{w,h}(sigmoid(x))``, constant over space.
+    """
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.random_layer(x, weight, bias, eps=self.eps)
 
 
 class RandomRejLayer(NormAct):
-    """Row "Random + rej": ``tanh(max(x, tanh(x)))``."""
+    """Row "Random + rej", a sample that passed rejection: ``tanh(max(x, tanh(x)))``."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return F.random_rej_layer(x, weight, bias)
 
 
 class RSRejLayer(FusedBatchStatistics):
-    """Row "RS + rej": ``max(x, 0) / rms_{b,w,h}(x)``; ``running_var`` averages rms squared."""
+    """Row "RS + rej", found by random search with rejection: ``max(x, 0) / rms_{b,w,h}(x)``.
+
+    ``running_var`` averages rms squared.
+    """
 
     centred = False
     kind = "rs_rej"

@@ -67,22 +67,49 @@ def _are_scores(scores: object, nested: bool = True) -> bool:
 def rows_of(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """``[{"name", "runs", "columns": {column: {"median", "best"}}}]``, one row for each name.
 
-    Every run of every record with the name counts. Values None (no ground truth) are left out.
+    Every run of every record with the name counts. Values None (no ground truth) are left out. Rows
+    of generated images have ``"training_seeds"``, those of the checkpoints, where they are known,
+    and ``"sampling_seeds"``.
     """
     columns = _columns(records)
-    groups: dict[str, list[dict[str, float | None]]] = defaultdict(list)
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        groups[record["name"]] += [_flat(run["scores"]) for run in record["runs"]]
+        groups[record["name"]].append(record)
     rows = []
-    for name, runs in groups.items():
+    for name, group in groups.items():
+        runs = [_flat(run["scores"]) for record in group for run in record["runs"]]
         numbers: dict[str, dict[str, float] | None] = {}
         for key, (column, _, best) in columns.items():
             values = [value for run in runs if (value := run.get(key)) is not None]
             numbers[column] = (
                 {"median": statistics.median(values), "best": best(values)} if values else None
             )
-        rows.append({"name": Path(name).name, "runs": len(runs), "columns": numbers})
+        row = {"name": Path(name).name, "runs": len(runs), "columns": numbers}
+        rows.append(row | (_seeds(group) if group[0]["kind"] == "gan" else {}))
     return rows
+
+
+def _seeds(records: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    trained = [_within(record, "input", "fake", "training_seed") for record in records]
+    sampled = [run.get("sampling_seed") for record in records for run in record["runs"]]
+    found = {"training_seeds": trained, "sampling_seeds": sampled}
+    return {key: sorted({s for s in seeds if isinstance(s, int)}) for key, seeds in found.items()}
+
+
+def _within(record: Any, *keys: str) -> Any:
+    for key in keys:
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+def _seeds_text(row: dict[str, Any]) -> str:
+    """What a median is over: seeds of training, of sampling where they differ."""
+    parts = [
+        f"{kind} {', '.join(map(str, seeds))}"
+        for kind in ("training", "sampling")
+        if (seeds := row[f"{kind}_seeds"]) and (kind == "training" or len(seeds) > 1)
+    ]
+    return "; ".join(parts) or "-"
 
 
 def text_rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
@@ -91,7 +118,8 @@ def text_rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = rows_of(records)
     several = any(row["runs"] > 1 for row in rows)
     suffix = " (median/best)" if several else ""
-    table = [["layer", "runs", *(f"{column}{suffix}" for column in columns)]]
+    seeded = [] if records[0]["kind"] == "ap" else ["seeds"]
+    table = [["layer", "runs", *seeded, *(f"{column}{suffix}" for column in columns)]]
     for row in rows:
         cells = []
         for column, form in columns.items():
@@ -102,7 +130,8 @@ def text_rows(records: Sequence[dict[str, Any]]) -> list[list[str]]:
                 cells.append(f"{form.format(value['median'])}/{form.format(value['best'])}")
             else:
                 cells.append(form.format(value["median"]))
-        table.append([row["name"], str(row["runs"]), *cells])
+        seeds = [_seeds_text(row)] if seeded else []
+        table.append([row["name"], str(row["runs"]), *seeds, *cells])
     return table
 
 

@@ -61,7 +61,8 @@ def find_inception_weights(
 
     Args:
         path: a file, or None.
-        download: whether to download what was not found.
+        download: whether to download what was not found; trainings, which have no option for the
+            file, do not.
         notify: called with a text about files that were passed over.
 
     Raises:
@@ -83,7 +84,8 @@ def find_inception_weights(
                 f"{SHA256[:8]}...) and was passed over; is it cut off?"
             )
     if not download:
-        raise InputError(_how_to_get(f"it is in none of {target}, {first_hub_folder()}"))
+        where = f"it is in none of {target}, {first_hub_folder()}"
+        raise InputError(_how_to_get(where, f"{VARIABLE}=FILE"))
     _download(target, notify)
     return target, SHA256
 
@@ -107,7 +109,9 @@ def _download(target: Path, notify: Callable[[str], object]) -> None:
             return
         except (OSError, urllib.error.URLError, ValueError) as error:
             reasons.append(f"{url}: {error}")
-    raise InputError(_how_to_get("; ".join(reasons)))
+    raise InputError(
+        _how_to_get("; ".join(reasons), f"--inception-weights FILE or {VARIABLE}=FILE")
+    )
 
 
 def _fetch(url: str, target: Path) -> None:
@@ -125,10 +129,9 @@ def _fetch(url: str, target: Path) -> None:
             raise ValueError(f"what came has sha256 {state.hexdigest()}, not {SHA256}")
 
 
-def _how_to_get(reason: str) -> str:
+def _how_to_get(reason: str, options: str) -> str:
     return (
         f"the Inception weights were not found and not downloaded ({reason}). On a machine with "
         f"internet, get\n  {URLS[0]}\nor\n  {URLS[1]}\n(the same {SIZE_BYTES} bytes, sha256 "
-        f"{SHA256}), and give the file with --inception-weights FILE or {VARIABLE}=FILE, or copy "
-        f"it to {cache_folder()}"
+        f"{SHA256}), and give the file with {options}, or copy it to {cache_folder()}"
     )

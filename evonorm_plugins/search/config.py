@@ -1,7 +1,7 @@
 """Every option of a search: what candidates are trained on, what is tried next, on which workers.
 
 A candidate is compared with others on a proxy task: small architectures, the anchors, on crops of
-CIFAR-10 (Liu, Brock, Simonyan, Le, arXiv 2004.02967, Section 4.2).
+CIFAR-10 (Liu, Brock, Simonyan, Le, arXiv 2004.02967, Sections 4.2 and 5.1).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from evonorm_plugins.training.config import (
     to_dict,
 )
 
-# Search space -> steps and schedule of a whole training (Section 4.2).
+# Search space -> steps and schedule of a whole training (Section 5.1).
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
 # The cheapest first: what is not stable shows within one or two steps of gradient ascent.
 FILTERS = ("trial", "stability", "quality")
@@ -29,7 +29,7 @@ FILTERS = ("trial", "stability", "quality")
 
 @dataclasses.dataclass
 class Task:
-    """Options of the evaluation of one candidate; the defaults are the paper's.
+    """Options of the evaluation of one candidate; the paper's, unless a comment says otherwise.
 
     Plain values, which can be sent to other processes. :func:`task_from_dict` gives a checked one.
     """
@@ -40,6 +40,7 @@ class Task:
     holdout: int = 5000  # where there is no val_data: images of data to validate on
     resolution: int = 24  # of the crops that are trained on
     val_resolution: int | None = None  # of what is validated on; None: the images' own
+    flip: bool = True  # not of the paper: a random half of the images is mirrored
     batch_size: int = 128
     val_batch_size: int = 512
     max_train_images: int | None = None
@@ -233,7 +234,8 @@ def training_config(task, model, norm):
 
 def data_values(task):
     """The keys of a classification config that say which images a task has."""
-    same = ("data", "val_data", "resolution", "val_resolution", "batch_size", "val_batch_size")
+    same = ("data", "val_data", "resolution", "val_resolution", "flip", "batch_size")
+    same += ("val_batch_size",)
     values = {key: getattr(task, key) for key in same}
     values |= {key: getattr(task, key) for key in ("max_train_images", "max_val_images", "seed")}
     return {

@@ -1,4 +1,4 @@
-"""Which layer to try next: evolution and random search (paper, Section 4.1). Needs no torch."""
+"""Which layer to try next: evolution and random search (paper, Section 4.3). Needs no torch."""
 
 import math
 import random

@@ -1,7 +1,7 @@
 """What refuses a candidate: no sense on one batch, too little learnt, gradients without bounds.
 
 Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (arXiv 2004.02967),
-Section 3.3; :func:`trial`, which needs no network, is ours.
+Section 4.4; :func:`trial`, which needs no network, is ours.
 """
 
 import math
@@ -75,9 +75,9 @@ def stability(graph, task):
 
     The network is ``task.stability_anchor`` as it is initialised for training, in training mode;
     the weights are those of all convolutions; the loss is that of the first
-    ``task.stability_batch`` images of the training, the same in every step. The paper has "a small
-    batch" and does not say which network, how many images and what learning rate: 16 images and the
-    rate of the training, 0.1, are ours.
+    ``task.stability_batch`` images of the training, the same in every step. The paper ascends
+    for 100 steps and does not say on which network and images and at what rate: one anchor, 16
+    images and the rate of the training, 0.1, are ours.
 
     Returns:
         ``(passed, norms)``: whether no norm exceeds ``task.stability_norm``, and the norms.

@@ -1,4 +1,4 @@
-"""Random graphs and random changes to them (paper, Sections 3.1 and 4.1). Needs no torch."""
+"""Random graphs and random changes to them (paper, Sections 3.1 and 4.3). Needs no torch."""
 
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.operations import INITIAL, OPERATIONS, operations_of

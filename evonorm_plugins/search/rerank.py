@@ -1,4 +1,4 @@
-"""The best layers of a search once more, on a whole model (paper, Section 4.2)."""
+"""The best layers of a search once more, on a whole model (paper, Section 5.2)."""
 
 from pathlib import Path
 

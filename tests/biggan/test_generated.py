@@ -109,6 +109,7 @@ def test_command_line_over_seeds(checkpoints, evaluate, quick_extractor, tmp_pat
     assert protocol["mode"] == "standing statistics over 2 passes"
     assert protocol["classes"] == "uniform"
     assert record["name"] == "EvoNormB0"
+    assert record["input"]["fake"]["training_seed"] == 0
     assert (tmp_path / "grid.png").stat().st_size > 1000
     # The same images, saved and read again.
     generator, _ = load_generator(checkpoints["EvoNormB0"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from biggan import checkpoint
+from biggan import train as train_command
 from biggan.sampling import load_generator
 from evonorm_plugins.training.records import read_records
 
@@ -233,3 +234,32 @@ def test_seeds_after_each_other(tmp_path, train, tiny_arguments):
     code, output = train(["--seeds", "0,0", *options])
     assert code == 2
     assert "'0,0' is not a list of different seeds like 0,1,2" in output
+
+
+def test_configs_after_each_other(tmp_path, fork, tiny_arguments):
+    """As the sweep over the groups of GN-ReLU; two runs never share a folder."""
+    files = []
+    for groups in (1, 2):
+        files.append(tmp_path / f"{groups}.yaml")
+        folder = json.dumps(str(tmp_path / f"run{groups}"))
+        files[-1].write_text(f"norm: GN-ReLU(groups={groups})\noutput_dir: {folder}\n")
+    given = [text for file in files for text in ("--config", str(file))]
+    options = [o for o in tiny_arguments(tmp_path, steps=1) if "=" in o and "output_dir" not in o]
+
+    def train(*more):
+        process = fork(train_command.main, [*given, *options, *more])
+        output = "".join(process.communicate(timeout=150))
+        return process.returncode, output
+
+    code, output = train()
+    assert code == 0, output
+    norms = [state(tmp_path / f"run{groups}")["config"]["norm"] for groups in (1, 2)]
+    assert norms == ["GN-ReLU(groups=1)", "GN-ReLU(groups=2)"]
+    files[1].write_text(files[1].read_text() + "timeout_minutes: 3\n")
+    code, output = train()
+    assert code == 2
+    assert "timeout_minutes=3.0 of one --config, 10.0 of another" in output
+    shared = f"output_dir={tmp_path}/one"
+    code, output = train(shared, "timeout_minutes=5")
+    assert code == 2
+    assert f"error: {shared} is that of several --config" in output

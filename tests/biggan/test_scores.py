@@ -99,6 +99,19 @@ def test_bad_extractors(tiny, image_zip, tmp_path):
         Scorer(source, tiny(extractor="none.pt", score_samples=5), Ranks("cpu"))
 
 
+def test_without_inceptions_weights_nothing_is_begun(tiny, tmp_path, monkeypatch):
+    """Before the data are looked at: these are not there."""
+    for variable in ("XDG_CACHE_HOME", "TORCH_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    monkeypatch.delenv("EVONORM_INCEPTION_WEIGHTS", raising=False)
+    config = tiny(data="nowhere.zip", extractor="inception", output_dir=str(tmp_path / "run"))
+    with pytest.raises(ConfigError) as error:
+        Run(config, Ranks("cpu"))
+    for part in ("extractor=inception: ", "EVONORM_INCEPTION_WEIGHTS=FILE", "extractor=null"):
+        assert part in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 class Broken(torch.nn.Module):
     def __init__(self, kind: str):
         super().__init__()

@@ -105,6 +105,30 @@ def test_timms_weights_load_and_give_timms_outputs(ours, norm, theirs, options):
         _same_outputs(ours, theirs, 64, mode)
 
 
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [
+        ("preact_resnet101", 44_541_480),
+        ("torchvision:mobilenet_v2", 3_504_872),
+        ("torchvision:mnasnet1_0", 4_383_312),
+        ("torchvision:efficientnet_b0", 5_288_548),
+        ("torchvision:efficientnet_b5", 30_389_784),
+    ],
+)
+def test_imagenets_models_have_the_known_numbers_of_parameters(model, parameters):
+    """Those of timm's ``resnetv2_101`` and of torchvision's table of weights."""
+    with torch.device("meta"):
+        assert _count(build_model(model, 1000, "BN-ReLU")) == parameters
+
+
+def test_resnet101_is_timms():
+    with torch.device("meta"):
+        theirs = timm.create_model("resnetv2_101", norm_layer=EvoNorm2dB0)
+        ours = build_model("preact_resnet101", 1000, "EvoNormB0")
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (theirs, ours)]
+    assert shapes[0] == shapes[1]
+
+
 def test_resnet_cifar_is_timms_with_two_strides_less():
     theirs = timm.create_model("resnetv2_50", num_classes=10)
     _stride_one(theirs, 2)

@@ -123,8 +123,9 @@ def check_files(words):
 def check_config(words, parsed):
     """The config that a command names is there, and takes the options given with it."""
     overrides = [text for text in getattr(parsed, "overrides", None) or () if text[-3:] != "..."]
-    name = str(getattr(parsed, "config", None) or "")
-    if not name:
+    given = getattr(parsed, "config", None) or []
+    names = given if isinstance(given, list) else [str(given)]
+    if not names:
         assert not overrides, f"{words} has no config to change"
         return
     kind = "classification"
@@ -139,9 +140,10 @@ def check_config(words, parsed):
     }.get(kind, "evonorm_plugins.classification.config")
     if kind == "search" and "try" in words:
         overrides = ["candidates=1", *overrides]  # as the command does
-    path = find_config(name, kind)
     module = importlib.import_module(home)
-    (module.load_sweep if kind == "sweep" else module.load_config)(path, overrides)
+    load = module.load_sweep if kind == "sweep" else module.load_config
+    for name in names:
+        load(find_config(name, kind), overrides)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evonorm_plugins import get_norm_act
-from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
+from evonorm_plugins.layers.graph.known import COMBINED, KNOWN, REJECTED
 from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.search.filters import trial
 from evonorm_plugins.search.mutation import NODES
@@ -47,7 +47,7 @@ def pair(name, device):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", [n for n in KNOWN if n not in COMBINED])
 def test_equals_the_module(name, training, device):
     """Output and every gradient, to 1e-12; x has zeros, where the ReLUs have their kink."""
     module, layer, same = (m for m in pair(name, device))
@@ -76,6 +76,38 @@ def test_equals_the_module(name, training, device):
         torch.testing.assert_close(layer.get_buffer(name), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", COMBINED)
+def test_equals_the_module_whose_parameters_it_combines(name, training, device):
+    """Output, and gradients of x, gamma, beta and v, to 1e-12."""
+    options = {"dtype": torch.float64, "eps": 1e-3}
+    options |= {"groups": 4} if name.startswith(WITH_GROUPS) else {}
+    module = get_norm_act(name, CHANNELS, **options).to(device).train(training)
+    layer = GraphNormAct(CHANNELS, graph=KNOWN[name], **options).to(device).train(training)
+    for start in (True, False):
+        with torch.no_grad():
+            own = [p if start else p + torch.rand_like(p) for p in module.parameters()]
+            for p, value in zip(module.parameters(), own, strict=True):
+                p.copy_(value)
+        named = dict(module.named_parameters())
+        gamma, beta = (
+            next(p for k, p in named.items() if k.endswith(e)) for e in ("weight", "bias")
+        )
+        values = COMBINED[name](gamma, beta, named["v"])
+        if start:  # a graph's parameters start so
+            assert all(torch.equal(values[k], layer.get_parameter(k)) for k in values)
+        x = (
+            torch.randn(3, CHANNELS, 5, 7, dtype=torch.float64, device=device) * 2
+        ).requires_grad_()
+        dy = torch.randn_like(x)
+        outputs = module(x), torch.func.functional_call(layer, values, (x,))
+        inputs = [x, gamma, beta, named["v"]]
+        results = [[y, *torch.autograd.grad(y, inputs, dy)] for y in outputs]
+        for expected, actual in zip(*results, strict=True):
+            scale = max(1, expected.abs().max().item())
+            assert (actual - expected).abs().max().item() <= 1e-12 * scale
+
+
 def test_parameters_and_statistics():
     """Which has which: no more than the module, the affine transform behind it aside."""
     has = {name: set(GraphNormAct(4, graph=g).state_dict()) for name, g in KNOWN.items()}
@@ -96,14 +128,18 @@ def test_is_in_reach_of_the_search(name):
     assert graph.pruned() == graph
     assert len(graph.nodes) <= NODES
     assert graph.depends_on_x()
-    # What random search found without rejection is the same at every position.
+    # The paper's random sample of the space is the same at every position.
     assert trial(graph) == ("flat" if name == "Random" else None)
     graph.check_space("B" if name.startswith(WITH_BATCH) else "S")
 
 
 def test_all_different():
-    for one, other in itertools.combinations([*KNOWN.values(), *REJECTED.values()], 2):
+    """Swish's own v goes into the affine transform, so the graph is that of Swish-1."""
+    graphs = {k: g for k, g in KNOWN.items() if k not in ("BN-Swish", "GN-Swish")} | REJECTED
+    for one, other in itertools.combinations(graphs.values(), 2):
         assert one.digest() != other.digest()
+    for kind in ("BN", "GN"):
+        assert KNOWN[f"{kind}-Swish"].digest() == KNOWN[f"{kind}-Swish-1"].digest()
 
 
 def test_rejected(device):

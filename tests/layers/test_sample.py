@@ -34,6 +34,22 @@ def test_a_sample_does_not_see_its_batch(name, training, make, draw):
         torch.testing.assert_close(run(*sizes), whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.one_impl
+def test_scale_of_a_large_input_does_not_matter(make, draw):
+    """S0 is scale-invariant asymptotically (Section 5.6): x / std where v x > 0, else zero."""
+    layer = make("EvoNormS0", dtype=torch.float64)
+    with torch.no_grad():
+        layer.v.copy_(torch.tensor([-2.0, -1, -0.5, -0.1, 0.1, 0.5, 1, 2]))
+    x = draw(3, 8, 5, 7, dtype=torch.float64)
+    x = x.sign() * x.abs().clamp(min=0.01)  # how near zero tells what a large scale is
+    gated = torch.where(layer.v.detach()[:, None, None] * x > 0, x, 0)
+    std = x.unflatten(1, (4, 2)).var((2, 3, 4), correction=0, keepdim=True).sqrt()
+    gamma, beta = (p.detach()[:, None, None] for p in (layer.weight, layer.bias))
+    limit = (gated.unflatten(1, (4, 2)) / std).flatten(1, 2) * gamma + beta
+    torch.testing.assert_close(layer(x * 1e5).detach(), limit, rtol=1e-9, atol=1e-9)
+    assert (layer(x) - layer(x * 7)).abs().max() > 0.1  # not at every scale
+
+
 @pytest.mark.numbers
 @pytest.mark.parametrize("name", S_SERIES)
 def test_a_group_does_not_see_the_others(name, make, draw):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 
 import numpy as np
 import pytest
@@ -248,8 +249,27 @@ def test_table_over_runs(score, evaluate, folders, tmp_path):
     status, out, _ = evaluate("table", "--json", *files)
     rows = {row["name"]: row for row in json.loads(out)["rows"]}
     assert rows["BN-ReLU"]["runs"] == 3
+    assert rows["BN-ReLU"]["sampling_seeds"] == [3, 4, 5]
+    assert rows["BN-ReLU"]["training_seeds"] == []  # nobody knows those of a folder
     column = next(c for k, c in rows["BN-ReLU"]["columns"].items() if k.startswith("FID"))
     assert column["best"] == min(fids["BN-ReLU"])
+
+
+def test_table_says_which_seeds_it_is_over(evaluate, tmp_path):
+    """Three trainings are not three draws of one."""
+    files = {"three": [(0, [0]), (1, [0]), (2, [0])], "draws": [(4, [0, 1, 2])]}
+    for name, records in files.items():
+        for seed, draws in records:
+            runs = [{"sampling_seed": d, "scores": {"fid": 7.0 + seed + d}} for d in draws]
+            record = {"kind": "gan", "name": name, "protocol": {}, "runs": runs}
+            record["input"] = {"fake": {"training_seed": seed}}
+            (tmp_path / f"{name}{seed}.json").write_text(json.dumps(record))
+    status, out, err = evaluate("table", *sorted(tmp_path.glob("*.json")))
+    assert status == 0, err
+    header, draws, three = (re.split(r"\s{2,}", line.strip()) for line in out.splitlines()[:3])
+    assert header == ["layer", "runs", "seeds", "FID (median/best)"]
+    assert three == ["three", "3", "training 0, 1, 2", "8.00/7.00"]
+    assert draws == ["draws", "3", "training 4; sampling 0, 1, 2", "12.00/11.00"]
 
 
 def test_table_refuses_to_mix_protocols(score, evaluate, folders, tmp_path):

@@ -10,7 +10,7 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.search import run
-from evonorm_plugins.search.config import check_same, from_dict, load_config
+from evonorm_plugins.search.config import check_same, from_dict, load_config, training_config
 from evonorm_plugins.search.run import open_store
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.training.config import to_dict
@@ -22,6 +22,8 @@ TINY = [
     *("anchors=[mobilenetv2_cifar]", "stability_anchor=mobilenetv2_cifar", "width=0.1"),
 ]
 
+MODEL = ("resnet8_cifar", "BN-ReLU")
+
 
 @pytest.fixture
 def config_file(tmp_path):
@@ -32,7 +34,7 @@ def config_file(tmp_path):
 
 def test_shipped_configs():
     files = sorted(Path(__file__).parents[2].glob("configs/search/*.yaml"))
-    assert [f.stem for f in files] == ["B", "S", "random", "small"]
+    assert [f.stem for f in files] == ["B", "B_paper", "S", "S_paper", "random", "small"]
     configs = {f.stem: load_config(f, ["data=x", "candidates=10"]) for f in files}
     b, s, random = configs["B"], configs["S"], configs["random"]
     assert (b.space, b.training_steps, b.random_share) == ("B", 2000, 0.5)
@@ -40,6 +42,12 @@ def test_shipped_configs():
     assert (random.space, random.random_share) == ("B", 1)
     assert (b.window, b.tournament, b.mutations) == (2500, 0.05, 2)
     assert (b.batch_size, b.resolution, b.lr, b.quality_steps) == (128, 24, 0.1, 100)
+    for name in ("B", "S"):
+        paper, task = configs[f"{name}_paper"], training_config(configs[f"{name}_paper"], *MODEL)
+        assert (task.flip, task.clip_grad, paper.filters) == (False, None, ["quality", "stability"])
+        changed = {k for k, v in to_dict(paper).items() if v != to_dict(configs[name])[k]}
+        assert changed == {"flip", "clip_grad", "filters", "store"}
+        assert training_config(configs[name], *MODEL).flip
     assert len({c.store for c in configs.values()}) == len(configs)
 
 

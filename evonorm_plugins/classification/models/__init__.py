@@ -17,6 +17,7 @@ _BUILDERS = {
     "mobilenetv2_cifar": "mobilenet",
     "efficientnet_b0_cifar": "efficientnet",
     "preact_resnet50": "resnet",
+    "preact_resnet101": "resnet",
     "preact_resnet50d": "resnet",
     "mini_inception": "mini_inception",
 }

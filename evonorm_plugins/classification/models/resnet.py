@@ -1,9 +1,9 @@
-"""Pre-activation ResNet-50 (He et al., arXiv 1603.05027), the ResNet of the EvoNorm paper.
+"""Pre-activation ResNet-50 and 101 (He et al., arXiv 1603.05027), the EvoNorm paper's ResNets.
 
 As in the authors' code (tensorflow/tpu, models/official/resnet) the stride is on the 3x3
 convolution, and a stage's first block projects what its first norm-activation gives. Modules and
-parameters are named as timm's ``resnetv2_50`` and ``resnetv2_50d``, whose checkpoints with EvoNorm
-load.
+parameters are named as timm's ``resnetv2_50``, ``resnetv2_101`` and ``resnetv2_50d``, whose
+checkpoints with EvoNorm load.
 """
 
 from torch import nn
@@ -11,7 +11,8 @@ from torch import nn
 from evonorm_plugins.classification.models.blocks import conv, initialise, scaled
 from evonorm_plugins.registry import get_norm_act
 
-BLOCKS = (3, 4, 6, 3)
+# Blocks of the four stages, by depth.
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
 class Downsample(nn.Module):
@@ -65,6 +66,7 @@ class PreActResNet(nn.Module):
     """Pre-activation ResNet of bottleneck blocks.
 
     Args:
+        depth: 50 or 101.
         width: factor of all channels.
         deep_stem: three 3x3 convolutions instead of one 7x7 (ResNet-D).
         avg_down: average pooling before the projection of a stage with stride (ResNet-D).
@@ -76,6 +78,7 @@ class PreActResNet(nn.Module):
         num_classes,
         norm,
         *,
+        depth=50,
         width=1.0,
         deep_stem=False,
         avg_down=False,
@@ -85,7 +88,7 @@ class PreActResNet(nn.Module):
         channels = scaled(64, width)
         self.stem = _stem(channels, strides[0], norm, deep=deep_stem)
         stages = []
-        for k, (blocks, stride) in enumerate(zip(BLOCKS, strides[1:], strict=True)):
+        for k, (blocks, stride) in enumerate(zip(BLOCKS[depth], strides[1:], strict=True)):
             inputs, channels = channels, scaled(256 * 2**k, width)
             stages.append(_stage(inputs, channels, blocks, stride, norm, avg_down))
         self.stages = nn.Sequential(*stages)
@@ -139,6 +142,11 @@ def _stem(channels, stride, norm, *, deep):
 def preact_resnet50(num_classes, norm, width=1.0):
     """The paper's ResNet-50 for ImageNet (Section 5.1); timm's ``resnetv2_50``."""
     return PreActResNet(num_classes, norm, width=width)
+
+
+def preact_resnet101(num_classes, norm, width=1.0):
+    """The paper's R-101 for ImageNet (Table 2); timm's ``resnetv2_101``."""
+    return PreActResNet(num_classes, norm, depth=101, width=width)
 
 
 def preact_resnet50d(num_classes, norm, width=1.0):

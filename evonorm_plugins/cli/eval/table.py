@@ -1,6 +1,7 @@
 """Put the scores of several runs into the paper's tables: median and best over seeds.
 
-Runs of one name make one row. Records that were measured in different ways are refused.
+Runs of one name make one row, which says over which seeds of training and of sampling it is.
+Records that were measured in different ways are refused.
 """
 
 from evonorm_plugins.text_table import aligned
@@ -8,6 +9,8 @@ from evonorm_plugins.text_table import aligned
 EXAMPLES = """
 examples:
   evonorm eval table runs/*/metrics.json
+  three trainings of biggan.train --seeds 0,1,2, scored one by one:
+    evonorm eval table output/imagenet128_EvoNormS0/seed*/metrics.json
   evonorm eval table --json runs/*/metrics.json
 """
 

@@ -194,28 +194,33 @@ def test_tool_counts_what_runs(small_cfg):
     assert count_flops.count_flops(boxes, size=64)["parts"]["mask head"] == 0
 
 
-def test_tool_on_the_papers_table(capsys):
-    """Table 4, ResNet-50, at 1024x1024 with 512 and 128 regions, in G multiply-adds.
+@pytest.mark.parametrize(
+    ("depth", "table", "ours", "conv_fc", "off"),
+    [
+        (50, (332.0, 332.3, 332.3, 331.9), (331.62, 332.20, 332.68, 332.20), 330_889_363_456, 0.4),
+        (101, (409.8, 410.1, 410.3, 409.7), (409.41, 410.06, 410.80, 410.06), 408_467_210_240, 0.5),
+    ],
+)
+def test_tool_on_the_papers_table(depth, table, ours, conv_fc, off, capsys):
+    """Table 4 at 1024x1024 with 512 and 128 regions, in G multiply-adds.
 
     All sizes and numbers here are a 64th of those, and so are the counts, but for what is counted
     once for each image or channel.
     """
-    table = {"BN": 332.0, "EvoNormB0": 332.3, "GN": 332.3, "EvoNormS0": 331.9}
-    ours = {"BN": 331.62, "EvoNormB0": 332.20, "GN": 332.68, "EvoNormS0": 332.20}
-    files = {
-        norm: ROOT / f"detectron_configs/paper/mask_rcnn_R_50_FPN_{norm}.yaml" for norm in table
-    }
+    norms = ("BN", "EvoNormB0", "GN", "EvoNormS0")
+    folder = ROOT / "detectron_configs/paper"
+    files = {norm: folder / f"mask_rcnn_R_{depth}_FPN_{norm}.yaml" for norm in norms}
     options = ["--size", "128", "--box-rois", "8", "--mask-rois", "2"]
     assert count_flops.main([*options, "--json", *map(str, files.values())]) == 0
     results = json.loads(capsys.readouterr().out)
-    for norm, file in files.items():
+    for file, own, theirs in zip(files.values(), ours, table, strict=True):
         result = results[str(file)]
-        assert 64 * result["conv_fc"] == 330_889_363_456
-        assert 64 * result["total"] / 1e9 == pytest.approx(ours[norm], abs=0.01)
-        assert ours[norm] == pytest.approx(table[norm], abs=0.4)
+        assert 64 * result["conv_fc"] == conv_fc
+        assert 64 * result["total"] / 1e9 == pytest.approx(own, abs=0.01)
+        assert own == pytest.approx(theirs, abs=off)
     assert count_flops.main([*options, str(files["BN"])]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert rows[0].split() == ["G", "multiply-adds", "mask_rcnn_R_50_FPN_BN"]
+    assert rows[0].split() == ["G", "multiply-adds", files["BN"].stem]
     total = results[str(files["BN"])]["total"] / 1e9
     assert rows[-2].split() == ["total", f"{total:.2f}"]
     assert len({len(row) for row in rows}) == 1

@@ -1,0 +1,154 @@
+"""The numbers of the paper (arXiv 2004.02967v1) against what configs and pages claim of them."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from biggan.config import load_config as load_gan
+from evonorm_plugins.classification.config import load_config
+from evonorm_plugins.classification.optim import scaled_lr
+from evonorm_plugins.configs import list_configs
+from evonorm_plugins.search.config import load_config as load_search
+from evonorm_plugins.search.config import training_config
+
+ROOT = Path(__file__).parents[1]
+
+# Section 5.1: model, workers, images a worker, rate for 256 images, schedule, resolution. The rate
+# of MobileNetV2 with layers of Table 3 that have no batch statistics is another.
+RECIPES = {
+    "resnet50": ("preact_resnet50", 8, 128, 0.1, "multistep", 224),
+    "resnet101": ("preact_resnet101", 8, 128, 0.1, "multistep", 224),
+    "mobilenetv2": ("torchvision:mobilenet_v2", 32, 128, 0.1, "cosine", 224),
+    "mnasnet_b1": ("torchvision:mnasnet1_0", 32, 128, 0.1, "cosine", 224),
+    "efficientnet_b0": ("torchvision:efficientnet_b0", 32, 128, 0.016, "polynomial", 224),
+    "efficientnet_b5": ("torchvision:efficientnet_b5", 32, 64, 0.016, "polynomial", 456),
+}
+TABLE_3_LR = 0.03
+UPDATES = {"resnet50": 1024, "mobilenetv2": 4096}  # images of one, Section 5.3
+WIDTHS = {"0.9", "1.1"}  # of MobileNetV2 in Figure 11, beside 1.0
+IMAGENET = [name for name in list_configs("classification") if name.startswith("imagenet_")]
+
+# Table 4: backbone and layer -> AP, AP50, AP75 of boxes, the same of masks, millions of parameters.
+TABLE_4 = {
+    ("R-50", "BN"): (42.1, 62.9, 46.2, 37.8, 60.0, 40.6, 46.37),
+    ("R-50", "EvoNormB0"): (44.0, 65.2, 48.1, 39.5, 62.7, 42.4, 46.38),
+    ("R-50", "GN"): (42.7, 63.8, 46.6, 38.4, 61.2, 41.2, 46.37),
+    ("R-50", "EvoNormS0"): (43.6, 64.9, 47.9, 39.4, 62.3, 42.7, 46.38),
+    ("R-101", "BN"): (43.8, 64.2, 48.2, 39.2, 61.3, 42.5, 65.36),
+    ("R-101", "EvoNormB0"): (45.1, 66.2, 49.0, 40.1, 63.3, 43.1, 65.38),
+    ("R-101", "GN"): (44.0, 64.7, 48.3, 39.4, 62.1, 42.7, 65.36),
+    ("R-101", "EvoNormS0"): (44.5, 65.3, 48.7, 39.6, 62.3, 42.6, 65.38),
+}
+
+
+def recipe(name):
+    """``imagenet_mobilenetv2_x0.9_BN-ReLU`` is a ``mobilenetv2``."""
+    return next(
+        k for k in sorted(RECIPES, key=len, reverse=True) if name.startswith(f"imagenet_{k}")
+    )
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenets_configs_have_the_recipes_of_section_5_1(name):
+    config, key = load_config(name), recipe(name)
+    model, workers, images, lr, schedule, resolution = RECIPES[key]
+    if key == "mobilenetv2" and config.norm in ("EvoNormS0", "GN-ReLU"):
+        lr = TABLE_3_LR
+    assert (config.model, config.batch_size, config.lr) == (model, images, lr)
+    assert (config.schedule, config.resolution) == (schedule, resolution)
+    assert config.warmup > 0  # linear
+    assert scaled_lr(config, workers) == pytest.approx(lr * images * workers / 256)
+    assert key not in UPDATES or config.batch_size * workers == UPDATES[key]
+    assert name.endswith(f"_{config.norm}")
+
+
+def test_every_model_of_table_2_and_figure_11_has_a_config():
+    assert {recipe(name) for name in IMAGENET} == set(RECIPES)
+    for width in WIDTHS:
+        for norm in ("BN-ReLU", "EvoNormB0"):
+            config = load_config(f"imagenet_mobilenetv2_x{width}_{norm}")
+            assert config.model_options == {"width_mult": float(width)}
+    sweep = yaml.safe_load((ROOT / "configs/evidence_widths_sweep.yaml").read_text())
+    assert {str(w) for w in sweep["search"]["width"]} == WIDTHS | {"1.0"}
+
+
+def test_fewer_images_a_worker_lower_the_rate_linearly():
+    """Figure 1: 8 workers, batches of 1024 to 32."""
+    for images in (128, 64, 32, 16, 8, 4):
+        config = load_config("imagenet_resnet50_EvoNormS0", [f"batch_size={images}"])
+        assert scaled_lr(config, 8) == pytest.approx(0.4 * images / 128)
+
+
+@pytest.mark.parametrize(("backbone", "layer"), TABLE_4)
+def test_headers_and_page_have_the_results_of_table_4(backbone, layer):
+    *ap, millions = TABLE_4[backbone, layer]
+    file = f"mask_rcnn_{backbone.replace('-', '_')}_FPN_{layer}.yaml"
+    for layout in ("paper", "stock"):
+        text = (ROOT / "detectron_configs" / layout / file).read_text()
+        line = next(line for line in text.splitlines() if line.startswith("# AP in the table"))
+        numbers = [float(n) for n in re.findall(r"\d+\.\d", line)]
+        assert numbers == ap
+    header = (ROOT / "detectron_configs/paper" / file).read_text()
+    ours = int(re.search(r"([\d,]+) here", header)[1].replace(",", ""))
+    assert f"{millions} M parameters" in header
+    assert ours / 1e6 == pytest.approx(millions, abs=0.005)
+    name = f"{layer}-ReLU" if layer in ("BN", "GN") else layer
+    row = f"| {backbone} | {name} | {' | '.join(map(str, ap))} |"
+    assert row in (ROOT / "docs/detection.md").read_text()
+
+
+def test_the_gans_of_table_5():
+    norms = {load_gan(n).norm for n in list_configs("gan") if n.startswith("imagenet128_")}
+    assert {f"GN-ReLU(groups={g})" for g in (8, 16, 32)} < norms  # the sweep of Section 5.5
+    row = load_gan("imagenet128_GN-ReLU")
+    assert (row.norm, row.resolution) == ("GN-ReLU(groups=16)", 128)
+    assert row.extractor == "inception"  # best.pt is the peak
+    assert row.score_every < row.steps
+
+
+@pytest.mark.parametrize(("space", "steps", "schedule"), [
+    ("B", 2000, "constant"), ("S", 5000, "cosine"),
+])  # fmt: skip
+def test_the_search_of_sections_4_and_5_1(space, steps, schedule):
+    for name in (space, f"{space}_paper"):
+        config = load_search(name, ["data=x", "candidates=1"])
+        task = training_config(config, "resnet50_cifar", "BN-ReLU")
+        assert (task.steps, task.schedule) == (steps, schedule)
+        assert (task.resolution, task.batch_size, task.val_batch_size) == (24, 128, 512)
+        assert (task.lr, task.momentum, task.nesterov) == (0.1, 0.9, True)
+        assert (task.optimizer, task.weight_decay, task.warmup) == ("sgd", 1e-4, 0)
+        assert (config.quality_steps, config.quality_accuracy) == (100, 0.2)
+        assert (config.stability_steps, config.stability_norm) == (100, 1e8)
+        assert (config.window, config.tournament, config.winner) == (2500, 0.05, "pareto")
+        assert (config.mutations, config.random_share, config.groups) == (2, 0.5, 32)
+    assert (task.flip, task.clip_grad) == (False, None)  # of *_paper: what the paper does not have
+    assert sorted(config.filters) == ["quality", "stability"]
+
+
+def test_the_study():
+    config = load_config("cifar10_mini_inception")
+    assert (config.lr, config.momentum, config.nesterov) == (1e-2, 0.9, False)
+    search = yaml.safe_load((ROOT / "configs/mini_inception_sweep.yaml").read_text())["search"]
+    assert search["norm"] == [f"EvoNormS0(groups={g})" for g in (4, 8, 12, 16, 32)]
+    assert search["epochs"] == [10, 20, 30, 40, 50, 60]
+    assert search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
+    assert search["optimizer"] == ["adam", "sgd"]
+
+
+def test_the_page_names_configs_and_files_that_exist():
+    page = (ROOT / "docs/paper.md").read_text()
+    kinds = ("classification", "sweep", "gan", "search")
+    known = {name for kind in kinds for name in list_configs(kind)}
+    names = re.findall(r"`((?:imagenet|cifar10|mini_inception)\w*(?:[.-]\w+)*_?\*?)", page)
+    assert len(names) > 10
+    for name in names:
+        start = name.removesuffix("*")
+        assert name in known or (name.endswith("*") and any(k.startswith(start) for k in known)), (
+            name
+        )
+    for file in re.findall(r"`([\w/.*]+\.(?:py|yaml|md))`", page):
+        places = [ROOT, ROOT / "evonorm_plugins", ROOT / "evonorm_plugins/layers/graph"]
+        places += [ROOT / "evonorm_plugins/search", ROOT / "configs/search"]
+        assert any(list(place.glob(file)) for place in places), file
