@@ -1,7 +1,7 @@
 """Functions and methods of other packages, replaced so that all of it can be undone.
 
 What is replaced while :func:`recorded` is active is listed by :func:`replaced` and put back by
-:func:`undo`.
+:func:`undo`, for each package by itself.
 """
 
 import contextlib
@@ -9,42 +9,43 @@ import functools
 import inspect
 import sys
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from typing import Any, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable)
-# (name of what was replaced, what puts it back), oldest first
-_undo: list[tuple[str, Callable[[], None]]] = []
-_recording = False
+# Package -> (name of what was replaced, what puts it back), oldest first.
+_undo: dict[str, list[tuple[str, Callable[[], None]]]] = defaultdict(list)
+_recording: str | None = None
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[None]:
-    """What is replaced within is put back by :func:`undo`."""
+def recorded(package: str) -> Iterator[None]:
+    """What is replaced within, of ``package``, is put back by :func:`undo`."""
     global _recording
-    _recording, before = True, _recording
+    _recording, before = package, _recording
     try:
         yield
     finally:
         _recording = before
 
 
-def replaced() -> list[str]:
+def replaced(package: str) -> list[str]:
     """Names of what is replaced now, such as ``package.module.Class.method``."""
-    return sorted({name for name, _ in _undo})
+    return sorted({name for name, _ in _undo[package]})
 
 
-def undo() -> None:
+def undo(package: str) -> None:
     """Put everything back, newest first. What somebody else has replaced since is left alone."""
-    while _undo:
-        _undo.pop()[1]()
+    while _undo[package]:
+        _undo[package].pop()[1]()
 
 
 def _record(owner: Any, name: str, restore: Callable[[], None]) -> None:
-    if _recording:
+    if _recording is not None:
         path = ".".join((owner.__module__, owner.__qualname__, name)).rstrip(".")
-        _undo.append((path, restore))
+        _undo[_recording].append((path, restore))
 
 
 def copy_function(function: Callable) -> Callable:
@@ -119,5 +120,5 @@ def wrap_method(cls: type, name: str) -> Callable[[_Function], _Function]:
 def find_first(finder: MetaPathFinder) -> None:
     """Ask ``finder`` before all others where a module is."""
     sys.meta_path.insert(0, finder)
-    if _recording:
-        _undo.append(("sys.meta_path", lambda: sys.meta_path.remove(finder)))
+    if _recording is not None:
+        _undo[_recording].append(("sys.meta_path", lambda: sys.meta_path.remove(finder)))

@@ -42,9 +42,9 @@ from evonorm_plugins.integrations.model_norms import census, norms_of
 
 def register() -> None:
     """Make Detectron2 know the layers, as importing this package does; once is enough."""
-    if patch.replaced():
+    if patch.replaced("detectron2"):
         return
-    with patch.recorded():
+    with patch.recorded("detectron2"):
         for part in (norms, solver, precise_stats, flops, checkpoint, paper, projects):
             part.register()
 
@@ -54,8 +54,8 @@ def unregister() -> None:
 
     Models that are built go on working. :func:`register` makes Detectron2 know the layers again.
     """
-    if patch.replaced():
-        patch.undo()
+    if patch.replaced("detectron2"):
+        patch.undo("detectron2")
         paper.unregister()
 
 

@@ -7,11 +7,9 @@ from typing import Any
 from timm.layers import is_exportable, is_scriptable
 from torch import nn
 
-from evonorm_plugins.integrations.patch import wrap_method
+from evonorm_plugins.integrations import patch
 from evonorm_plugins.integrations.timm.counterparts import KINDS, counterpart
 from evonorm_plugins.integrations.timm.fusion import become
-
-_registered: list[type[nn.Module]] = []
 
 
 def register() -> None:
@@ -23,18 +21,16 @@ def register() -> None:
     ``exportable=True`` have timm's layers, too. Models built before stay as they are;
     :func:`unregister` undoes it.
     """
-    if _registered:
+    if patch.replaced("timm"):
         return
-    for kind in KINDS:
-        wrap_method(kind, "__init__")(_build)
-        _registered.append(kind)
+    with patch.recorded("timm"):
+        for kind in KINDS:
+            patch.wrap_method(kind, "__init__")(_build)
 
 
 def unregister() -> None:
     """Make timm build its own layers again. Models built in between stay as they are."""
-    while _registered:
-        kind = _registered.pop()
-        kind.__init__ = vars(kind)["__init__"].__wrapped__  # type: ignore[method-assign]
+    patch.undo("timm")
 
 
 def _build(original: Callable[..., None], self: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -126,7 +126,7 @@ class Head(nn.Sequential):
 
 result = {
     "detectron2 loaded": [k for k in set(sys.modules) - loaded if k.split(".")[0] == "detectron2"],
-    "changes": [changes()], "wrapped": [patch.replaced()], "builds": [build()],
+    "changes": [changes()], "wrapped": [patch.replaced("detectron2")], "builds": [build()],
     "stock": [type(held("BN", 8)).__name__, held("", 8), held(norm=None, out_channels=8)],
     "early": [said(Head), [type(layer).__name__ for layer in plugin.adapt(Head)()]],
 }
@@ -134,7 +134,7 @@ result = {
 for step in (*[plugin.unregister] * 2, *[plugin.register] * 2, plugin.unregister):
     step()
     result["changes"].append(changes())
-    result["wrapped"].append(patch.replaced())
+    result["wrapped"].append(patch.replaced("detectron2"))
     result["builds"].append(build())
 print(json.dumps(result))
 """
@@ -168,7 +168,7 @@ def test_the_documentation_lists_what_is_wrapped():
     named = set(re.findall(r"`((?:detectron2|fvcore|sys)\.[\w.]+)`", section))
     # Classes of projects are wrapped where a test has imported them.
     projects = ("detectron2.projects.", "tridentnet.", "densepose.", "tests.")
-    assert named == {name for name in patch.replaced() if not name.startswith(projects)}
+    assert named == {name for name in patch.replaced("detectron2") if not name.startswith(projects)}
 
 
 def test_an_unknown_norm_is_the_error_that_detectron2_raises():
@@ -182,9 +182,9 @@ def test_a_replacement_of_somebody_else_is_left_alone():
         def method(self):
             return 1
 
-    with patch.recorded():
+    with patch.recorded("detectron2"):
         patch.wrap_method(Theirs, "method")(lambda original, self: original(self) + 1)
     ours = Theirs.method
     Theirs.method = lambda self: 10 * ours(self)
-    patch._undo.pop()[1]()
+    patch._undo["detectron2"].pop()[1]()
     assert Theirs().method() == 20

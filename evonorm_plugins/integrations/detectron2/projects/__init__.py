@@ -49,7 +49,7 @@ def _adapt_when_executed(spec: ModuleSpec) -> None:
 
     def execute_and_adapt(module: ModuleType) -> None:
         execute(module)
-        with patch.recorded():
+        with patch.recorded("detectron2"):
             _adapt(module)
 
     loader.exec_module = execute_and_adapt
