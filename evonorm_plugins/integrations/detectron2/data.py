@@ -107,12 +107,16 @@ def set_datasets(
     if "instances" not in learns:
         return report
     key = class_key(cfg, "instances")
-    classes, needed = value_of(cfg, key), len(report.instances)
-    if needed > classes:
+    check_classes(json_file, report, key, value_of(cfg, key))
+    return report
+
+
+def check_classes(json_file: str, report: CocoReport, key: str, classes: int) -> None:
+    """Raise DataError where a set has more categories than a model, whose number ``key`` sets."""
+    if (needed := len(report.instances)) > classes:
         raise DataError(
             f"{json_file} has {needed} categories, {key} is {classes}; set it to {needed}"
         )
-    return report
 
 
 def check_registered(cfg: CfgNode, split: str) -> None:

@@ -22,10 +22,10 @@ from detectron2.utils import comm
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from evonorm_plugins.errors import DataError
 from evonorm_plugins.integrations.detectron2.config import find_config_file
 from evonorm_plugins.integrations.detectron2.data import (
     NamingMapper,
+    check_classes,
     check_names,
     register_coco,
 )
@@ -48,7 +48,7 @@ from evonorm_plugins.integrations.detectron2.processes import (
     parallel,
     run_processes,
 )
-from evonorm_plugins.integrations.detectron2.run import check_start
+from evonorm_plugins.integrations.detectron2.run import check_start, notes_on_fresh_weights
 from evonorm_plugins.integrations.detectron2.trainer import StepRecord, log_start
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census
@@ -92,7 +92,8 @@ def setup_lazy(args: argparse.Namespace) -> tuple[str, list[str]]:
     output = ("train.output_dir", cfg.train.output_dir)
     check_start(args, output, ("train.init_checkpoint", weights))
     if not weights and not args.resume:
-        notes += _notes_on_fresh_weights(cfg)
+        frozen = [key for key, norm in norms(cfg) if norm == "FrozenBN"]
+        notes += notes_on_fresh_weights("train.init_checkpoint", frozen, frozen_stages(cfg))
     return cfg.train.device, notes
 
 
@@ -107,32 +108,11 @@ def _prepare(args: argparse.Namespace) -> tuple[DictConfig, list[str]]:
             every = split == "train" and not args.allow_empty_categories
             masks = bool(OmegaConf.select(cfg, "dataloader.train.mapper.use_instance_mask"))
             report = register_coco(name, json_file, images, masks=masks, every_category=every)
-            _check_classes(cfg, json_file, len(report.instances))
+            if (known := number_of_classes(cfg)) is not None:
+                check_classes(json_file, report, *known)
         elif evaluates(cfg) if split == "val" else not args.eval_only:
             check_names(dataset_names(cfg, part), f"dataloader.{part}.dataset.names", split)
     return cfg, notes
-
-
-def _check_classes(cfg: DictConfig, json_file: str, needed: int) -> None:
-    key, classes = number_of_classes(cfg) or ("", needed)
-    if needed > classes:
-        raise DataError(
-            f"{json_file} has {needed} categories, {key} is {classes}; set it to {needed}"
-        )
-
-
-def _notes_on_fresh_weights(cfg: DictConfig) -> list[str]:
-    notes = [
-        f"train.init_checkpoint is empty and {key} is FrozenBN: from scratch that is no norm at "
-        "all, and training will likely diverge."
-        for key, norm in norms(cfg)
-        if norm == "FrozenBN"
-    ]
-    return notes[:1] + [
-        f"train.init_checkpoint is empty and {key} is {value}: stages that were never trained will "
-        "not be; set it to 0."
-        for key, value in frozen_stages(cfg)
-    ]
 
 
 def run_process(args: argparse.Namespace, notes: list[str]) -> None:

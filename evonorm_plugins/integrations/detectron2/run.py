@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -54,7 +55,10 @@ def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
     weights = cfg.MODEL.WEIGHTS
     check_start(args, ("OUTPUT_DIR", cfg.OUTPUT_DIR), ("MODEL.WEIGHTS", weights))
     if not weights and not args.resume:
-        notes += _notes_on_fresh_weights(cfg)
+        frozen = ["MODEL.RESNETS.NORM"] if "FrozenBN" in cfg.MODEL.RESNETS.NORM else []
+        stages = cfg.MODEL.BACKBONE.FREEZE_AT
+        stages = [("MODEL.BACKBONE.FREEZE_AT", stages)] if stages > 0 else []
+        notes += notes_on_fresh_weights("MODEL.WEIGHTS", frozen, stages)
     cfg.freeze()
     return cfg, notes
 
@@ -119,19 +123,28 @@ def check_start(
         check_weights(path, trust=args.trust_weights)
 
 
-def _notes_on_fresh_weights(cfg: CfgNode) -> list[str]:
-    notes = []
-    if "FrozenBN" in cfg.MODEL.RESNETS.NORM:
-        notes.append(
-            "MODEL.WEIGHTS is empty and MODEL.RESNETS.NORM is FrozenBN: from scratch that is no "
-            "norm at all, and training will likely diverge."
-        )
-    if cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        notes.append(
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT is {cfg.MODEL.BACKBONE.FREEZE_AT}"
-            ": stages that were never trained will not be; set it to 0."
-        )
-    return notes
+def notes_on_fresh_weights(
+    weights: str, frozen_norms: Sequence[str], frozen_stages: Iterable[tuple[str, int]]
+) -> list[str]:
+    """What to tell the user of a run that starts without weights.
+
+    Args:
+        weights: the key of the weights.
+        frozen_norms: keys of norms that are FrozenBN; the first is named.
+        frozen_stages: ``(key, value)`` of what freezes stages.
+    """
+    return [
+        *(
+            f"{weights} is empty and {key} is FrozenBN: from scratch that is no norm at all, and "
+            "training will likely diverge."
+            for key in frozen_norms[:1]
+        ),
+        *(
+            f"{weights} is empty and {key} is {value}: stages that were never trained will not be; "
+            "set it to 0."
+            for key, value in frozen_stages
+        ),
+    ]
 
 
 def run(args: argparse.Namespace) -> int:
