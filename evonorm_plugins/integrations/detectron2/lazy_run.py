@@ -66,11 +66,13 @@ def run_lazy(args: argparse.Namespace) -> int:
         RunError: training cannot go on.
     """
     silence_libraries()
-    device, notes = setup_lazy(args)
-    return run_processes(run_process, args, device, args, notes)
+    cfg, notes = setup_lazy(args)
+    # It may hold what cannot be pickled: other processes load it themselves.
+    alone = max(args.num_gpus, 1) * args.num_machines == 1
+    return run_processes(run_process, args, cfg.train.device, args, notes, cfg if alone else None)
 
 
-def setup_lazy(args: argparse.Namespace) -> tuple[str, list[str]]:
+def setup_lazy(args: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     """Load and check the configuration.
 
     Args:
@@ -78,7 +80,7 @@ def setup_lazy(args: argparse.Namespace) -> tuple[str, list[str]]:
             becomes its path.
 
     Returns:
-        ``(device, notes)``, where the model will be and what to tell the user.
+        ``(cfg, notes)``, the config and what to tell the user.
 
     Raises:
         InputError: what is wrong with the input.
@@ -94,11 +96,11 @@ def setup_lazy(args: argparse.Namespace) -> tuple[str, list[str]]:
     if not weights and not args.resume:
         frozen = [key for key, norm in norms(cfg) if norm == "FrozenBN"]
         notes += notes_on_fresh_weights("train.init_checkpoint", frozen, frozen_stages(cfg))
-    return cfg.train.device, notes
+    return cfg, notes
 
 
 def _prepare(args: argparse.Namespace) -> tuple[DictConfig, list[str]]:
-    """The config, and its sets registered in this process: it may hold what cannot be pickled."""
+    """The config, and its sets registered in this process."""
     cfg, notes = load_lazy_config(args.config_file, args.opts, trust=args.trust_config)
     for split, part in (("train", "train"), ("val", "test")):
         json_file, images = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
@@ -115,9 +117,10 @@ def _prepare(args: argparse.Namespace) -> tuple[DictConfig, list[str]]:
     return cfg, notes
 
 
-def run_process(args: argparse.Namespace, notes: list[str]) -> None:
-    """What each process of a run does, after :func:`setup_lazy`."""
-    cfg, _ = _prepare(args)
+def run_process(args: argparse.Namespace, notes: list[str], cfg: DictConfig | None) -> None:
+    """What each process of a run does, after :func:`setup_lazy`; ``cfg`` None is loaded again."""
+    if cfg is None:
+        cfg, _ = _prepare(args)
     default_setup(cfg, args)
     for note in notes:
         logger.warning(note)
