@@ -5,27 +5,40 @@ and reported, and ids are replaced by their ranks, so that text or an id of 0 me
 later.
 """
 
+import math
 import os
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from evonorm_plugins.coco.check import (
     ID,
     Value,
+    are_of,
     check_boxes,
     check_ids,
     check_masks,
     check_references,
     check_values,
 )
+from evonorm_plugins.coco.columns import Columns, box_column, rank_column
 from evonorm_plugins.coco.read import json_kind, read_lists
-from evonorm_plugins.coco.shapes import is_mask, is_number, mask_area, outline_of
+from evonorm_plugins.coco.rle import first_bad_rle
+from evonorm_plugins.coco.shapes import are_numbers, is_mask, is_number, mask_area, outline_of
 from evonorm_plugins.errors import DataError
 
-_CROWD = Value("0 or 1", lambda value: value in (None, 0, 1))
-_AREA = Value("a number of pixels", lambda value: value is None or is_number(value))
-_SCORE = Value("a finite number", is_number)
+_CROWD = Value(
+    "0 or 1",
+    lambda value: value in (None, 0, 1),
+    lambda column: are_of(int, type(None))(column) and {None, 0, 1}.issuperset(column),
+)
+_AREA = Value(
+    "a number of pixels",
+    lambda value: value is None or is_number(value),
+    lambda column: are_numbers([area for area in column if area is not None]),
+)
+_SCORE = Value("a finite number", is_number, are_numbers)
 
 
 @dataclass
@@ -33,15 +46,20 @@ class CocoData:
     """Checked annotations whose image and category ids are ranks that count from 1.
 
     ``images`` are ``{"id", "height", "width"}`` (the sizes None if the file has none),
-    ``categories`` names in order of id, ``objects`` and ``found`` ground truth and detections with
-    the keys of COCO. ``warnings`` says what was filled in.
+    ``categories`` names in order of id, ``objects`` and ``found`` ground truth and detections.
+    ``warnings`` says what was filled in.
     """
 
     images: list
     categories: list
-    objects: list
-    found: list
+    objects: Columns
+    found: Columns
     warnings: list = field(default_factory=list)
+
+    def of_category(self, category: int) -> "CocoData":
+        """The same with the objects and detections of one category alone."""
+        objects, found = (some.of_category(category) for some in (self.objects, self.found))
+        return replace(self, objects=objects, found=found)
 
 
 def coco_data(
@@ -89,15 +107,10 @@ def coco_data(
     data = CocoData(
         images=[{"id": k, "height": h, "width": w} for k, (h, w) in enumerate(sizes.values(), 1)],
         categories=[str(c.get("name", c["id"])) for c in categories],
-        objects=[_object(k, a, ranks, sizes, masks) for k, a in enumerate(annotations, 1)],
-        found=[
-            _detection(k, d, ranks, sizes, masks, mask_areas) for k, d in enumerate(detections, 1)
-        ],
+        objects=_objects(annotations, ranks, sizes, masks, renumber),
+        found=_found(detections, ranks, sizes, masks, mask_areas),
     )
-    without_match = [] if renumber else [k for k, a in enumerate(annotations) if a["id"] == 0]
-    for k in without_match:
-        data.objects[k]["id"] = 0
-    data.warnings = _warnings(data, annotations, without_match, where, found_where)
+    data.warnings = _warnings(data, annotations, where, found_where)
     return data
 
 
@@ -154,66 +167,80 @@ def _outlined(detection: dict) -> dict:
     return {**detection, "segmentation": outline_of(detection["bbox"])}
 
 
-def _object(
-    number: int, annotation: dict, ranks: dict[str, dict], sizes: dict, masks: bool
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": number, "iscrowd": int(annotation.get("iscrowd") or 0)}
-    entry |= {key: known[annotation[key]] for key, known in ranks.items()}
-    if annotation.get("bbox"):
-        entry["bbox"] = annotation["bbox"]
-    if masks:
-        entry["segmentation"] = annotation["segmentation"]
-    entry["area"] = annotation.get("area")
-    if entry["area"] is None:
-        size, mask = sizes[annotation["image_id"]], annotation.get("segmentation", [])
-        if is_mask(mask) and None not in size:
-            entry["area"] = mask_area(mask, size)
-        else:
-            entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-    return entry
+def _objects(
+    annotations: list[dict], ranks: dict[str, dict], sizes: dict, masks: bool, renumber: bool
+) -> Columns:
+    ids = np.arange(1, len(annotations) + 1)
+    if not renumber:
+        ids[[annotation["id"] == 0 for annotation in annotations]] = 0
+    boxes = box_column(annotations)
+    areas = [annotation.get("area") for annotation in annotations]
+    for k in [k for k, area in enumerate(areas) if area is None]:
+        areas[k] = _area_of(annotations[k], boxes[k], sizes)
+    return Columns(
+        ids=ids,
+        images=rank_column(annotations, "image_id", ranks["image_id"]),
+        categories=rank_column(annotations, "category_id", ranks["category_id"]),
+        boxes=boxes,
+        areas=np.array(areas, float),
+        crowds=np.array([bool(annotation.get("iscrowd")) for annotation in annotations], bool),
+        masks=[annotation["segmentation"] for annotation in annotations] if masks else None,
+    )
 
 
-def _detection(
-    number: int,
-    detection: dict,
-    ranks: dict[str, dict],
-    sizes: dict,
-    masks: bool,
-    mask_areas: bool,
-) -> dict[str, Any]:
-    entry: dict[str, Any] = {"id": number, "score": detection["score"], "iscrowd": 0}
-    entry |= {key: known[detection[key]] for key, known in ranks.items()}
-    if _has_box(detection):
-        entry["bbox"] = detection["bbox"]
-        entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-    if masks:
-        entry["segmentation"] = _outlined(detection)["segmentation"]
-        own_area = mask_areas and detection.get("segmentation") is not None
-        if own_area or "bbox" not in entry:
-            entry["area"] = mask_area(entry["segmentation"], sizes[detection["image_id"]])
-    return entry
+def _area_of(annotation: dict, box: np.ndarray, sizes: dict) -> float:
+    """The area of an annotation's mask, or of its box where there is no mask."""
+    mask, size = annotation.get("segmentation"), sizes[annotation["image_id"]]
+    if is_mask(mask) and all(isinstance(side, int) and side > 0 for side in size):
+        counts = mask["counts"] if isinstance(mask, dict) else None
+        if (
+            not isinstance(counts, str)
+            or first_bad_rle([counts], [math.prod(mask["size"])]) is None
+        ):
+            return mask_area(mask, size)
+    return box[2] * box[3]
 
 
-def _warnings(
-    data: CocoData, annotations: list, without_match: list, where: str, found_where: str
-) -> list[str]:
+def _found(
+    detections: list[dict], ranks: dict[str, dict], sizes: dict, masks: bool, mask_areas: bool
+) -> Columns:
+    boxes = box_column(detections)
+    areas = boxes[:, 2] * boxes[:, 3]
+    outlined = list(map(_outlined, detections)) if masks else []
+    for k, detection in enumerate(outlined):
+        own_area = mask_areas and detections[k].get("segmentation") is not None
+        if own_area or not _has_box(detection):
+            areas[k] = mask_area(detection["segmentation"], sizes[detection["image_id"]])
+    return Columns(
+        ids=np.arange(1, len(detections) + 1),
+        images=rank_column(detections, "image_id", ranks["image_id"]),
+        categories=rank_column(detections, "category_id", ranks["category_id"]),
+        boxes=boxes,
+        areas=areas,
+        crowds=np.zeros(len(detections), bool),
+        scores=np.array([detection["score"] for detection in detections], float),
+        masks=[detection["segmentation"] for detection in outlined] if masks else None,
+    )
+
+
+def _warnings(data: CocoData, annotations: list, where: str, found_where: str) -> list[str]:
     warnings = []
     filled = {
         "iscrowd": "it is taken for 0",
         "area": "that of the mask is taken, or of the box where there is no mask",
     }
-    without = Counter(key for a in annotations for key in filled if a.get(key) is None)
     for key, what in filled.items():
-        if without[key]:
+        without = [annotation.get(key) for annotation in annotations].count(None)
+        if without:
             warnings.append(
-                f"{where}: {without[key]} of {len(annotations)} annotations have no {key}; {what}"
+                f"{where}: {without} of {len(annotations)} annotations have no {key}; {what}"
             )
-    if without_match:
+    if 0 in data.objects.ids:
         warnings.append(
             f"{where}: annotation id 0 stands for 'no match' in pycocotools, so finding that "
             "object counts as a false detection; --renumber-ids counts it as found"
         )
-    if not data.found:
+    if not len(data.found):
         warnings.append(f"{found_where} has no detections: every AP and AR is 0")
     if not annotations:
         warnings.append(f"{where} has no annotations: every AP and AR is null")

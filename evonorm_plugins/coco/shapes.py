@@ -1,12 +1,16 @@
 """Boxes and masks of COCO's formats."""
 
 import math
+import sys
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
 _NUMBER = (int, float)
 _NUMBERS = frozenset(_NUMBER)
 _FARTHEST = 1e6  # pixels
+_LARGEST = sys.float_info.max  # JSON has whole numbers beyond it
 
 
 def is_box(box: object) -> bool:
@@ -20,10 +24,30 @@ def is_box(box: object) -> bool:
     )
 
 
+def are_boxes(boxes: Sequence) -> bool:
+    """Whether all are boxes, faster; it may take good ones for bad."""
+    if not ({list}.issuperset(map(type, boxes)) and {4}.issuperset(map(len, boxes))):
+        return False
+    numbers = list(chain.from_iterable(boxes))
+    sizes = numbers[2::4] + numbers[3::4]
+    return are_numbers(numbers) and min(sizes, default=0) >= 0
+
+
 def is_mask(mask: object, *, every_polygon: bool = True) -> bool:
     """Whether a value is RLE, or polygons: each of them, or one of them at least."""
     enough = all if every_polygon else any
     return is_rle(mask) or (isinstance(mask, list) and mask != [] and enough(map(is_polygon, mask)))
+
+
+def are_masks(masks: Sequence) -> bool:
+    """Whether all are masks, with every polygon good, faster; it may take good ones for bad."""
+    outlines = [mask for mask in masks if type(mask) is list]
+    polygons = list(chain.from_iterable(outlines))
+    return (
+        all(outlines)
+        and _are_polygons(polygons)
+        and _are_rles([mask for mask in masks if type(mask) is not list])
+    )
 
 
 def is_polygon(polygon: object) -> bool:
@@ -34,6 +58,36 @@ def is_polygon(polygon: object) -> bool:
         and len(polygon) % 2 == 0
         # Drawing far outside of the image would take for ever.
         and _lies_near(polygon)
+    )
+
+
+def _are_polygons(polygons: list) -> bool:
+    if not {list}.issuperset(map(type, polygons)):
+        return False
+    lengths = set(map(len, polygons))
+    if any(n < 6 or n % 2 for n in lengths):
+        return False
+    if not _NUMBERS.issuperset(map(type, chain.from_iterable(polygons))):
+        return False
+    try:
+        numbers = np.fromiter(chain.from_iterable(polygons), float)
+    except OverflowError:
+        return False
+    return bool((np.abs(numbers) < _FARTHEST).all())  # NaN is not smaller
+
+
+def _are_rles(masks: list) -> bool:
+    if not {dict}.issuperset(map(type, masks)):
+        return False
+    sizes = [mask.get("size") for mask in masks]
+    if not ({list}.issuperset(map(type, sizes)) and {2}.issuperset(map(len, sizes))):
+        return False
+    sides = list(chain.from_iterable(sizes))
+    if not ({int}.issuperset(map(type, sides)) and min(sides, default=1) > 0):
+        return False
+    return all(
+        counts != "" if type(counts) is str else is_rle(mask)
+        for mask, counts in ((mask, mask.get("counts")) for mask in masks)
     )
 
 
@@ -99,4 +153,13 @@ def outline_of(box: list) -> list[list]:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, _NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a finite number that a float can hold."""
+    return isinstance(value, _NUMBER) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def are_numbers(values: Sequence) -> bool:
+    """Whether all are such numbers, faster; it may take good ones for bad."""
+    try:
+        return _NUMBERS.issuperset(map(type, values)) and all(map(math.isfinite, values))
+    except OverflowError:
+        return False

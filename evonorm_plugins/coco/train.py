@@ -14,6 +14,7 @@ from typing import Any
 from evonorm_plugins.coco.check import (
     ID,
     Value,
+    are_of,
     check_boxes,
     check_ids,
     check_masks,
@@ -21,17 +22,23 @@ from evonorm_plugins.coco.check import (
     check_values,
 )
 from evonorm_plugins.coco.read import read_json, read_lists
-from evonorm_plugins.coco.shapes import is_number
+from evonorm_plugins.coco.shapes import are_numbers, is_number
 from evonorm_plugins.errors import DataError, first
 
 logger = logging.getLogger("evonorm_plugins")
 
 
 def _of_type(kind: type, hint: str = "") -> Value:
-    return Value(f"of type {kind.__name__}{hint}", lambda value: isinstance(value, kind))
+    return Value(
+        f"of type {kind.__name__}{hint}", lambda value: isinstance(value, kind), are_of(kind)
+    )
 
 
-_SIDE = Value("a whole number of pixels", lambda v: isinstance(v, int) and v > 0)
+_SIDE = Value(
+    "a whole number of pixels",
+    lambda v: isinstance(v, int) and v > 0,
+    lambda column: are_of(int)(column) and min(column, default=1) > 0,
+)
 _INT, _TEXT = _of_type(int), _of_type(str)
 IMAGE = {"id": ID, "file_name": _TEXT, "height": _SIDE, "width": _SIDE}
 CATEGORY = {"id": _INT, "name": _TEXT}
@@ -41,7 +48,9 @@ ANNOTATION = {
     "image_id": ID,
     "category_id": _INT,
     "bbox": _of_type(list),
-    "area": Value("the number of pixels of the mask (of the box without masks)", is_number),
+    "area": Value(
+        "the number of pixels of the mask (of the box without masks)", is_number, are_numbers
+    ),
     "iscrowd": _of_type(int, "; it is 0 for ordinary objects"),
 }
 

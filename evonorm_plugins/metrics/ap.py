@@ -8,7 +8,6 @@ import contextlib
 import gc
 import importlib.util
 import io
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from evonorm_plugins.coco.score import CocoData
 from evonorm_plugins.errors import InputError, MissingDependencyError
 
-EVALUATORS = ("faster-coco-eval", "pycocotools")
+EVALUATORS = ("hotcoco", "pycocotools")  # the names of the packages, and of their modules
 IOU_TYPES = ("bbox", "segm")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -28,6 +27,28 @@ AREAS = {
     "medium": [32**2, 96**2],
     "large": [96**2, 1e5**2],
 }
+# Kinds of errors: hotcoco's keys, and what they are called here.
+ERRORS = {
+    "Cls": "class",
+    "Loc": "localisation",
+    "Both": "both",
+    "Dupe": "duplicate",
+    "Bkg": "background",
+    "Miss": "missed",
+}
+ERRORS_TOGETHER = {"FP": "false positives", "FN": "false negatives"}
+
+
+@dataclass
+class Errors:
+    """What is wrong with detections at an IoU of 0.5, by kind (Bolya et al., arXiv 2008.08115).
+
+    ``counts`` has for every value of :data:`ERRORS` how many there are; ``costs`` for these, and for
+    those of :data:`ERRORS_TOGETHER`, how much AP50 rises, as a fraction, if all of them are mended.
+    """
+
+    counts: dict[str, int]
+    costs: dict[str, float]
 
 
 @dataclass
@@ -35,11 +56,13 @@ class ApResult:
     """precision (T, R, K, A, M) and recall (T, K, A, M), -1 where there are no objects.
 
     T thresholds of IoU, R of recall, K categories, A areas, M limits of detections per image.
+    ``errors`` is None unless they were asked for.
     """
 
     precision: np.ndarray
     recall: np.ndarray
-    max_dets: tuple
+    max_dets: tuple[int, ...]
+    errors: Errors | None = None
 
     def summary(self, category: int | None = None) -> dict[str, float | None]:
         """``{"AP": ..., "AR100": ...}`` as fractions: pycocotools' 12 numbers, in its order.
@@ -71,23 +94,26 @@ def _mean(values: np.ndarray) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def pick_evaluator(name: str | None = None) -> str:
-    """The evaluator to use; faster-coco-eval, which gives the same numbers, where it is installed.
+def pick_evaluator(name: str | None = None, *, errors: bool = False) -> str:
+    """The evaluator to use; hotcoco, which gives pycocotools' numbers, where it is installed.
+
+    Args:
+        name: the one asked for; None picks.
+        errors: whether it is to find :class:`Errors`, which hotcoco alone does.
 
     Raises:
-        InputError: unknown, or not installed.
+        InputError: it is unknown, not installed, or does not find errors.
     """
-    modules = {"faster-coco-eval": "faster_coco_eval", "pycocotools": "pycocotools"}
-    if name is None:
-        present = [n for n in EVALUATORS if importlib.util.find_spec(modules[n])]
-        if not present:
-            raise MissingDependencyError("pycocotools")
-        return present[0]
-    if name not in modules:
+    if name is not None and name not in EVALUATORS:
         raise InputError(f"evaluator {name!r} is not one of {', '.join(EVALUATORS)}")
-    if not importlib.util.find_spec(modules[name]):
-        raise MissingDependencyError(name)
-    return name
+    if errors:
+        if name == "pycocotools":
+            raise InputError("errors are found by hotcoco alone, not by the evaluator pycocotools")
+        name = "hotcoco"
+    present = [n for n in EVALUATORS if importlib.util.find_spec(n)]
+    if name not in (None, *present) or not present:
+        raise MissingDependencyError(name or "pycocotools")
+    return name or present[0]
 
 
 def average_precision(
@@ -96,6 +122,7 @@ def average_precision(
     *,
     max_dets: Iterable[int] = (1, 10, 100),
     evaluator: str | None = None,
+    errors: bool = False,
 ) -> ApResult:
     """Evaluate detections against ground truth.
 
@@ -105,6 +132,7 @@ def average_precision(
         iou_type: what is compared: "bbox" or "segm".
         max_dets: rising limits of detections per image and category.
         evaluator: one of :data:`EVALUATORS`; None picks.
+        errors: whether to say what is wrong, too.
 
     Returns:
         ApResult
@@ -115,21 +143,18 @@ def average_precision(
     if iou_type not in IOU_TYPES:
         raise InputError(f"IoU of {iou_type!r} is not one of {', '.join(IOU_TYPES)}")
     max_dets = check_limits(max_dets)
-    functions = {"faster-coco-eval": _faster_coco_eval, "pycocotools": _pycocotools}
-    evaluate = functions[pick_evaluator(evaluator)]
-    shape = len(IOU_THRESHOLDS), len(data.categories), len(AREAS), len(max_dets)
-    recall = -np.ones(shape)
-    precision = -np.ones((shape[0], len(RECALL_THRESHOLDS), *shape[1:]))
-    objects, found = _by_category(data.objects), _by_category(data.found)
-    with _without_garbage_collector():
-        # One category at a time: what an evaluator does with the many pairs of an image and a
-        # category that has neither objects nor detections there takes longer than all the rest.
-        for k in range(len(data.categories)):
-            if objects[k + 1]:
-                precision[:, :, k], recall[:, k] = evaluate(
-                    data, k + 1, objects[k + 1], found[k + 1], iou_type, max_dets
-                )
-    return ApResult(precision, recall, max_dets)
+    evaluator = pick_evaluator(evaluator, errors=errors)
+    with without_garbage_collector():
+        evaluation = _evaluated(evaluator, data, iou_type, max_dets)
+        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+        if evaluator == "hotcoco":
+            # It counts a match of annotation id 0, if there is one. Categories are independent.
+            for k in data.objects.categories[data.objects.ids == 0]:
+                alone = _evaluated("pycocotools", data.of_category(k), iou_type, max_dets, k).eval
+                precision[:, :, k - 1] = alone["precision"][:, :, 0]
+                recall[:, k - 1] = alone["recall"][:, 0]
+    found = _errors(evaluation.tide_errors()) if errors else None
+    return ApResult(precision, recall, max_dets, found)
 
 
 def check_limits(max_dets: Iterable[int]) -> tuple[int, ...]:
@@ -140,15 +165,8 @@ def check_limits(max_dets: Iterable[int]) -> tuple[int, ...]:
     return max_dets
 
 
-def _by_category(entries: Iterable[dict]) -> dict[int, list[dict]]:
-    groups = defaultdict(list)
-    for entry in entries:
-        groups[entry["category_id"]].append(dict(entry))  # evaluators write into them
-    return groups
-
-
 @contextlib.contextmanager
-def _without_garbage_collector() -> Iterator[None]:
+def without_garbage_collector() -> Iterator[None]:
     """Millions of small objects are made and none is in a cycle; looking for some takes seconds."""
     enabled = gc.isenabled()
     gc.disable()
@@ -159,62 +177,75 @@ def _without_garbage_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _dataset(data: CocoData, category: int, entries: list[dict], images: set) -> dict[str, list]:
-    return {
-        "images": [image for image in data.images if image["id"] in images],
-        "categories": [{"id": category, "name": data.categories[category - 1]}],
-        "annotations": entries,
-    }
-
-
-def _faster_coco_eval(
+def _evaluated(
+    evaluator: str,
     data: CocoData,
-    category: int,
-    objects: list[dict],
-    found: list[dict],
     iou_type: str,
     max_dets: tuple[int, ...],
-) -> tuple[np.ndarray, np.ndarray]:
-    import warnings
+    category: int | None = None,
+) -> Any:
+    """A ``COCOeval`` of the evaluator, accumulated; of one category if it is given."""
+    build = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[evaluator]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        evaluation = build(data, iou_type)
+        params = evaluation.params
+        params.maxDets = list(max_dets)
+        params.iouThrs, params.recThrs = IOU_THRESHOLDS, RECALL_THRESHOLDS
+        params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)
+        if category is not None:
+            params.catIds = [category]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
 
-    from faster_coco_eval.core.coco import COCO
-    from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    images = {entry["image_id"] for entry in (*objects, *found)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of id 0: coco_data has said it
-        sets = [COCO(_dataset(data, category, e, images)) for e in (objects, found)]
-        return _evaluated(COCOeval_faster(*sets, iou_type), max_dets)
+def _hotcoco(data: CocoData, iou_type: str) -> Any:
+    from hotcoco import COCO, COCOeval
+
+    objects, found = data.objects, data.found
+    truth = COCO.from_arrays(
+        _images(data),
+        _categories(data),
+        objects.images,
+        objects.categories,
+        objects.boxes,
+        ids=objects.ids,
+        area=objects.areas,
+        iscrowd=objects.crowds,
+        segmentation=objects.masks,
+    )
+    rows = np.column_stack([found.images, found.boxes, found.scores, found.categories])
+    results = truth.load_res(rows, segmentation=found.masks)
+    results.update_anns(ids=found.ids, area=found.areas)
+    return COCOeval(truth, results, iou_type)
 
 
-def _pycocotools(
-    data: CocoData,
-    category: int,
-    objects: list[dict],
-    found: list[dict],
-    iou_type: str,
-    max_dets: tuple[int, ...],
-) -> tuple[np.ndarray, np.ndarray]:
+def _pycocotools(data: CocoData, iou_type: str) -> Any:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    images = {entry["image_id"] for entry in (*objects, *found)}
     sets = []
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        for entries in (objects, found):
-            coco = COCO()
-            coco.dataset = _dataset(data, category, entries, images)
-            coco.createIndex()
-            sets.append(coco)
-        return _evaluated(COCOeval(*sets, iou_type), max_dets)
+    for columns in (data.objects, data.found):
+        coco = COCO()
+        coco.dataset = {"images": _images(data), "categories": _categories(data)}
+        coco.dataset["annotations"] = columns.rows()
+        coco.createIndex()
+        sets.append(coco)
+    return COCOeval(*sets, iou_type)
 
 
-def _evaluated(evaluation: Any, max_dets: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, A, M) and recall (T, A, M) of one category, by pycocotools' interface."""
-    params = evaluation.params
-    params.maxDets = list(max_dets)
-    params.iouThrs, params.recThrs = IOU_THRESHOLDS, RECALL_THRESHOLDS
-    params.areaRng, params.areaRngLbl = list(AREAS.values()), list(AREAS)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"][:, :, 0], evaluation.eval["recall"][:, 0]
+def _images(data: CocoData) -> list[dict]:
+    """Images whose sizes are left out where they are none: only masks need them."""
+    return [{k: v for k, v in image.items() if isinstance(v, int)} for image in data.images]
+
+
+def _categories(data: CocoData) -> list[dict]:
+    return [{"id": k, "name": name} for k, name in enumerate(data.categories, 1)]
+
+
+def _errors(found: dict[str, Any]) -> Errors:
+    named = ERRORS | ERRORS_TOGETHER
+    return Errors(
+        {ERRORS[key]: found["counts"][key] for key in ERRORS},
+        {named[key]: found["delta_ap"][key] for key in named},
+    )

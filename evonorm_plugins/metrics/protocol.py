@@ -15,7 +15,7 @@ from evonorm_plugins.files import replacing
 ENOUGH_IMAGES = 2048
 _PACKAGES = ("torch", "numpy", "pillow")
 _GAN_PACKAGES = ("torch-fidelity", "pytorch-fid")
-_AP_PACKAGES = ("pycocotools", "faster-coco-eval", "detectron2")
+_AP_PACKAGES = ("pycocotools", "hotcoco", "detectron2")
 BACKENDS = ("torch-fidelity", "pytorch-fid")  # whose layers and resizing of Inception
 PRECISIONS = ("float32", "bfloat16")  # of its arithmetic
 NO_STATISTICS = "no batch statistics"

@@ -70,7 +70,7 @@ def add_arguments(parser):
     )
     protocol.add_argument(
         "--evaluator",
-        choices=("faster-coco-eval", "pycocotools"),
+        choices=("hotcoco", "pycocotools"),
         help="the numbers are the same (default: the first that is installed)",
     )
     common.add_output(parser, grid="ground truth beside predictions; with --config-file")
@@ -163,7 +163,7 @@ def _evaluate(data, task, args):
     from evonorm_plugins.metrics.ap import average_precision
 
     result = average_precision(data, task, max_dets=args.max_dets, evaluator=args.evaluator)
-    found = bool(data.objects)
+    found = len(data.objects) > 0
     numbers = {"all": _percent(result.summary()) if found else dict.fromkeys(result.summary())}
     if args.per_category:
         numbers["categories"] = {

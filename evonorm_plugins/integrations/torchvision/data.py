@@ -54,7 +54,7 @@ class CocoSet:
         self.category_ids = sorted(c["id"] for c in self.content["categories"])
         self.categories = data.categories
         self.objects: list[list[dict]] = [[] for _ in self.images]
-        for entry in data.objects:
+        for entry in data.objects.rows():
             self.objects[entry["image_id"] - 1].append(entry)
 
     def read(self, k: int) -> torch.Tensor:
