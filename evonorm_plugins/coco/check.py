@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from evonorm_plugins.coco.rle import first_bad_rle
-from evonorm_plugins.coco.shapes import are_boxes, are_masks, is_box, is_mask
+from evonorm_plugins.coco.shapes import are_boxes, are_masks, is_box, is_mask, is_size
 from evonorm_plugins.errors import DataError, first, shown
 
 _LISTED_IN = {"image_id": "images", "category_id": "categories"}
@@ -153,7 +153,7 @@ def check_masks(
             f"{first([_name(k, entries[k]) for k in bad])}; the first is {shown(masks[bad[0]])}"
             f"{advice}"
         )
-    sizeless = {i for i, size in sizes.items() if not all(type(v) is int and v > 0 for v in size)}
+    sizeless = {image for image, size in sizes.items() if not is_size(size)}
     for k, (entry, mask) in enumerate(zip(entries, masks, strict=True)):
         image = entry["image_id"]
         if image in sizeless:

@@ -1,4 +1,4 @@
-"""Objects and detections of a COCO set as columns, which evaluators take without a dict for each."""
+"""Objects and detections of a COCO set as columns, in place of a dict for each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace

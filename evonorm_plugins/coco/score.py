@@ -7,6 +7,7 @@ later.
 
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,14 @@ from evonorm_plugins.coco.check import (
 from evonorm_plugins.coco.columns import Columns, box_column, rank_column
 from evonorm_plugins.coco.read import json_kind, read_lists
 from evonorm_plugins.coco.rle import first_bad_rle
-from evonorm_plugins.coco.shapes import are_numbers, is_mask, is_number, mask_area, outline_of
+from evonorm_plugins.coco.shapes import (
+    are_numbers,
+    is_mask,
+    is_number,
+    is_size,
+    mask_area,
+    outline_of,
+)
 from evonorm_plugins.errors import DataError
 
 _CROWD = Value(
@@ -106,12 +114,22 @@ def coco_data(
     _check_found(detections, found_where, where, ranks, sizes, masks)
     data = CocoData(
         images=[{"id": k, "height": h, "width": w} for k, (h, w) in enumerate(sizes.values(), 1)],
-        categories=[str(c.get("name", c["id"])) for c in categories],
+        categories=_names(categories),
         objects=_objects(annotations, ranks, sizes, masks, renumber),
         found=_found(detections, ranks, sizes, masks, mask_areas),
     )
     data.warnings = _warnings(data, annotations, where, found_where)
     return data
+
+
+def _names(categories: list[dict]) -> list[str]:
+    """Names of categories, with the id where several have one name."""
+    names = [str(category.get("name", category["id"])) for category in categories]
+    times = Counter(names)
+    return [
+        name if times[name] == 1 else f"{name} (id {category['id']})"
+        for name, category in zip(names, categories, strict=True)
+    ]
 
 
 def _check_objects(
@@ -191,7 +209,7 @@ def _objects(
 def _area_of(annotation: dict, box: np.ndarray, sizes: dict) -> float:
     """The area of an annotation's mask, or of its box where there is no mask."""
     mask, size = annotation.get("segmentation"), sizes[annotation["image_id"]]
-    if is_mask(mask) and all(isinstance(side, int) and side > 0 for side in size):
+    if is_mask(mask) and is_size(size):
         counts = mask["counts"] if isinstance(mask, dict) else None
         if (
             not isinstance(counts, str)
@@ -205,7 +223,8 @@ def _found(
     detections: list[dict], ranks: dict[str, dict], sizes: dict, masks: bool, mask_areas: bool
 ) -> Columns:
     boxes = box_column(detections)
-    areas = boxes[:, 2] * boxes[:, 3]
+    with np.errstate(over="ignore"):
+        areas = boxes[:, 2] * boxes[:, 3]
     outlined = list(map(_outlined, detections)) if masks else []
     for k, detection in enumerate(outlined):
         own_area = mask_areas and detections[k].get("segmentation") is not None

@@ -10,6 +10,7 @@ import numpy as np
 _NUMBER = (int, float)
 _NUMBERS = frozenset(_NUMBER)
 _FARTHEST = 1e6  # pixels
+_MOST_PIXELS = 2**32
 _LARGEST = sys.float_info.max  # JSON has whole numbers beyond it
 
 
@@ -82,12 +83,23 @@ def _are_rles(masks: list) -> bool:
     sizes = [mask.get("size") for mask in masks]
     if not ({list}.issuperset(map(type, sizes)) and {2}.issuperset(map(len, sizes))):
         return False
-    sides = list(chain.from_iterable(sizes))
-    if not ({int}.issuperset(map(type, sides)) and min(sides, default=1) > 0):
+    if not {int}.issuperset(map(type, chain.from_iterable(sizes))):
+        return False
+    if not all(map(is_size, set(map(tuple, sizes)))):
         return False
     return all(
         counts != "" if type(counts) is str else is_rle(mask)
         for mask, counts in ((mask, mask.get("counts")) for mask in masks)
+    )
+
+
+def is_size(size: object) -> bool:
+    """Whether a value is the height and width of an image whose pixels can be counted in C."""
+    return (
+        isinstance(size, list | tuple)
+        and len(size) == 2
+        and all(type(side) is int and side > 0 for side in size)
+        and size[0] * size[1] < _MOST_PIXELS
     )
 
 
@@ -96,11 +108,7 @@ def is_rle(mask: object) -> bool:
     if not isinstance(mask, dict):
         return False
     counts, size = mask.get("counts"), mask.get("size")
-    if not (
-        isinstance(size, list)
-        and len(size) == 2
-        and all(isinstance(v, int) and v > 0 for v in size)
-    ):
+    if not is_size(size):
         return False
     if isinstance(counts, list):
         return all(isinstance(v, int) and v >= 0 for v in counts) and (

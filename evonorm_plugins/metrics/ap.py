@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from evonorm_plugins.coco.score import CocoData
+from evonorm_plugins.coco.shapes import is_size
 from evonorm_plugins.errors import InputError, MissingDependencyError
 
+_HIGHEST_LIMIT = 2**31 - 1
 EVALUATORS = ("hotcoco", "pycocotools")  # the names of the packages, and of their modules
 IOU_TYPES = ("bbox", "segm")
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -43,8 +45,8 @@ ERRORS_TOGETHER = {"FP": "false positives", "FN": "false negatives"}
 class Errors:
     """What is wrong with detections at an IoU of 0.5, by kind (Bolya et al., arXiv 2008.08115).
 
-    ``counts`` has for every value of :data:`ERRORS` how many there are; ``costs`` for these, and for
-    those of :data:`ERRORS_TOGETHER`, how much AP50 rises, as a fraction, if all of them are mended.
+    ``counts`` has for every kind, a value of :data:`ERRORS`, how many there are; ``costs``, for the
+    values of :data:`ERRORS_TOGETHER` too, how much AP50 rises, as a fraction, if all are mended.
     """
 
     counts: dict[str, int]
@@ -160,6 +162,8 @@ def average_precision(
 def check_limits(max_dets: Iterable[int]) -> tuple[int, ...]:
     """Limits of detections as a tuple; raises InputError unless they are positive and rise."""
     max_dets = tuple(max_dets)
+    if max(max_dets, default=0) > _HIGHEST_LIMIT:
+        raise InputError(f"a limit of {max(max_dets)} detections is above {_HIGHEST_LIMIT}")
     if not max_dets or min(max_dets) < 1 or sorted(set(max_dets)) != list(max_dets):
         raise InputError(f"limits of detections {max_dets} must be positive and rise")
     return max_dets
@@ -235,8 +239,12 @@ def _pycocotools(data: CocoData, iou_type: str) -> Any:
 
 
 def _images(data: CocoData) -> list[dict]:
-    """Images whose sizes are left out where they are none: only masks need them."""
-    return [{k: v for k, v in image.items() if isinstance(v, int)} for image in data.images]
+    """Images without the sizes that are none: only masks need them, and they are checked then."""
+    sizes = ([image["height"], image["width"]] for image in data.images)
+    return [
+        {"id": k, **({"height": size[0], "width": size[1]} if is_size(size) else {})}
+        for k, size in enumerate(sizes, 1)
+    ]
 
 
 def _categories(data: CocoData) -> list[dict]:

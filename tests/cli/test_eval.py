@@ -46,7 +46,7 @@ def test_what_importing_needs():
     code = (
         "import sys, json, evonorm_plugins, evonorm_plugins.cli.eval\n"
         "heavy = ['detectron2', 'triton', 'biggan', 'torchvision', 'pycocotools', 'torch_fidelity',"
-        "'pytorch_fid', 'faster_coco_eval', 'PIL']\n"
+        "'pytorch_fid', 'hotcoco', 'PIL']\n"
         "print(json.dumps([m for m in heavy if m in sys.modules]))"
     )
     done = subprocess.run(

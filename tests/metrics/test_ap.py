@@ -14,7 +14,7 @@ from evonorm_plugins.coco.rle import first_bad_rle
 from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.errors import InputError
 from evonorm_plugins.metrics.ap import EVALUATORS, average_precision
-from tests.metrics.coco_cases import random_case
+from tests.metrics.coco_cases import random_case, varied_case
 
 
 def pycocotools_stats(ground_truth, detections, iou_type, max_dets=(1, 10, 100)):
@@ -51,6 +51,25 @@ def test_twelve_numbers(seed, first_id, iou_type, evaluator):
         *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
     ]
     np.testing.assert_allclose(list(ours.values()), theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("seed", range(40))
+def test_precision_and_recall_of_varied_cases(seed, iou_type):
+    """Masks of all kinds, ids with gaps, other limits of detections, no detections at all."""
+    ground_truth, detections, max_dets = varied_case(seed)
+    data = coco_data(ground_truth, detections, masks=iou_type == "segm")
+    ours, theirs = (
+        average_precision(data, iou_type, max_dets=max_dets, evaluator=evaluator)
+        for evaluator in EVALUATORS
+    )
+    np.testing.assert_allclose(ours.precision, theirs.precision, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours.recall, theirs.recall, rtol=0, atol=1e-12)
+    if detections and len(max_dets) == 3:
+        expected = pycocotools_stats(ground_truth, detections, iou_type, max_dets)
+        numbers = [-1 if value is None else value for value in ours.summary().values()]
+        known = slice(max_dets[-1] != 100, None)  # its first number is -1 without 100
+        np.testing.assert_allclose(numbers[known], expected[known], rtol=0, atol=1e-12)
 
 
 def test_cases_hold_what_is_difficult():

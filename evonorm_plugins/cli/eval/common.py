@@ -16,6 +16,7 @@ def add_output(parser, grid=None):
     if grid:
         group.add_argument("--grid", metavar="FILE.png", help=grid)
     add_quiet(group)
+    return group
 
 
 def add_quiet(group):
@@ -35,15 +36,19 @@ def check_outputs(args, inputs, *, results=(), pictures=(), others=()):
     from evonorm_plugins.plots import is_ours
 
     kinds = (
-        (results, lambda path: holds_record(path, "kind", "scores", "protocol")),
+        (results, lambda path: holds_record(path, "kind", "runs", "protocol")),
         (pictures, is_ours),
         (others, None),
     )
+    taken = {}
     for names, ours in kinds:
         for name in names:
             path = getattr(args, name)
             if path is not None:
                 option = f"--{name.replace('_', '-')}"
+                other = taken.setdefault(os.path.realpath(path), option)
+                if other != option:
+                    raise InputError(f"{option} and {other} name the same file {path}")
                 check_output(path, name=option, inputs=inputs, force=args.force, ours=ours)
 
 
@@ -200,7 +205,9 @@ def show(record, lines, args):
     """Print a result, and write it where ``--out`` says."""
     from evonorm_plugins.metrics.protocol import as_json, write_json
 
-    if args.out:
-        write_json(args.out, record)
-        note(f"wrote {args.out}")
-    print(as_json(record) if args.json else "\n".join(lines), flush=True)
+    try:
+        if args.out:
+            write_json(args.out, record)
+            note(f"wrote {args.out}")
+    finally:  # what was computed is shown even where it cannot be kept
+        print(as_json(record) if args.json else "\n".join(lines), flush=True)

@@ -27,8 +27,10 @@ from evonorm_plugins.integrations.quiet import silence_libraries
 from evonorm_plugins.metrics.features import progress_bar
 from evonorm_plugins.metrics.weights import file_sha256
 
+Found = tuple[list[dict], dict[str, Any], Exception | None]
 
-def detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dict[str, Any]]:
+
+def detect(args: argparse.Namespace, ground_truth: Any) -> Found:
     """Run a model on a validation set.
 
     Args:
@@ -37,8 +39,8 @@ def detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dic
         ground_truth: what is in ``val_json``, parsed.
 
     Returns:
-        ``(detections, description)``: a list in COCO's result format, and what belongs to the
-        record.
+        ``(detections, description, failure)``: a list in COCO's result format, what belongs to the
+        record, and why the picture could not be drawn, if it could not.
 
     Raises:
         InputError: what is wrong with the input, before the model runs; or an image that cannot be
@@ -56,7 +58,7 @@ def detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dic
             MetadataCatalog.remove(name)
 
 
-def _detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], dict[str, Any]]:
+def _detect(args: argparse.Namespace, ground_truth: Any) -> Found:
     if len(args.opts) % 2:
         raise ConfigError(f"--opts come in pairs, KEY VALUE; got {' '.join(args.opts)}")
     opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
@@ -83,9 +85,13 @@ def _detect(args: argparse.Namespace, ground_truth: Any) -> tuple[list[dict], di
     if args.save_dt:
         with replacing(args.save_dt) as partial, open(partial, "w", encoding="utf-8") as file:
             json.dump(detections, file)
+    failure = None
     if args.grid:
-        picture_predictions(cfg, model, dataset, Path(args.grid), images=6)
-    return detections, description
+        try:
+            picture_predictions(cfg, model, dataset, Path(args.grid), images=6)
+        except Exception as error:  # the caller scores the detections first
+            failure = error
+    return detections, description, failure
 
 
 class _Collector(DatasetEvaluator):

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import sys
 from contextlib import nullcontext
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -22,10 +22,15 @@ from detectron2.evaluation import (
     LVISEvaluator,
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
+    coco_evaluation,
 )
 from detectron2.evaluation.sem_seg_evaluation import load_image_into_numpy_array
 
+from evonorm_plugins.coco.score import coco_data
 from evonorm_plugins.errors import BrokenImageError, DataError, RunError, reason
+from evonorm_plugins.integrations.detectron2.logs import logger
+from evonorm_plugins.metrics.ap import IOU_TYPES, average_precision, pick_evaluator
+from evonorm_plugins.text_table import aligned
 
 
 class Type(NamedTuple):
@@ -90,7 +95,7 @@ def build_evaluator(cfg: CfgNode, dataset: str, folder: str | None = None) -> Da
     type_of(dataset)
     kind = evaluator_type(dataset)
     if kind in ("coco", "coco_panoptic_seg"):
-        coco = COCOEvaluator(
+        coco = _CocoEvaluator(
             dataset, output_dir=folder, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS
         )
         if kind == "coco":
@@ -106,6 +111,44 @@ def build_evaluator(cfg: CfgNode, dataset: str, folder: str | None = None) -> Da
     if kind == "cityscapes_instance":
         return _CityscapesInstanceEvaluator(dataset)
     return _CityscapesSemSegEvaluator(dataset)
+
+
+class _CocoEvaluator(COCOEvaluator):
+    """Boxes and masks by the engine of ``evonorm eval ap``, which gives the same numbers."""
+
+    def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
+        with mock.patch.object(coco_evaluation, _OF_DETECTRON2.__name__, _evaluate_on_coco):
+            super()._eval_predictions(predictions, img_ids)
+
+
+_OF_DETECTRON2 = coco_evaluation._evaluate_predictions_on_coco
+
+
+def _evaluate_on_coco(coco_gt: Any, coco_results: list[dict], iou_type: str, **options: Any) -> Any:
+    """Detectron2's function of this purpose; an object with its ``stats`` and ``eval``.
+
+    What the engine does not take is left to Detectron2: keypoints, some images of a set, and ground
+    truth with mistakes in it. So is everything where the engine is not installed.
+    """
+    takes = iou_type in IOU_TYPES and options["img_ids"] is None
+    if takes and pick_evaluator() == "hotcoco":
+        try:
+            data = coco_data(
+                coco_gt.dataset,
+                coco_results,
+                masks=iou_type == "segm",
+                mask_areas=True,
+                names=("the ground truth", "the model's detections"),
+            )
+            result = average_precision(data, iou_type, max_dets=options["max_dets_per_image"])
+            numbers = result.summary()
+            table = ([*numbers], ["-" if v is None else f"{v * 100:.3f}" for v in numbers.values()])
+            logger.info("%s in percent:\n%s", iou_type, aligned(table, left=()))
+            stats = [-1 if value is None else value for value in numbers.values()]
+            return SimpleNamespace(stats=stats, eval={"precision": result.precision})
+        except DataError as error:
+            logger.warning("%s; evaluated by Detectron2 as it is", error)
+    return _OF_DETECTRON2(coco_gt, coco_results, iou_type, **options)
 
 
 def _semantic(dataset: str, folder: str) -> SemSegEvaluator:

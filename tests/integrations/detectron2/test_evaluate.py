@@ -48,6 +48,7 @@ def reference(shapes, tmp_path_factory):
     """A checkpoint of an untrained model, and what Detectron2 says of it in percent."""
     from detectron2.config import get_cfg
     from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.evaluation import COCOEvaluator
 
     import evonorm_plugins.integrations.detectron2  # noqa: F401
     from evonorm_plugins.integrations.detectron2.data import register_coco
@@ -68,7 +69,7 @@ def reference(shapes, tmp_path_factory):
         DatasetCatalog.remove("reference")
         MetadataCatalog.remove("reference")
         register_coco("reference", shapes["val_json"], shapes["val_images"])
-        return folder / "model.pth", Trainer.test(cfg, model)
+        return folder / "model.pth", Trainer.test(cfg, model, [COCOEvaluator("reference")])
     finally:
         DatasetCatalog.remove("reference")
         MetadataCatalog.remove("reference")
