@@ -472,3 +472,22 @@ def test_host_time_of_triton_under_its_interpreter(main, capsys):
         pytest.skip("there is a GPU")
     assert main(["host", "--impl", "triton"]) == 1
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err
+
+
+def test_ap_beside_another_tool(main, capsys, tmp_path):
+    options = ("--images", 30, "--rounds", 1, "--folder", tmp_path / "set")
+    assert main(["ap", *options, "--tools", "evonorm", "pycocotools", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["set"]["images"] == 30
+    for task in ("bbox", "segm"):
+        ours, theirs = sorted(
+            (one for one in record["runs"] if one["task"] == task), key=lambda one: one["tool"]
+        )
+        assert ours["tool"] == "evonorm"
+        assert ours["numbers"] == pytest.approx(theirs["numbers"], rel=0, abs=1e-12)
+        assert theirs["numbers"][0] > 0.1
+        assert min(ours["seconds"], ours["MiB"], theirs["seconds"], theirs["MiB"]) > 0.01
+    assert main(["ap", *options, "--tools", "evonorm"]) == 0
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert header.split()[:4] == ["tool", "version", "boxes", "s"]
+    assert row.split()[0] == "evonorm"

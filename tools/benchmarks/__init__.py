@@ -10,6 +10,7 @@ COMMANDS = {
     "models": "norms in a ResNet-50 and in Detectron2's Mask R-CNN",
     "timm": "timm's models with EvoNorm, GN or FRN: its layers, ours, and the same model with BN",
     "gan": "a training step of BigGAN-deep, beside another implementation",
+    "ap": "evonorm eval ap, beside other tools for AP",
 }
 EXAMPLES = """
 examples:
