@@ -208,7 +208,8 @@ def _objects(
 
 def _area_of(annotation: dict, box: np.ndarray, sizes: dict) -> float:
     """The area of an annotation's mask, or of its box where there is no mask."""
-    mask, size = annotation.get("segmentation"), sizes[annotation["image_id"]]
+    mask: Any = annotation.get("segmentation")
+    size = sizes[annotation["image_id"]]
     if is_mask(mask) and is_size(size):
         counts = mask["counts"] if isinstance(mask, dict) else None
         if (

@@ -108,7 +108,7 @@ def is_rle(mask: object) -> bool:
     if not isinstance(mask, dict):
         return False
     counts, size = mask.get("counts"), mask.get("size")
-    if not is_size(size):
+    if size is None or not is_size(size):
         return False
     if isinstance(counts, list):
         return all(isinstance(v, int) and v >= 0 for v in counts) and (

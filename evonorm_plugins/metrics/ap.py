@@ -207,6 +207,7 @@ def _hotcoco(data: CocoData, iou_type: str) -> Any:
     from hotcoco import COCO, COCOeval
 
     objects, found = data.objects, data.found
+    assert found.scores is not None  # all detections have one
     truth = COCO.from_arrays(
         _images(data),
         _categories(data),

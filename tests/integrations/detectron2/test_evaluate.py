@@ -117,6 +117,22 @@ def test_the_detections_stay_where_the_last_step_fails(shapes, reference, evalua
     assert len(json.loads((tmp_path / "dt.json").read_text())) > 10
 
 
+def test_the_numbers_stay_where_the_picture_fails(shapes, reference, evaluate, tmp_path):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patched:
+        name = "evonorm_plugins.integrations.detectron2.evaluate.picture_predictions"
+        patched.setattr(name, fail)
+        options = ("--grid", tmp_path / "grid.png", "--out", tmp_path / "out.json")
+        status, out, err = evaluate(*arguments(shapes, reference[0]), *options, "--opts", *SMALL)
+    assert status == 1, err
+    assert err.splitlines()[-1] == "error: no space left to write"
+    record = json.loads(out)
+    assert record == json.loads((tmp_path / "out.json").read_text())
+    assert record["ap_percent"]["bbox"]["AP"] > 10
+
+
 def test_weights_by_url(shapes, reference, evaluate, monkeypatch):
     from detectron2.utils.file_io import PathHandler, PathManager
 
