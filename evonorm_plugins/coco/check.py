@@ -47,8 +47,9 @@ def check_values(entries: list, kind: str, where: str, values: dict[str, Value])
         values: ``{key: Value}``.
     """
     if not are_of(dict)(entries):
-        k, entry = next((k, e) for k, e in enumerate(entries, 1) if not isinstance(e, dict))
-        raise DataError(f"{where}: {kind} number {k} is {shown(entry)}, not an object")
+        for k, entry in enumerate(entries, 1):
+            if not isinstance(entry, dict):
+                raise DataError(f"{where}: {kind} number {k} is {shown(entry)}, not an object")
     for key, value in values.items():
         column = [entry.get(key) for entry in entries]
         if value.all_fit(column):

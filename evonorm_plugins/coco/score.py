@@ -65,9 +65,11 @@ class CocoData:
     warnings: list = field(default_factory=list)
 
     def of_category(self, category: int) -> "CocoData":
-        """The same with the objects and detections of one category alone."""
+        """The same with the objects and detections of one category, and their images, alone."""
         objects, found = (some.of_category(category) for some in (self.objects, self.found))
-        return replace(self, objects=objects, found=found)
+        images = {*objects.images.tolist(), *found.images.tolist()}
+        images = [image for image in self.images if image["id"] in images]
+        return replace(self, images=images, objects=objects, found=found)
 
 
 def coco_data(

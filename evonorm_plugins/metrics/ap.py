@@ -8,7 +8,7 @@ import contextlib
 import gc
 import importlib.util
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,16 +146,23 @@ def average_precision(
         raise InputError(f"IoU of {iou_type!r} is not one of {', '.join(IOU_TYPES)}")
     max_dets = check_limits(max_dets)
     evaluator = pick_evaluator(evaluator, errors=errors)
+    shape = len(IOU_THRESHOLDS), len(data.categories), len(AREAS), len(max_dets)
+    recall = -np.ones(shape)
+    precision = -np.ones((shape[0], len(RECALL_THRESHOLDS), *shape[1:]))
+    found, by_pycocotools = None, data.objects.categories
     with without_garbage_collector():
-        evaluation = _evaluated(evaluator, data, iou_type, max_dets)
-        precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
         if evaluator == "hotcoco":
-            # It counts a match of annotation id 0, if there is one. Categories are independent.
-            for k in data.objects.categories[data.objects.ids == 0]:
-                alone = _evaluated("pycocotools", data.of_category(k), iou_type, max_dets, k).eval
-                precision[:, :, k - 1] = alone["precision"][:, :, 0]
-                recall[:, k - 1] = alone["recall"][:, 0]
-    found = _errors(evaluation.tide_errors()) if errors else None
+            evaluation = _evaluated(_hotcoco, data, iou_type, max_dets)
+            precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+            found = _errors(evaluation.tide_errors()) if errors else None
+            # It counts a match of annotation id 0.
+            by_pycocotools = by_pycocotools[data.objects.ids == 0]
+        # One category at a time: they are independent, and what pycocotools does with the many
+        # pairs of an image and a category that is not there takes longer than much of the rest.
+        for k in np.unique(by_pycocotools):
+            alone = _evaluated(_pycocotools, data.of_category(k), iou_type, max_dets, k).eval
+            precision[:, :, k - 1] = alone["precision"][:, :, 0]
+            recall[:, k - 1] = alone["recall"][:, 0]
     return ApResult(precision, recall, max_dets, found)
 
 
@@ -182,14 +189,13 @@ def without_garbage_collector() -> Iterator[None]:
 
 
 def _evaluated(
-    evaluator: str,
+    build: Callable[[CocoData, str], Any],
     data: CocoData,
     iou_type: str,
     max_dets: tuple[int, ...],
     category: int | None = None,
 ) -> Any:
-    """A ``COCOeval`` of the evaluator, accumulated; of one category if it is given."""
-    build = {"hotcoco": _hotcoco, "pycocotools": _pycocotools}[evaluator]
+    """The ``COCOeval`` that ``build`` makes, accumulated; of one category if it is given."""
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = build(data, iou_type)
         params = evaluation.params
@@ -241,10 +247,9 @@ def _pycocotools(data: CocoData, iou_type: str) -> Any:
 
 def _images(data: CocoData) -> list[dict]:
     """Images without the sizes that are none: only masks need them, and they are checked then."""
-    sizes = ([image["height"], image["width"]] for image in data.images)
     return [
-        {"id": k, **({"height": size[0], "width": size[1]} if is_size(size) else {})}
-        for k, size in enumerate(sizes, 1)
+        image if is_size([image["height"], image["width"]]) else {"id": image["id"]}
+        for image in data.images
     ]
 
 
