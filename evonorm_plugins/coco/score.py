@@ -67,8 +67,8 @@ class CocoData:
     def of_category(self, category: int) -> "CocoData":
         """The same with the objects and detections of one category, and their images, alone."""
         objects, found = (some.of_category(category) for some in (self.objects, self.found))
-        images = {*objects.images.tolist(), *found.images.tolist()}
-        images = [image for image in self.images if image["id"] in images]
+        seen = {*objects.images.tolist(), *found.images.tolist()}
+        images = [image for image in self.images if image["id"] in seen]
         return replace(self, images=images, objects=objects, found=found)
 
 
