@@ -105,6 +105,36 @@ def some_images(source, config, numbers, batch):
         yield images
 
 
+class TrainingImages:
+    """At most ``n`` training images as the discriminator sees them, evenly spaced in their order.
+
+    A source of :mod:`evonorm_plugins.metrics.data`.
+
+    Args:
+        source: :class:`evonorm_plugins.data.source.Source`.
+        config: its ``resolution``, ``image_channels`` and ``small_images`` say what they become.
+    """
+
+    def __init__(self, source, config, n):
+        self.source, self.config = source, config
+        self.numbers = np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def name(self, index):
+        return self.source.name(self.numbers[index])
+
+    def batches(self, size, *, process=0, processes=1, workers=0, pin=False):
+        """Yield ``(indices, images)``, images uint8 (B, 3, H, W)."""
+        groups = [list(range(k, min(k + size, len(self)))) for k in range(0, len(self), size)]
+        groups = groups[process::processes]
+        own = self.numbers[[i for group in groups for i in group]]
+        batches = some_images(self.source, self.config, own, size)
+        for group, images in zip(groups, batches, strict=True):
+            yield group, images.expand(-1, 3, -1, -1)
+
+
 class TrainingData(Loader):
     """Batches ``(uint8 (B, C, H, W), classes (B,))`` of one rank, endless.
 
