@@ -14,6 +14,7 @@ from evonorm_plugins.errors import ConfigError, DataError, InputError, RunError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64
+_INCEPTION = "inception", "inception-v3-compat"  # the second is torch-fidelity's name of it
 
 
 def inception_weights():
@@ -35,7 +36,7 @@ def inception_weights():
 
 def check_extractor(extractor):
     """Raise ConfigError for an ``extractor`` that is not there, before images are looked at."""
-    if extractor == "inception":
+    if extractor in _INCEPTION:
         inception_weights()
         return
     _need_metrics(extractor)
@@ -147,7 +148,7 @@ def _extractor(config, device):
     from evonorm_plugins.metrics.registered import open_extractor
 
     try:
-        if config.extractor == "inception":
+        if config.extractor in _INCEPTION:
             extractor = InceptionExtractor(*inception_weights()).to(device)
         else:
             extractor = open_extractor(config.extractor, device)

@@ -15,6 +15,8 @@ examples:
   three draws of 50,000 images from a checkpoint, against statistics kept by "evonorm eval stats":
     evonorm eval gan --checkpoint runs/a/best.pt --real ref_stats.npz --seeds 0 1 2 \\
         --out runs/a/metrics.json
+  the score that a training with score_samples=50000 and seed=0 has reported:
+    evonorm eval gan --checkpoint runs/a/best.pt --real imagenet/train --as-trained
   the same on 8 GPUs:
     torchrun --nproc-per-node 8 --no-python -- evonorm eval gan --checkpoint ... --real real.npz
   as pytorch-fid:
@@ -36,6 +38,12 @@ def add_arguments(parser):
     )
     images.add_argument(
         "--n", type=types.count, help="generated images to score (default: all; checkpoint 50000)"
+    )
+    images.add_argument(
+        "--as-trained",
+        action="store_true",
+        help="with --checkpoint: real images as its discriminator saw them, the middle at its "
+        "resolution; as many as are generated, evenly spaced, as the scores of training",
     )
     images.add_argument("--n-real", type=types.count, help="real images to use (default: all)")
     images.add_argument(
@@ -142,6 +150,8 @@ def _options(args):
     if options.needs_real and not args.real:
         need = sorted(metric.replace("_", "-") for metric in set(options.metrics) - {"is"})
         raise InputError(f"{', '.join(need)} need --real")
+    if args.as_trained and args.checkpoint:
+        _check_as_trained(args, options)
     if args.checkpoint:
         if len(set(args.seeds)) < len(args.seeds):
             raise InputError(f"--seeds {' '.join(map(str, args.seeds))}: one comes twice")
@@ -149,6 +159,7 @@ def _options(args):
     if len(args.seeds) > 1:
         raise InputError("several --seeds need --checkpoint: files are the same for every seed")
     given = {
+        "--as-trained": args.as_trained,
         "--no-ema": args.no_ema,
         "--truncation": args.truncation is not None,
         "--classes": args.classes,
@@ -160,13 +171,25 @@ def _options(args):
     return options
 
 
+def _check_as_trained(args, options):
+    from evonorm_plugins.metrics.statistics_file import is_statistics
+
+    if not (args.real and options.needs_real):
+        raise InputError("--as-trained needs --real, and a score that compares with it")
+    if is_statistics(args.real):
+        raise InputError(f"--as-trained: {args.real} holds statistics, not images")
+    if args.skip_broken or args.float_range:
+        raise InputError("--as-trained reads images as a training: not with --skip-broken or "
+                         "--float-range")  # fmt: skip
+
+
 def _run(args, options, ranks):
     from evonorm_plugins.cli.eval.gan_report import Report
     from evonorm_plugins.metrics import gan
     from evonorm_plugins.metrics.grid import evenly_spaced, write_grid
 
-    real, real_images = _open_real(args, options)
     fake = _open_fake(args, ranks.device)
+    real, real_images = _open_real(args, options, fake)
     warnings = _counted(args, options, fake, real, real_images)
     # Last of what can be wrong: the weights may have to be downloaded.
     extractor = common.build_extractor(args, _backend(args, real), ranks.device)
@@ -231,7 +254,7 @@ def _counted(args, options, fake, real, real_images):
     return check_counts(counts, args.strict)
 
 
-def _open_real(args, options):
+def _open_real(args, options, fake):
     """``(statistics, None)``, ``(None, source)``, or ``(None, None)`` where none are needed."""
     from evonorm_plugins.metrics.statistics_file import is_statistics, load_statistics
 
@@ -239,6 +262,11 @@ def _open_real(args, options):
         if args.real:
             common.note("--real is not used: the Inception score needs no real images")
         return None, None
+    if args.as_trained:
+        from biggan.data import open_training_images
+
+        n = args.n_real or len(fake)
+        return None, open_training_images(args.real, fake.config, n, common.pick_workers(args))
     if not is_statistics(args.real):
         return None, common.open_set(args.real, args, args.n_real)
     if args.n_real:
