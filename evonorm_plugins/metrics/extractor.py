@@ -93,10 +93,15 @@ class CustomExtractor:
             if not isinstance(value, torch.Tensor) or value.dim() != 2:
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
                 raise InputError(f"{self.path}: its {name} are {shape}, not (images, numbers)")
-            if len(value) != len(images) or not torch.isfinite(value).all():
+            finite = torch.isfinite(value)
+            if len(value) != len(images) or not finite.all():
+                found = "all finite"
+                if not finite.all():
+                    row, column = (~finite).nonzero()[0].tolist()
+                    found = f"not {found}: [{row}, {column}] is {value[row, column].item()}"
                 raise InputError(
                     f"{self.path}: its {name} for {len(images)} images are {tuple(value.shape)}, "
-                    f"{'' if torch.isfinite(value).all() else 'not '}all finite"
+                    f"{found}"
                 )
         if self.has_logits is None:
             self.has_logits = len(outputs) == 2

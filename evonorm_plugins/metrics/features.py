@@ -115,7 +115,10 @@ def run_pass(
     pictures = set(wanted.pictures)
     with full_float32(), bar or contextlib.nullcontext():
         for indices, images in batches:
-            features, logits = extractor(images)
+            try:
+                features, logits = extractor(images)
+            except InputError as error:
+                raise InputError(f"{_names(source, indices)}: {error}") from None
             _check(features, logits, indices, wanted, result, source, extractor)
             _count(features, logits, indices, wanted, result, device)
             if spool:
@@ -130,6 +133,11 @@ def run_pass(
         result.features = spool.collect(result.size)
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _names(source: ImageSource, indices: list[int]) -> str:
+    more = f" and {len(indices) - 1} more images" if len(indices) > 1 else ""
+    return f"{source.name(indices[0])}{more}"
 
 
 def _check(

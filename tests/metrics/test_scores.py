@@ -297,10 +297,16 @@ def test_density_and_coverage_by_hand():
     assert density_coverage(far, real, neighbours=1) == nothing
 
 
-@pytest.mark.parametrize("call", [kernel_distance, precision_recall, density_coverage])
+@pytest.mark.parametrize("call", [kernel_distance, precision_recall])
 def test_too_few(call):
     with pytest.raises(ValueError, match="3"):
         call(features(3, 4), features(50, 4))
+
+
+@pytest.mark.parametrize(("n_fake", "n_real"), [(9, 5), (0, 50)])
+def test_too_few_for_density(n_fake, n_real):
+    with pytest.raises(ValueError, match=f"got {n_real}, and generated ones, got {n_fake}"):
+        density_coverage(features(n_fake, 4), features(n_real, 4))
 
 
 def test_median_and_best():
