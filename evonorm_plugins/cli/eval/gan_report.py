@@ -74,14 +74,15 @@ class Report:
         from evonorm_plugins.training.ranks import Ranks
 
         args, fake = self.args, self.fake
-        median, best = gan.summary([scored.scores for scored in self.runs.values()])
+        runs = {seed: scored for seed, scored in self.runs.items() if scored.scores}
+        median, best = gan.summary([scored.scores for scored in runs.values()])
         described = fake.describe()
         return {
             "kind": "gan",
             "name": args.name or described.get("norm") or (args.fake or args.checkpoint),
             "scores": median,
             "best": best,
-            "runs": [_run(seed, scored) for seed, scored in self.runs.items()],
+            "runs": [_run(seed, scored) for seed, scored in runs.items()],
             "protocol": self._protocol(),
             "input": {
                 "fake": described,
