@@ -4,6 +4,7 @@ The images of all epochs form one endless sequence, out of which
 :class:`~evonorm_plugins.data.loader.RankBatches` takes a rank's part.
 """
 
+import dataclasses
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from evonorm_plugins.data.decode import to_tensor
 from evonorm_plugins.data.in_memory import check_fits
 from evonorm_plugins.data.loader import Loader, RankBatches, Samples
+from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import DataError
 from evonorm_plugins.training.seeds import mixed_seed
 
@@ -103,6 +105,52 @@ def some_images(source, config, numbers, batch):
     batches = [keys[k : k + batch] for k in range(0, len(keys), batch)]
     for images, _ in Loader(samples(source, config), batches, config):
         yield images
+
+
+class TrainingImages:
+    """At most ``n`` training images as the discriminator sees them, evenly spaced in their order.
+
+    A source of :mod:`evonorm_plugins.metrics.data`.
+
+    Args:
+        source: :class:`evonorm_plugins.data.source.Source`.
+        config: its ``resolution``, ``image_channels`` and ``small_images`` say what they become.
+    """
+
+    def __init__(self, source, config, n):
+        self.source, self.config = source, config
+        self.numbers = np.linspace(0, len(source) - 1, min(n, len(source))).astype(int)
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def name(self, index):
+        return self.source.name(self.numbers[index])
+
+    def describe(self):
+        """What the record of a measurement says of them."""
+        return {"path": self.config.data, "as_trained_at_px": self.config.resolution}
+
+    def batches(self, size, *, process=0, processes=1, workers=0, pin=False):
+        """Yield ``(indices, images)``, images uint8 (B, 3, H, W)."""
+        groups = [list(range(k, min(k + size, len(self)))) for k in range(0, len(self), size)]
+        groups = groups[process::processes]
+        own = self.numbers[[i for group in groups for i in group]]
+        batches = some_images(self.source, self.config, own, size)
+        for group, images in zip(groups, batches, strict=True):
+            yield group, images.expand(-1, 3, -1, -1)
+
+
+def open_training_images(path, config, n, workers):
+    """:class:`TrainingImages` at ``path``, as a training with this config would see them.
+
+    Raises:
+        DataError: they are not there, or not fit for it.
+    """
+    config = dataclasses.replace(config, data=str(path), workers=workers, num_classes=None)
+    source = open_source(config.data, key="--real", resolution=config.resolution)
+    check_source(source, config)
+    return TrainingImages(source, config, n)
 
 
 class TrainingData(Loader):

@@ -25,6 +25,9 @@ class GeneratedImages:
     def __len__(self):
         return self.n
 
+    def name(self, index):
+        return f"generated image {index}"
+
     def batches(self, size, *, process=0, processes=1, workers=0, pin=False):
         """Yield ``(indices, images)``, images uint8 (B, 3, H, W)."""
         starts = range(process * size, self.n, processes * size)

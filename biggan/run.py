@@ -8,7 +8,7 @@ from biggan import checkpoint
 from biggan.config import MODEL_KEYS
 from biggan.data import TrainingData, check_source
 from biggan.records import Records, diversity, fixed_samples
-from biggan.scores import Scorer, inception_weights
+from biggan.scores import Scorer, check_extractor
 from biggan.trainer import Trainer, check_size
 from evonorm_plugins.data.open import open_source
 from evonorm_plugins.errors import CollapseError, ConfigError
@@ -44,8 +44,8 @@ class Run:
         self.path = os.path.join(config.output_dir, "checkpoint.pt")
         check_precision(config.precision, ranks.device)
         check_workers(config.workers)
-        if config.extractor == "inception":
-            inception_weights()  # before a million images are listed
+        if config.extractor:
+            check_extractor(config.extractor)  # before a million images are listed
         state = checkpoint.FORMAT.resumed(self.path, resume=resume)
         self.source = open_source(config.data, resolution=config.resolution)
         check_source(self.source, config)
@@ -54,6 +54,7 @@ class Run:
         check_size(config, ranks)
         self.trainer = Trainer(config, ranks)
         self.scorer = Scorer(self.source, config, ranks) if config.extractor else None
+        self.notes += [f"warning: {text}" for text in self.scorer.warnings] if self.scorer else []
         self.position, self.best, self.most_diverse, self.worse = 0, [], 0.0, 0
         self.score = None  # of this step, where it is one of the best
         self.saved = state is not None  # whether there is a checkpoint to go on from

@@ -18,8 +18,6 @@ from evonorm_plugins.files import replacing
 if TYPE_CHECKING:
     from PIL import Image
 
-# The averaged weights are no step of training, so their singular vectors are found anew.
-SPECTRAL_STEPS = 20
 STANDING_STATISTICS = 100  # forward passes, where a generator has batch statistics
 
 
@@ -61,9 +59,21 @@ def load_generator(
             "be worth nothing"
         )
     if ema:
-        power_iteration(generator, SPECTRAL_STEPS)
+        _find_singular_vectors(generator)
     generator.classes, generator.step = state["classes"], state["step"]
     return generator.to(device).eval(), config
+
+
+def averaged(generator: Generator) -> Generator:
+    """A copy of a training's averaged generator, as :func:`load_generator` loads it."""
+    generator = copy.deepcopy(generator)
+    _find_singular_vectors(generator)
+    return generator
+
+
+def _find_singular_vectors(generator: Generator) -> None:
+    # The averaged weights are no step of training: the vectors beside them are another's.
+    power_iteration(generator, 20)
 
 
 def sample_uint8(

@@ -1,19 +1,20 @@
 """IS and the Fréchet distance of the averaged generator during training.
 
-The pass and the formulas are those of evonorm_plugins.metrics; every rank makes a part of the
-images.
+The generator, its images, the pass and the formulas are those of ``evonorm eval gan`` with the
+checkpoint that is saved; every rank makes a part of the images.
 """
 
-import numpy as np
+import os
 
-from biggan.data import some_images
+from biggan.data import TrainingImages
 from biggan.generated import GeneratedImages
 from biggan.generator import running_statistics_layers
-from biggan.sampling import with_standing_statistics
-from evonorm_plugins.errors import ConfigError, DataError, InputError
+from biggan.sampling import averaged, with_standing_statistics
+from evonorm_plugins.errors import ConfigError, DataError, InputError, RunError
 
 _SPLITS = 10  # of the Inception score
 _BATCH = 64
+_INCEPTION = "inception", "inception-v3-compat"  # the second is torch-fidelity's name of it
 
 
 def inception_weights():
@@ -33,56 +34,91 @@ def inception_weights():
         ) from None
 
 
+def check_extractor(extractor):
+    """Raise ConfigError for an ``extractor`` that is not there, before images are looked at."""
+    if extractor in _INCEPTION:
+        inception_weights()
+        return
+    _need_metrics(extractor)
+    from evonorm_plugins.metrics import registered
+
+    try:
+        registered.check_extractor(extractor)
+        if not os.path.isfile(extractor):
+            registered.find_extractor_weights(extractor, notify=lambda _: None)
+    except InputError as error:
+        raise ConfigError(f"extractor={extractor}: {error}") from None
+
+
 class Scorer:
     """Scores a generator against the training images.
 
     Args:
         source: :class:`evonorm_plugins.data.source.Source`.
         config: ``extractor`` is a file of ``torch.jit.save`` or ``torch.export.save`` that maps
-            uint8 images to features, or features and logits; or "inception" for the network that
-            FID and IS are defined by.
+            uint8 images to features, or features and logits; or the name of one that torch-fidelity
+            has; or "inception" for the network that FID and IS are defined by.
+
+    Attributes:
+        warnings: about too few images.
 
     Raises:
-        ConfigError: there is no such extractor, or it does not take the images.
+        ConfigError: there is no such extractor, or it does not take the images, or there are too
+            few of them.
     """
 
-    def __init__(self, source, config, ranks):
-        from evonorm_plugins.metrics.gan import real_statistics
+    warnings: tuple = ()
 
+    def __init__(self, source, config, ranks):
         if config.score_samples < _SPLITS:
             raise ConfigError(f"score_samples={config.score_samples} must be at least {_SPLITS}")
         self.config, self.ranks = config, ranks
         self.extractor, self.distance, self.is_score = _extractor(config, ranks.device)
+        from evonorm_plugins.metrics.gan import Options, real_statistics
+        from evonorm_plugins.metrics.protocol import check_counts
+
         self.how = {"batch_size": _BATCH, "device": ranks.device, "quiet": True}
-        images = _TrainingImages(source, config, min(config.score_samples, len(source)))
+        images = TrainingImages(source, config, config.score_samples)
+        counts = {"generated": config.score_samples, "real": len(images)}
         try:
+            Options(metrics=("fid",)).check(*counts.values())
+            self.warnings = [f"scores: {text}" for text in check_counts(counts, strict=False)]
             self.real, _ = real_statistics(images, self.extractor, features=False, **self.how)
         except DataError:  # of the images, which are named
             raise
         except InputError as error:
             raise ConfigError(f"extractor={config.extractor}: {error}") from None
         # A rank without images has not seen what the extractor gives.
-        self.has_logits = any(ranks.gather_objects(self.extractor.has_logits))
+        has_logits = any(ranks.gather_objects(self.extractor.has_logits))
+        self.options = Options(metrics=("is", "fid") if has_logits else ("fid",), splits=_SPLITS)
 
     def __call__(self, generator):
-        """Score a generator: a dictionary with the score and how it was measured.
+        """Score a generator of averaged weights: a dictionary with the score and how it was made.
 
         Every rank calls this and gets the same.
+
+        Raises:
+            RunError: the score of these images cannot be computed.
         """
-        from evonorm_plugins.metrics.gan import Options, score
+        from evonorm_plugins.metrics.gan import score
+        from evonorm_plugins.metrics.inception import full_float32
         from evonorm_plugins.metrics.protocol import labelled
 
         config, label = self.config, self.extractor.label
         passes = config.standing_statistics if running_statistics_layers(generator) else 0
-        # Together, since such statistics may be shared by all ranks.
-        generator = with_standing_statistics(generator, passes, batch_size=_BATCH, seed=config.seed)
+        with full_float32():
+            generator = averaged(generator)
+            # Together, since such statistics may be shared by all ranks.
+            generator = with_standing_statistics(
+                generator, passes, batch_size=_BATCH, seed=config.seed
+            )
         images = GeneratedImages(generator, config.score_samples, seed=config.seed)
-        metrics = ("is", "fid") if self.has_logits else ("fid",)
-        options = Options(metrics=metrics, splits=_SPLITS)
-        scores, _, _ = score(images, self.real, self.extractor, options, **self.how)
-        scores = self.ranks.gather_objects(scores)[0]
+        scored = score(images, self.real, self.extractor, self.options, **self.how)
+        scores, failed = self.ranks.gather_objects((scored.scores, scored.failed))[0]
+        if failed:
+            raise RunError(f"scores cannot be computed: {'; '.join(failed.values())}")
         found = {self.distance: scores[labelled("fid", label)]}
-        if self.has_logits:
+        if "is" in self.options.metrics:
             found[self.is_score] = scores[labelled("inception_score_mean", label)]
         return {
             **found,
@@ -96,41 +132,26 @@ class Scorer:
         }
 
 
-class _TrainingImages:
-    """``n`` of the training images as the discriminator sees them, evenly spaced in their order."""
-
-    def __init__(self, source, config, n):
-        self.source, self.config = source, config
-        self.numbers = np.linspace(0, len(source) - 1, n).astype(int)
-
-    def __len__(self):
-        return len(self.numbers)
-
-    def batches(self, size, *, process=0, processes=1, workers=0, pin=False):
-        """Yield ``(indices, images)``, images uint8 (B, 3, H, W)."""
-        groups = [list(range(k, min(k + size, len(self)))) for k in range(0, len(self), size)]
-        groups = groups[process::processes]
-        own = self.numbers[[i for group in groups for i in group]]
-        batches = some_images(self.source, self.config, own, size)
-        for group, images in zip(groups, batches, strict=True):
-            yield group, images.expand(-1, 3, -1, -1)
+def _need_metrics(extractor):
+    try:
+        import evonorm_plugins.metrics.registered  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            f'extractor={extractor} needs the metrics ({error}): pip install "evonorm-plugins[gan]"'
+        ) from None
 
 
 def _extractor(config, device):
     """The extractor, and the names of its two scores; only the network of FID gives "fid"."""
+    _need_metrics(config.extractor)
+    from evonorm_plugins.metrics.inception import InceptionExtractor
+    from evonorm_plugins.metrics.registered import open_extractor
+
     try:
-        from evonorm_plugins.metrics.extractor import CustomExtractor
-        from evonorm_plugins.metrics.inception import InceptionExtractor
-    except ImportError as error:
-        raise ConfigError(
-            f"extractor={config.extractor} needs the metrics ({error}): "
-            'pip install "evonorm-plugins[gan]"'
-        ) from None
-    try:
-        if config.extractor == "inception":
+        if config.extractor in _INCEPTION:
             extractor = InceptionExtractor(*inception_weights()).to(device)
         else:
-            extractor = CustomExtractor(config.extractor, device)
+            extractor = open_extractor(config.extractor, device)
     except ConfigError:  # which names the option
         raise
     except InputError as error:

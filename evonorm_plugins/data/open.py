@@ -64,13 +64,13 @@ def open_images(path, float_range=None):
     Raises:
         DataError: it is none of these, holds no images, or the range is none.
     """
-    path = Path(path)
+    given, path = path, Path(path)
     if float_range:
         check_float_range(*float_range)
     if path.is_dir():
         return FolderSource(path, with_classes=False)
     if not path.exists():
-        raise DataError(f"there is no file or folder {path}")
+        raise DataError(f"there is no file or folder {given}")  # a Path loses a slash of an address
     if path.suffix.lower() in (".npy", ".npz"):
         return ArraySource(path, float_range)
     if zipfile.is_zipfile(path):

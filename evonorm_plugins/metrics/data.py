@@ -24,6 +24,8 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int, /) -> str: ...  # for messages
+
     def batches(
         self,
         size: int,
@@ -48,6 +50,9 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.chosen[index])
 
     def describe(self) -> dict[str, Any]:
         described = {"path": str(self.source.path), "broken_files_skipped": len(self.skipped)}

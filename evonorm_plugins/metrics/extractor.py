@@ -3,6 +3,7 @@
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ Extracted = tuple[torch.Tensor, torch.Tensor | None]  # features (B, D), logits 
 
 class Extractor(Protocol):
     """What makes features of images, and says which it is."""
+
+    has_logits: bool | None  # None where that is not known before the first batch
 
     @property
     def label(self) -> str: ...
@@ -46,7 +49,7 @@ class CustomExtractor:
     def __init__(self, path: str | os.PathLike, device: str | torch.device = "cpu") -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"--feature-extractor: there is no file {path}")
+            raise InputError(f"there is no file {path}")
         self.sha256 = file_sha256(path)
         self.device = torch.device(device)
         self.module = _load(self.path, self.device)
@@ -69,17 +72,7 @@ class CustomExtractor:
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Extracted:
-        if isinstance(images, torch.Tensor):
-            return self._run(images)
-        order, outputs = [], []
-        for shape in dict.fromkeys(tuple(image.shape) for image in images):
-            places = [k for k, image in enumerate(images) if tuple(image.shape) == shape]
-            order += places
-            outputs.append(self._run(torch.stack([images[k] for k in places])))
-        back = torch.tensor(order).argsort().to(self.device)
-        features = torch.cat([of for of, _ in outputs])[back]
-        logits = [of for _, of in outputs if of is not None]
-        return features, torch.cat(logits)[back] if self.has_logits else None
+        return by_shape(images, self._run)
 
     def _run(self, images: torch.Tensor) -> Extracted:
         try:
@@ -100,14 +93,46 @@ class CustomExtractor:
             if not isinstance(value, torch.Tensor) or value.dim() != 2:
                 shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value)
                 raise InputError(f"{self.path}: its {name} are {shape}, not (images, numbers)")
-            if len(value) != len(images) or not torch.isfinite(value).all():
+            finite = torch.isfinite(value)
+            if len(value) != len(images) or not finite.all():
+                found = "all finite"
+                if not finite.all():
+                    row, column = (~finite).nonzero()[0].tolist()
+                    found = f"not {found}: [{row}, {column}] is {value[row, column].item()}"
                 raise InputError(
                     f"{self.path}: its {name} for {len(images)} images are {tuple(value.shape)}, "
-                    f"{'' if torch.isfinite(value).all() else 'not '}all finite"
+                    f"{found}"
                 )
         if self.has_logits is None:
             self.has_logits = len(outputs) == 2
         return outputs[0].float(), outputs[1].float() if len(outputs) == 2 else None
+
+
+def by_shape(images: Images, run: Callable[[torch.Tensor], Extracted]) -> Extracted:
+    """What ``run`` gives for images, those of one size together, in the order of the images.
+
+    Raises:
+        InputError: it gives images of two sizes features, or logits, of two lengths.
+    """
+    if isinstance(images, torch.Tensor):
+        return run(images)
+    order, features, logits = [], [], []
+    shapes = list(dict.fromkeys(tuple(image.shape) for image in images))
+    for shape in shapes:
+        places = [k for k, image in enumerate(images) if tuple(image.shape) == shape]
+        order += places
+        of, values = run(torch.stack([images[k] for k in places]))
+        features.append(of)
+        logits += [] if values is None else [values]
+    for name, parts in (("features", features), ("logits", logits)):
+        if len({part.shape[1] for part in parts}) > 1:
+            found = (f"{tuple(s)}: {p.shape[1]}" for s, p in zip(shapes, parts, strict=True))
+            raise InputError(
+                f"the feature extractor gives images of different sizes {name} of different "
+                f"lengths ({', '.join(found)}); it must do its own resizing"
+            )
+    back = torch.tensor(order).argsort().to(features[0].device)
+    return torch.cat(features)[back], torch.cat(logits)[back] if logits else None
 
 
 def _load(path: Path, device: torch.device) -> torch.nn.Module:

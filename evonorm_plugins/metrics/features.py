@@ -34,6 +34,7 @@ class Wanted:
         features: the features themselves.
         pictures: indices of images to keep.
         size: numbers in a feature vector of the statistics to compare with, or None.
+        logits: whether the extractor must give some, for a later pass if not for this one.
     """
 
     moments: bool = True
@@ -41,6 +42,7 @@ class Wanted:
     features: bool = False
     pictures: list[int] = field(default_factory=list)
     size: int | None = None
+    logits: bool = False
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Pass:
     """What a pass gave; the same in every process but for ``features``, the main one's."""
 
     n: int
+    size: int = 0  # numbers in a feature vector; 0 before the first
     moments: Moments | None = None
     score: InceptionScore | None = None
     features: np.ndarray | None = None
@@ -95,7 +98,8 @@ def run_pass(
         Pass
 
     Raises:
-        InputError: an image cannot be read, or the extractor gives no logits where they are needed.
+        InputError: an image cannot be read, or the extractor gives no logits where they are needed,
+            features that are not finite, or features of another length than before.
     """
     start = time.perf_counter()
     result = Pass(n=len(source))
@@ -111,21 +115,12 @@ def run_pass(
     pictures = set(wanted.pictures)
     with full_float32(), bar or contextlib.nullcontext():
         for indices, images in batches:
-            features, logits = extractor(images)
-            if wanted.size not in (None, features.shape[1]):
-                raise InputError(
-                    f"the statistics of real images are of {wanted.size} features, the extractor "
-                    f"gives {features.shape[1]}"
-                )
-            if wanted.moments:
-                if result.moments is None:
-                    result.moments = Moments(features.shape[1], device)
-                result.moments.update(features)
-            if wanted.splits is not None:
-                logits = _checked_logits(logits)
-                if result.score is None:
-                    result.score = InceptionScore(wanted.splits, logits.shape[1], device)
-                result.score.update(torch.tensor(indices), logits)
+            try:
+                features, logits = extractor(images)
+            except InputError as error:
+                raise InputError(f"{_names(source, indices)}: {error}") from None
+            _check(features, logits, indices, wanted, result, source, extractor)
+            _count(features, logits, indices, wanted, result, device)
             if spool:
                 spool.add(indices, features)
             for k in pictures.intersection(indices):
@@ -135,18 +130,68 @@ def run_pass(
                 bar.update(min(len(indices) * ranks.size, len(source) - bar.n))
     _join(result, wanted, device)
     if spool:
-        result.features = spool.collect()
+        result.features = spool.collect(result.size)
     result.seconds = time.perf_counter() - start
     return result
 
 
-def _checked_logits(logits: torch.Tensor | None) -> torch.Tensor:
-    if logits is None:
+def _names(source: ImageSource, indices: list[int]) -> str:
+    more = f" and {len(indices) - 1} more images" if len(indices) > 1 else ""
+    return f"{source.name(indices[0])}{more}"
+
+
+def _check(
+    features: torch.Tensor,
+    logits: torch.Tensor | None,
+    indices: list[int],
+    wanted: Wanted,
+    before: Pass,
+    source: ImageSource,
+    extractor: Extractor,
+) -> None:
+    """Raise InputError for features that are none, or not what was wanted."""
+    size, name = features.shape[1], extractor.label or "Inception"
+    if wanted.size not in (None, size):
+        raise InputError(
+            f"the statistics of real images are of {wanted.size} features, the extractor gives "
+            f"{size} ({name})"
+        )
+    if before.size not in (0, size):
+        raise InputError(
+            f"{source.name(indices[0])}: the extractor {name} gives {size} features, of images "
+            f"before {before.size}; it must do its own resizing"
+        )
+    before.size = size
+    if not torch.isfinite(features).all():
+        row, column = (~torch.isfinite(features)).nonzero()[0].tolist()
+        raise InputError(
+            f"{source.name(indices[row])}: the extractor {name} gives feature {column} = "
+            f"{features[row, column].item()}; all must be finite"
+        )
+    if logits is None and (wanted.logits or wanted.splits is not None):
         raise InputError(
             "an Inception score needs logits, and the feature extractor returns features alone; "
             "return (features, logits), or ask for --fid, --kid or --prc"
         )
-    return logits
+
+
+def _count(
+    features: torch.Tensor,
+    logits: torch.Tensor | None,
+    indices: list[int],
+    wanted: Wanted,
+    result: Pass,
+    device: str | torch.device,
+) -> None:
+    if wanted.moments:
+        if result.moments is None:
+            result.moments = Moments(features.shape[1], device)
+        result.moments.update(features)
+    if wanted.splits is not None:
+        assert logits is not None  # as checked
+        if result.score is None:
+            result.score = InceptionScore(wanted.splits, logits.shape[1], device)
+        result.score.update(torch.tensor(indices), logits)
 
 
 def _join(result: Pass, wanted: Wanted, device: str | torch.device) -> None:
@@ -154,14 +199,17 @@ def _join(result: Pass, wanted: Wanted, device: str | torch.device) -> None:
     ranks = Ranks.current()
     if ranks.size == 1:
         return
-    sizes = ranks.gather_objects(
-        (
-            result.moments.mean.shape[0] if result.moments else 0,
-            result.score.probabilities.shape[1] if result.score else 0,
+    classes = result.score.probabilities.shape[1] if result.score else 0
+    sizes = ranks.gather_objects((result.size, classes))
+    given = {size for size, _ in sizes if size}
+    if len(given) > 1:  # the same on every rank
+        raise InputError(
+            f"the extractor gives features of different lengths, {sorted(given)}; it must do its "
+            "own resizing"
         )
-    )
+    result.size = max(given)
     if wanted.moments:
-        result.moments = _joined_moments(result.moments or Moments(max(sizes)[0], device))
+        result.moments = _joined_moments(result.moments or Moments(result.size, device))
     if wanted.splits is not None:
         classes = max(size[1] for size in sizes)
         result.score = result.score or InceptionScore(wanted.splits, classes, device)
@@ -199,10 +247,10 @@ class _Spool:
         self.file.seek(indices[0] * self.size * 4)
         self.file.write(rows.tobytes())
 
-    def collect(self) -> np.memmap | None:
-        """(N, D) float32 memory map in the main process, None in others."""
+    def collect(self, size: int) -> np.memmap | None:
+        """(N, ``size``) float32 memory map in the main process, None in others."""
         ranks = Ranks.current()
-        self.size = max(ranks.gather_objects(self.size))
+        self.size = size  # a process without images has seen none
         self.file.flush()
         if ranks.size > 1:
             self._receive(ranks)

@@ -1,6 +1,45 @@
 """Fréchet distance between two Gaussians (Heusel et al., arXiv 1706.08500)."""
 
+import functools
+
 import numpy as np
+
+
+class Gaussian:
+    """A mean (D,) and a covariance (D, D) that belong together, in float64.
+
+    Raises:
+        ValueError: shapes that do not belong together, values that are not finite, or a matrix
+            that is not symmetric.
+    """
+
+    def __init__(self, mean: np.ndarray, covariance: np.ndarray) -> None:
+        self.mean = np.asarray(mean, np.float64)
+        self.covariance = c = np.asarray(covariance, np.float64)
+        if self.mean.ndim != 1 or c.shape != self.mean.shape * 2:
+            raise ValueError(
+                f"a mean must be (D,) and its covariance (D, D) of one D, got {self.mean.shape} "
+                f"and {c.shape}"
+            )
+        if not (np.isfinite(self.mean).all() and np.isfinite(c).all()):
+            raise ValueError("means and covariances must be finite")
+        if not np.allclose(c, c.T, rtol=1e-6, atol=1e-9 * np.abs(c).max(initial=0)):
+            raise ValueError("a covariance must be symmetric")
+
+    @functools.cached_property
+    def factor(self) -> np.ndarray:
+        """A, (D, rank), with ``A A^T`` the covariance; computed once.
+
+        Raises:
+            ValueError: a negative eigenvalue, which no covariance has.
+        """
+        values, vectors = np.linalg.eigh(self.covariance)
+        largest = np.abs(values).max()
+        # Files of other tools may hold covariances that were rounded to float32.
+        if values.min() < -1e-4 * largest:
+            raise ValueError(f"a covariance has the negative eigenvalue {values.min():.3g}")
+        kept = values > len(values) * np.finfo(np.float64).eps * largest
+        return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def frechet_distance(
@@ -21,10 +60,7 @@ def frechet_distance(
     Args:
         mean1, mean2: (D,), float64.
         covariance1, covariance2: (D, D), symmetric, float64.
-        singular: True for covariances of no more images than features. There torch-fidelity and
-            pytorch-fid add up the square roots of some thousand eigenvalues that are rounding
-            errors of zero, which lowers FID by 1e-7 to 1e-4 of itself. With True they are added up
-            here too, by torch-fidelity's formula, so that the number equals theirs.
+        singular: see :func:`gaussian_distance`.
 
     Returns:
         float, at least 0 up to rounding; squared units of the features.
@@ -33,43 +69,34 @@ def frechet_distance(
         ValueError: shapes that do not belong together, values that are not finite, or a matrix
             that is no covariance.
     """
-    means = [np.asarray(m, np.float64) for m in (mean1, mean2)]
-    covariances = [np.asarray(c, np.float64) for c in (covariance1, covariance2)]
-    _check(means, covariances)
-    difference = means[0] - means[1]
-    traces = sum(np.trace(c) for c in covariances)
-    cross = (_trace_of_product if singular else _trace_of_factors)(*covariances)
+    return gaussian_distance(
+        Gaussian(mean1, covariance1), Gaussian(mean2, covariance2), singular=singular
+    )
+
+
+def gaussian_distance(a: Gaussian, b: Gaussian, *, singular: bool = False) -> float:
+    """:func:`frechet_distance` of two :class:`Gaussian`, whose factors are kept for the next one.
+
+    Args:
+        singular: True for covariances of no more images than features. There torch-fidelity and
+            pytorch-fid add up the square roots of some thousand eigenvalues that are rounding
+            errors of zero, which lowers FID by 1e-7 to 1e-4 of itself. With True they are added up
+            here too, by torch-fidelity's formula, so that the number equals theirs.
+
+    Raises:
+        ValueError: they are not of one D, or a matrix is no covariance.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"Gaussians must be of one D, got {len(a.mean)} and {len(b.mean)}")
+    difference = a.mean - b.mean
+    traces = np.trace(a.covariance) + np.trace(b.covariance)
+    if singular:
+        cross = _trace_of_product(a.covariance, b.covariance)
+    else:
+        cross = np.linalg.svd(a.factor.T @ b.factor, compute_uv=False).sum()
     return float(difference @ difference + traces - 2 * cross)
-
-
-def _check(means: list[np.ndarray], covariances: list[np.ndarray]) -> None:
-    size = means[0].shape
-    if means[1].shape != size or any(c.shape != size * 2 for c in covariances) or len(size) != 1:
-        shapes = ", ".join(str(a.shape) for a in (*means, *covariances))
-        raise ValueError(f"means must be (D,) and covariances (D, D) of one D, got {shapes}")
-    if not all(np.isfinite(a).all() for a in (*means, *covariances)):
-        raise ValueError("means and covariances must be finite")
-    for c in covariances:
-        if not np.allclose(c, c.T, rtol=1e-6, atol=1e-9 * np.abs(c).max()):
-            raise ValueError("a covariance must be symmetric")
-
-
-def _trace_of_factors(covariance1: np.ndarray, covariance2: np.ndarray) -> float:
-    factors = [_factor(c) for c in (covariance1, covariance2)]
-    return np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
 
 
 def _trace_of_product(covariance1: np.ndarray, covariance2: np.ndarray) -> float:
     values = np.linalg.eigvals(covariance1 @ covariance2)
     return np.sqrt(values.astype(np.complex128)).real.sum()
-
-
-def _factor(covariance: np.ndarray) -> np.ndarray:
-    """A, (D, rank), with ``A A^T`` the covariance."""
-    values, vectors = np.linalg.eigh(covariance)
-    largest = np.abs(values).max()
-    # Files of other tools may hold covariances that were rounded to float32.
-    if values.min() < -1e-4 * largest:
-        raise ValueError(f"a covariance has the negative eigenvalue {values.min():.3g}")
-    kept = values > len(values) * np.finfo(np.float64).eps * largest
-    return vectors[:, kept] * np.sqrt(values[kept])

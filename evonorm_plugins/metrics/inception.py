@@ -77,7 +77,7 @@ class InceptionExtractor(nn.Module):
             raise InputError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.backend, self.precision, self.sha256 = backend, precision, sha256
         self.fast = fast
-        state = _read(path)
+        state = read_state(path)
         build = _torch_fidelity if backend == "torch-fidelity" else _pytorch_fid
         try:
             self.trunk = build(path, state)
@@ -160,7 +160,12 @@ def _stretch(x: torch.Tensor, dim: int) -> torch.Tensor:
     return below + (above - below) * share
 
 
-def _read(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_state(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """The tensors of a weights file.
+
+    Raises:
+        InputError: it cannot be read, holds other things, or numbers that are not finite.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError,
@@ -174,6 +179,9 @@ def _read(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             f"{path} holds a {type(state).__name__} that is no state dict of tensors"
             + (f"; its keys are {first(state)}" if isinstance(state, dict) else "")
         )
+    broken = [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(f"{path} holds weights that are NaN or infinite: {first(broken, 1)}")
     return state
 
 

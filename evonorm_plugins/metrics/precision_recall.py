@@ -1,9 +1,9 @@
 """Precision and recall of generated images (Kynkäänniemi et al., arXiv 1904.06991)."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
+
+from evonorm_plugins.metrics.neighbours import cut, radii
 
 
 def precision_recall(
@@ -48,26 +48,12 @@ def precision_recall(
 def _share_among(
     queries: np.ndarray, others: np.ndarray, neighbours: int, rows: int, columns: int
 ) -> float:
-    radii = torch.cat([_radii(block, others, neighbours, columns) for block in _cut(others, rows)])
+    limits = torch.cat([radii(block, others, neighbours, columns) for block in cut(others, rows)])
     inside = 0
-    for block in _cut(queries, rows):
+    for block in cut(queries, rows):
         hit = torch.zeros(len(block), dtype=torch.bool)
-        for k, other in enumerate(_cut(others, columns)):
-            limits = radii[k * columns : k * columns + len(other)]
-            hit |= (torch.cdist(block, other) <= limits).any(1)
+        for k, other in enumerate(cut(others, columns)):
+            reach = limits[k * columns : k * columns + len(other)]
+            hit |= (torch.cdist(block, other) <= reach).any(1)
         inside += int(hit.sum())
     return inside / len(queries)
-
-
-def _radii(block: torch.Tensor, others: np.ndarray, neighbours: int, columns: int) -> torch.Tensor:
-    """Distance to the k-th nearest of ``others``, the image itself not counted."""
-    nearest = torch.empty(len(block), 0)
-    for other in _cut(others, columns):
-        distances = torch.cat([nearest, torch.cdist(block, other)], 1)
-        nearest = distances.topk(min(neighbours + 1, distances.shape[1]), largest=False).values
-    return nearest.max(1).values
-
-
-def _cut(features: np.ndarray, rows: int) -> Iterator[torch.Tensor]:
-    for start in range(0, len(features), rows):
-        yield torch.from_numpy(np.array(features[start : start + rows]))  # a map is read-only

@@ -4,6 +4,7 @@ Ours is an npz that pytorch-fid reads too: ``mu`` (D,) and ``sigma`` (D, D) in f
 protocol as JSON and, if asked for, the features (N, D) in float32 that KID and precision need.
 """
 
+import functools
 import json
 import os
 from collections.abc import Mapping
@@ -16,8 +17,10 @@ import torch
 
 from evonorm_plugins.errors import InputError, ProtocolError
 from evonorm_plugins.files import replacing
+from evonorm_plugins.metrics.fid import Gaussian
 
 _CACHE_SUFFIXES = (".pt", ".pth")
+_ROWS = 4096  # features that are looked at at a time
 
 
 @dataclass
@@ -32,6 +35,11 @@ class Statistics:
     n: int | None
     protocol: dict | None
     features: np.ndarray | None = None
+
+    @functools.cached_property
+    def gaussian(self) -> Gaussian:
+        """Both as what distances are between; see its errors."""
+        return Gaussian(self.mean, self.covariance)
 
     def fingerprint(self) -> list[float]:
         """Two numbers that tell sets of images apart: mean feature and mean variance."""
@@ -93,15 +101,38 @@ def load_statistics(path: str | os.PathLike) -> Statistics:
     except Exception as error:  # a file of another kind can fail anywhere in these readers
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path} holds no statistics that can be read: {reason}") from None
-    mean, covariance = statistics.mean, statistics.covariance
-    if mean.ndim != 1 or covariance.shape != mean.shape * 2:
-        raise InputError(
-            f"{path}: mu must be (D,) and sigma (D, D), they are {mean.shape} and "
-            f"{covariance.shape}"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise InputError(f"{path} holds values that are not finite")
+    for name, values in (("mu", statistics.mean), ("sigma", statistics.covariance)):
+        _check_finite(path, name, values)
+    try:
+        statistics.gaussian  # noqa: B018, which checks them
+    except ValueError as error:
+        raise InputError(f"{path}: mu and sigma are no Gaussian: {error}") from None
+    if statistics.features is not None:
+        _check_features(path, statistics)
     return statistics
+
+
+def _check_features(path: Path, statistics: Statistics) -> None:
+    features, size = statistics.features, len(statistics.mean)
+    assert features is not None
+    if features.ndim != 2 or features.shape[1] != size or features.dtype.kind != "f":
+        raise InputError(
+            f"{path}: features must be floating point (N, {size}), as mu is ({size},), they are "
+            f"{features.dtype} {features.shape}"
+        )
+    if statistics.n not in (None, len(features)):
+        raise InputError(f"{path}: n is {statistics.n}, and there are {len(features)} features")
+    _check_finite(path, "features", features)
+
+
+def _check_finite(path: Path, name: str, values: np.ndarray) -> None:
+    for start in range(0, len(values), _ROWS):
+        finite = np.isfinite(values[start : start + _ROWS])
+        if not finite.all():
+            place = np.argwhere(~finite)[0]
+            place[0] += start
+            at, value = ", ".join(map(str, place)), values[tuple(place)]
+            raise InputError(f"{path}: {name}[{at}] is {value}, not finite")
 
 
 def _read_npz(path: Path) -> Statistics:

@@ -17,6 +17,9 @@ _GAN_COLUMNS = {
     "kid_mean": ("KID x 1000", "{:.3f}", min),
     "precision_fraction": ("precision", "{:.3f}", max),
     "recall_fraction": ("recall", "{:.3f}", max),
+    "density": ("density", "{:.3f}", max),
+    "coverage_fraction": ("coverage", "{:.3f}", max),
+    "fid_infinity": ("FID at infinite N", "{:.2f}", min),
 }
 _AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _TASKS = {"bbox": "box", "segm": "mask"}

@@ -122,3 +122,25 @@ def test_command_line_over_seeds(checkpoints, evaluate, quick_extractor, tmp_pat
         *("--feature-extractor", quick_extractor),
     )
     assert json.loads(out)["scores"][key] == pytest.approx(values[1], rel=1e-9)
+
+
+def test_seeds_that_were_scored_are_kept_when_a_later_one_fails(
+    checkpoints, evaluate, quick_extractor, tmp_path, monkeypatch
+):
+    def fail_later(generator, *args, seed, **options):
+        if seed == 2:
+            raise RuntimeError("can't allocate memory")
+        return sample_uint8(generator, *args, seed=seed, **options)
+
+    monkeypatch.setattr("biggan.generated.sample_uint8", fail_later)
+    arguments = ["--checkpoint", checkpoints["EvoNormS0"], "--n", 12, "--seeds", 0, 1, 2]
+    arguments += ["--splits", 2, "--feature-extractor", quick_extractor, "--device", "cpu"]
+    status, out, err = evaluate("gan", *arguments, "--quiet", "--out", tmp_path / "x.json")
+    assert status == 1
+    assert "not enough memory" in err
+    assert "seed 1" in out
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert [run["sampling_seed"] for run in record["runs"]] == [0, 1]
+    assert record["warnings"][-1] == "ended before all scores of seed 2 were computed"
+    status, out, err = evaluate("table", tmp_path / "x.json")
+    assert status == 0, err

@@ -1,5 +1,6 @@
 """Scores of the averaged generator during training, with an extractor of one's own."""
 
+import json
 import zipfile
 
 import numpy as np
@@ -18,7 +19,8 @@ from evonorm_plugins.metrics.inception_score import inception_score
 from evonorm_plugins.training.config import to_dict
 from evonorm_plugins.training.ranks import Ranks
 from tests import ranks
-from tests.biggan.test_runs import state
+from tests.biggan.pictures import picture
+from tests.biggan.test_runs import state, two_ranks
 
 
 class Colours(torch.nn.Module):
@@ -165,3 +167,53 @@ def test_a_rank_without_images_gets_the_score_of_one_process(
     for score in ranks.run(score_of_rank, cases, 2, tmp_path):
         assert score["score"]["frechet_distance"] == pytest.approx(alone["frechet_distance"])
         assert score["score"]["class_score"] == pytest.approx(alone["class_score"])
+
+
+@two_ranks
+@pytest.mark.parametrize("norm", ["EvoNormS0", "EvoNormB0"])
+def test_what_training_reports_is_what_evaluation_gives(
+    norm, extractor, train, tiny_arguments, evaluate, tmp_path
+):
+    """On two ranks, of images that are cropped and resized, with 70 that are no whole batches."""
+    data = tmp_path / "large.zip"
+    with zipfile.ZipFile(data, "w") as archive:
+        for k in range(30):
+            archive.writestr(f"{k % 3}/{k}.png", picture(k % 3, k, size=40 + k))
+    options = {"norm": norm, "extractor": extractor, "data": data, "score_samples": 70, "steps": 3}
+    options |= {"standing_statistics": 2, "ema_decay": 0.5, "g_lr": 0.01, "seed": 3}
+    code, output = train(tiny_arguments(tmp_path / "run", **options), ranks=2)
+    assert code == 0, output
+    assert "scores: 70 generated images are fewer than 2048" in output
+    reported = state(tmp_path / "run", "best.pt")["score"]
+    assert (reported["n_fake"], reported["n_real"]) == (70, 30)
+    arguments = ["--checkpoint", tmp_path / "run/best.pt", "--real", data, "--as-trained"]
+    arguments += ["--n", 70, "--standing-statistics", 2, "--seeds", 3, "--device", "cpu"]
+    status, out, err = evaluate(
+        "gan", *arguments, "--feature-extractor", extractor, "--json", "--quiet"
+    )
+    assert status == 0, err
+    record = json.loads(out)
+    scores = {key.partition("[")[0]: value for key, value in record["scores"].items()}
+    assert scores["fid"] == pytest.approx(reported["frechet_distance"], rel=1e-5)
+    assert scores["inception_score_mean"] == pytest.approx(reported["class_score"], rel=1e-5)
+    assert record["protocol"]["n_real"] == 30
+
+
+def test_too_few_images_for_a_distance(extractor, tiny, tmp_path):
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("a/0.png", picture(0, 0))
+    config = tiny(extractor=extractor, score_samples=30, data=str(tmp_path / "one.zip"))
+    with pytest.raises(ConfigError, match="FID needs at least 2 images of each set, there are 1"):
+        Scorer(open_source(config.data), config, Ranks("cpu"))
+
+
+def test_an_extractor_by_name_without_weights_is_told_first(tiny, tmp_path, monkeypatch):
+    for variable in ("XDG_CACHE_HOME", "TORCH_HOME", "HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / "none"))
+    for name, message in {
+        "dinov2-vit-s-14": r"get https://.*/dinov2_vits14_pretrain\.pth",
+        "dinov2": "it has .*dinov2-vit-s-14",
+    }.items():
+        config = tiny(data="nowhere.zip", extractor=name, output_dir=str(tmp_path / "run"))
+        with pytest.raises(ConfigError, match=f"extractor={name}: .*{message}"):
+            Run(config, Ranks("cpu"))

@@ -398,6 +398,26 @@ eval gan --fake images --splits 1 --inception-weights none.pth :: none.pth
 eval gan --fake images --splits 1 --inception-weights text :: text
 eval gan --fake images --splits 1 --feature-extractor none.pt :: none.pt
 eval gan --fake images --splits 1 --feature-extractor evil.pt :: evil.pt
+eval gan --fake images --splits 1 --feature-extractor dinov3 :: dinov2-vit-b-14
+eval gan --fake images --feature-extractor clip-vit-b-32 :: clip-vit-b-32 gives features alone
+eval gan --fake images --real images --is --feature-extractor vgg16 :: --is
+NAMED dinov2-vit-b-14 :: dinov2_vitb14_pretrain.pth
+eval gan --fake images --feature-extractor-weights text :: --inception-weights
+NAMED vgg16 --feature-extractor-weights none :: none
+NAMED vgg16 --feature-extractor-weights text :: text
+eval gan --fake images --inception-weights https://a.b/c.pth :: https://a.b/c.pth
+eval gan --fake images --real images --dc --dc-neighbours 0 :: --dc-neighbours
+eval gan --fake images --real images --dc --dc-neighbours 6 :: there are 6
+eval gan --fake images --real images --dc --dc-neighbours five :: 'five'
+eval gan --fake images --real images --fd-infinity :: 5000
+eval gan --fake images --real images --fd-infinity --fd-infinity-smallest 6 :: 6
+eval gan --fake images --real images --fd-infinity --fd-infinity-smallest -3 :: -3
+eval gan --fake images --real images --fd-infinity --fd-infinity-smallest 1 :: 1 (at least 2)
+eval gan --fake images --real images --fd-infinity --fd-infinity-points 0 :: --fd-infinity-points
+eval gan --fake images --real images --fid --as-trained :: --as-trained
+eval gan --fake images --real list.pt --fid :: list.pt
+eval gan --fake images --real https://a.b/c.npz :: https://a.b/c.npz
+eval gan --fake images --inception-weights text --out text :: text
 eval gan --fake images --out mine.json :: mine.json
 eval gan --fake images --out text/x.json :: text
 eval gan --fake images --grid new.jpg :: new.jpg
@@ -412,6 +432,8 @@ eval stats --real none --out new.npz :: none
 eval stats --real images --out mu.npz :: mu.npz
 eval stats --real images --out text/x.npz :: text
 eval stats --real images --out new.npz --n-real 99 :: 99
+eval stats --real images --out new.npz --feature-extractor dinov3 :: dinov2-vit-b-14
+eval stats --real images --out new.npz --inception-weights https://a.b/c.pth :: https://a.b/c.pth
 eval table :: METRICS.json
 eval table none.json :: none.json
 eval table mine.json :: mine.json
@@ -464,6 +486,9 @@ def lines():
     for text in SINGLE.strip("\n").splitlines():
         command, _, message = text.partition("::")
         command = command.replace("DETECT", f"detect train {train} VAL --output-dir new")
+        command = command.replace(
+            "NAMED", "eval gan --fake images --real images --feature-extractor"
+        )
         found.append((command.replace("VAL", val).strip(), message.strip()))
     for table, commands in ((FILES, READERS), (OPTIONS, TRAININGS)):
         for text in table.strip().splitlines():

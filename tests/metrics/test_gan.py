@@ -3,12 +3,14 @@
 import importlib.metadata
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from evonorm_plugins.metrics import gan
 from evonorm_plugins.metrics.fid import frechet_distance
 from evonorm_plugins.metrics.inception_score import inception_score
 from tests.conftest import BlockMeans
@@ -98,9 +100,10 @@ def test_arrays_zip_and_kept_statistics_give_the_same(
     assert status == 0
     assert out == f"{stats}: statistics of 110 images\n"
     options = ("--is", "--fid", "--kid", "--prc", "--kid-subset-size", 30)
+    options += ("--dc", "--fd-infinity", "--fd-infinity-smallest", 50)
     a = score("--fake", paths["fake"], "--real", paths["real"], *options)
     b = score("--fake", tmp_path / "fake.npy", "--real", stats, *options)
-    assert len(a["scores"]) == 8
+    assert len(a["scores"]) == 11
     for key in a["scores"]:
         assert a["scores"][key] == pytest.approx(b["scores"][key], rel=1e-6), key
     np.testing.assert_allclose(
@@ -195,6 +198,37 @@ def test_broken_files_are_named_or_counted(evaluate, score, quick_extractor, tmp
         (["--fake", "FAKE", "--precision", "bfloat16"], "--precision and --fast belong to"),
         (["--fake", "FAKE", "--backend", "pytorch-fid"], "--backend belongs to Inception"),
         (["--checkpoint", "gone.pt"], "there is no file gone.pt"),
+        (["--checkpoint", "https://example.org/x.pt"], "there is no file https://example.org"),
+        (["--fake", "FAKE", "--real", "REAL", "--dc", "--dc-neighbours", "110"], "there are 110"),
+        (["--fake", "FAKE", "--dc", "--fd-infinity"], "dc, fd-infinity need --real"),
+        (["--fake", "FAKE", "--real", "REAL", "--fd-infinity"], "5000 (at least 2) to all images"),
+        (
+            [
+                *("--fake", "FAKE", "--real", "REAL", "--fd-infinity"),
+                *("--fd-infinity-smallest", "9", "--fd-infinity-points", "1"),
+            ],
+            "at 1 (at least 2) sizes",
+        ),
+        (["--fake", "FAKE", "--as-trained"], "--as-trained belongs to --checkpoint"),
+        (["--checkpoint", "gone.pt", "--as-trained"], "--as-trained needs --real"),
+        (["--fake", "FAKE", "--feature-extractor-weights", "x"], "there is no file x"),
+        (["--fake", "FAKE", "--feature-extractor", "dinov3"], "it has clip-rn101, clip-rn50"),
+        (["--fake", "FAKE", "--feature-extractor", "vgg16"], "vgg16 gives features alone"),
+        (
+            ["--fake", "FAKE", "--real", "REAL", "--feature-extractor", "vgg16", "--fast"],
+            "--precision and --fast belong to",
+        ),
+        (
+            [
+                "--fake",
+                "FAKE",
+                "--feature-extractor",
+                "inception-v3-compat",
+                "--inception-weights",
+                "https://example.org/x.pth",
+            ],
+            "--inception-weights: there is no file https://example.org/x.pth",
+        ),
     ],
 )
 def test_bad_input_is_told_before_any_work(
@@ -229,6 +263,129 @@ def test_statistics_are_checked(evaluate, score, folders, quick_extractor, tmp_p
     status, _, err = evaluate(*command, "--real", tmp_path / "short.npz")
     assert status == 2
     assert "of 7 features, the extractor gives 48" in err
+
+
+def scripted(tmp_path, name, forward):
+    module = type("Module", (torch.nn.Module,), {"forward": forward})()
+    images = torch.zeros(3, 3, 20, 20, dtype=torch.uint8)
+    path = tmp_path / name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is announced to go
+        torch.jit.save(torch.jit.trace(module, images, check_trace=False), path)
+    return path
+
+
+def test_an_extractor_without_logits_is_found_in_the_first_pass(evaluate, folders, tmp_path):
+    paths, _ = folders
+    extractor = scripted(tmp_path, "alone.pt", lambda self, x: x.float().mean((2, 3)))
+    command = ("gan", "--fake", paths["fake"], "--real", paths["real"], "--workers", 0)
+    status, out, err = evaluate(*command, "--feature-extractor", extractor)
+    assert (status, out) == (2, "")
+    assert "needs logits" in err
+    assert "generated:" not in err  # no bar of the second pass
+    status, out, err = evaluate(*command, "--feature-extractor", extractor, "--fid")
+    assert status == 0, err
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (
+            lambda self, x: x.float().flatten(1),
+            r"0003\.png: .*x\.pt@\w+ gives 1728 features, of images before 1200",
+        ),
+        (
+            lambda self, x: x.float().mean((2, 3)) / (x.float().amax((1, 2, 3))[:, None] - 7),
+            r"0003\.png: .*is inf",
+        ),
+    ],
+)
+def test_features_that_are_none_name_the_image(evaluate, tmp_path, forward, message):
+    """Other lengths in another batch; numbers that are not finite."""
+    images = [*pictures(3, 20), np.full((24, 24, 3), 7, np.uint8)]
+    fake = save_pngs(images, tmp_path / "fake")
+    extractor = scripted(tmp_path, "x.pt", forward)
+    arguments = ("--fake", fake, "--real", fake, "--fid", "--batch-size", 1, "--workers", 0)
+    status, out, err = evaluate("gan", "--feature-extractor", extractor, *arguments, "--quiet")
+    assert (status, out) == (2, "")
+    (line,) = (text for text in err.splitlines() if text.startswith("error: "))
+    assert re.search(message, line)
+
+
+def test_a_score_that_fails_leaves_the_others(
+    evaluate, folders, quick_extractor, tmp_path, monkeypatch
+):
+    def fail(*_, **__):
+        raise np.linalg.LinAlgError("SVD did not converge")
+
+    paths, _ = folders
+    monkeypatch.setattr("evonorm_plugins.metrics.gan.gaussian_distance", fail)
+    out_file, grid = tmp_path / "x.json", tmp_path / "x.png"
+    arguments = ("--fake", paths["fake"], "--real", paths["real"], "--quiet", "--json")
+    arguments += ("--is", "--fid", "--prc", "--out", out_file, "--grid", grid)
+    status, out, err = evaluate("gan", "--feature-extractor", quick_extractor, *arguments)
+    assert status == 1
+    assert "error: not all scores could be computed: fid: SVD did not converge" in err
+    record = json.loads(out)
+    assert json.loads(out_file.read_text()) == record
+    assert value(record, "inception_score_mean") > 1
+    assert value(record, "recall_fraction") >= 0
+    assert record["runs"][0]["failed"] == {"fid": "SVD did not converge"}
+    assert grid.exists()
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interruption_leaves_what_there_is(
+    evaluate, folders, quick_extractor, tmp_path, monkeypatch, kind
+):
+    def interrupt(*_, **__):
+        raise kind
+
+    paths, _ = folders
+    monkeypatch.setitem(gan._COMPUTED, "kid", interrupt)
+    arguments = ("--fake", paths["fake"], "--real", paths["real"], "--quiet")
+    arguments += ("--is", "--kid", "--kid-subset-size", 9, "--out", tmp_path / "x.json")
+    status, out, err = evaluate("gan", "--feature-extractor", quick_extractor, *arguments)
+    assert status == 1
+    assert "IS [" in out
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert [key.partition("[")[0] for key in record["scores"]] == [
+        "inception_score_mean", "inception_score_std"
+    ]  # fmt: skip
+    if kind is KeyboardInterrupt:
+        assert record["warnings"][-1] == "ended before all scores of seed 0 were computed"
+        assert err.splitlines()[-1] == "error: interrupted"
+
+
+def test_a_file_that_cannot_be_written_at_last_loses_nothing(
+    evaluate, folders, quick_extractor, tmp_path, monkeypatch
+):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    paths, _ = folders
+    out_file = tmp_path / "x.json"
+    command = ("gan", "--feature-extractor", quick_extractor, "--fake", paths["fake"], "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("evonorm_plugins.metrics.grid.write_grid", fail)
+        status, out, _ = evaluate(*command, "--out", out_file, "--grid", tmp_path / "x.png")
+    assert status == 1
+    assert "IS [" in out
+    assert "inception_score_mean" in out_file.read_text()
+    monkeypatch.setattr("evonorm_plugins.metrics.protocol.write_json", fail)
+    status, out, _ = evaluate(*command, "--out", out_file)
+    assert status == 1
+    assert "IS [" in out
+
+
+def test_subsets_that_are_too_small_for_a_line_are_named(score, folders):
+    paths, _ = folders
+    arguments = ("--fake", paths["fake"], "--real", paths["real"], "--fd-infinity")
+    record = score(*arguments, "--fd-infinity-smallest", 48, "--fd-infinity-points", 4)
+    assert any("48 is not above the 48 features" in text for text in record["warnings"])
+    assert (record["protocol"]["fd_smallest"], record["protocol"]["fd_points"]) == (48, 4)
+    larger = score(*arguments, "--fd-infinity-smallest", 49)
+    assert not any("features" in text for text in larger["warnings"])
 
 
 def test_table_over_runs(score, evaluate, folders, tmp_path):

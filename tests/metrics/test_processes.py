@@ -31,11 +31,12 @@ def test_scores_do_not_depend_on_processes(fork, quick_extractor, tmp_path, n):
     arguments = ["--feature-extractor", quick_extractor, "--batch-size", 8, "--fake", fake]
     arguments += ["--real", tmp_path / "real.npy", "--is", "--splits", 2, "--fid"]
     if n > 1:
-        arguments += ["--kid", "--kid-subset-size", 20, "--prc", "--grid", tmp_path / "grid.png"]
+        arguments += ["--kid", "--kid-subset-size", 20, "--prc", "--dc", "--fd-infinity"]
+        arguments += ["--fd-infinity-smallest", 20, "--grid", tmp_path / "grid.png"]
     one = run(1)
     pixels = (tmp_path / "grid.png").read_bytes() if n > 1 else b""
     two = run(2)  # with n = 1, the second process has no batch of fake images
-    assert len(one["scores"]) == (8 if n > 1 else 3)
+    assert len(one["scores"]) == (11 if n > 1 else 3)
     for key, value in one["scores"].items():
         assert two["scores"][key] == pytest.approx(value, rel=1e-6), key
     assert (one["input"]["processes"], two["input"]["processes"]) == (1, 2)

@@ -11,7 +11,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from evonorm_plugins.metrics.fid import frechet_distance
+from evonorm_plugins.metrics.density_coverage import density_coverage
+from evonorm_plugins.metrics.fid import Gaussian, frechet_distance
+from evonorm_plugins.metrics.fid_infinity import fid_infinity
 from evonorm_plugins.metrics.gan import summary
 from evonorm_plugins.metrics.inception_score import InceptionScore, inception_score, split_of_each
 from evonorm_plugins.metrics.kid import kernel_distance
@@ -95,6 +97,44 @@ def test_fewer_images_than_features():
 def test_what_is_no_gaussian(arguments, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(*arguments)
+
+
+# ---- FID at infinite N ----
+
+
+def test_fid_at_infinite_n_is_that_of_the_gaussians():
+    """Of a known distance: too high by 9 % in 1,000 images, in the mean over ten draws."""
+    variances, shift = np.linspace(0.5, 2, 24), 0.05
+    real = Gaussian(np.zeros(24), np.eye(24))
+    exact = 24 * shift**2 + ((np.sqrt(variances) - 1) ** 2).sum()
+    plain, infinite = [], []
+    for seed in range(10):
+        noise = np.random.default_rng(seed).normal(size=(1000, 24))
+        fake = (noise * np.sqrt(variances) + shift).astype(np.float32)
+        plain.append(frechet_distance(*statistics(fake), real.mean, real.covariance))
+        infinite.append(fid_infinity(fake, real, smallest=200, seed=seed))
+    assert np.mean(plain) - exact > 0.08 * exact
+    error = np.std(infinite) / math.sqrt(len(infinite))
+    assert abs(np.mean(infinite) - exact) < 3 * error < 0.06 * exact
+
+
+def test_fid_at_infinite_n_is_the_end_of_a_line():
+    """Its points are the FIDs of the subsets, of all images at last."""
+    fake, real = features(300, 6), Gaussian(*statistics(features(300, 6, 1, 0.2)))
+    order = np.random.default_rng(2020).permutation(300)
+    sizes, values = (100, 200, 300), []
+    for size in sizes:
+        x = fake[order[:size]]
+        values.append(frechet_distance(*statistics(x), real.mean, real.covariance))
+    line = np.linalg.lstsq(np.stack([1 / np.array(sizes), np.ones(3)], 1), values, rcond=None)[0]
+    assert fid_infinity(fake, real, smallest=100, points=3) == pytest.approx(line[1], rel=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [{"smallest": 1}, {"smallest": 300}, {"points": 1}])
+def test_no_line(wrong):
+    real = Gaussian(np.zeros(6), np.eye(6))
+    with pytest.raises(ValueError, match=r"a line through subsets of .* there are 300 images"):
+        fid_infinity(features(300, 6), real, **{"smallest": 100, **wrong})
 
 
 # ---- moments ----
@@ -223,10 +263,50 @@ def test_precision_and_recall_by_hand():
     assert scores["recall_fraction"] == pytest.approx(3 / 4)
 
 
+def by_definition(fake, real, k):
+    """Density and coverage (Naeem et al., equations 4 and 5), pair for pair."""
+
+    def distance(x, y):
+        return math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True)))
+
+    radii = [sorted(distance(x, y) for j, y in enumerate(real) if j != i)[k - 1]
+             for i, x in enumerate(real)]  # fmt: skip
+    inside = [[distance(x, y) < r for y in fake] for x, r in zip(real, radii, strict=True)]
+    density = sum(map(sum, inside)) / (k * len(fake))
+    return {"density": density, "coverage_fraction": sum(map(any, inside)) / len(real)}
+
+
+@pytest.mark.parametrize("blocks", [{}, {"rows": 7, "columns": 11}])
+@pytest.mark.parametrize(("n_fake", "n_real", "k"), [(40, 60, 5), (60, 23, 1), (3, 30, 29)])
+def test_density_and_coverage_by_definition(n_fake, n_real, k, blocks):
+    fake, real = features(n_fake, 9, 0, 0.2), features(n_real, 9, 1)
+    expected = by_definition(fake, real, k)
+    assert density_coverage(fake, real, neighbours=k, **blocks) == pytest.approx(expected)
+    assert expected["density"] > 0
+
+
+def test_density_and_coverage_by_hand():
+    # Real at 0, 1, 2, 9: balls to the nearest neighbour reach 1, 1, 1 and 7; 1 itself is outside.
+    real = np.array([[0.0], [1], [2], [9]], np.float32)
+    fake = np.array([[0.5], [1.0], [20.0]], np.float32)
+    # 0.5 is in the balls of 0 and 1, 1 in that of 1 alone, 20 in none.
+    expected = {"density": 3 / 3, "coverage_fraction": 2 / 4}
+    assert density_coverage(fake, real, neighbours=1) == expected
+    far = np.full((5, 1), 100.0, np.float32)
+    nothing = {"density": 0, "coverage_fraction": 0}
+    assert density_coverage(far, real, neighbours=1) == nothing
+
+
 @pytest.mark.parametrize("call", [kernel_distance, precision_recall])
 def test_too_few(call):
     with pytest.raises(ValueError, match="3"):
         call(features(3, 4), features(50, 4))
+
+
+@pytest.mark.parametrize(("n_fake", "n_real"), [(9, 5), (0, 50)])
+def test_too_few_for_density(n_fake, n_real):
+    with pytest.raises(ValueError, match=f"got {n_real}, and generated ones, got {n_fake}"):
+        density_coverage(features(n_fake, 4), features(n_real, 4))
 
 
 def test_median_and_best():

@@ -20,6 +20,7 @@ from evonorm_plugins.metrics.statistics_file import (
 
 X = np.random.default_rng(0).normal(size=(30, 6))
 MEAN, COVARIANCE = X.mean(0), np.cov(X, rowvar=False)
+WITH_NAN = np.where(np.arange(180).reshape(30, 6) == 44, np.nan, X)
 
 
 def equal(statistics):
@@ -91,6 +92,10 @@ def test_strangers_pickles_are_not_executed(tmp_path, capsys):
         ({"mu": MEAN * np.nan, "sigma": COVARIANCE}, "not finite"),
         ({"mu": np.array(list("abcdef")), "sigma": COVARIANCE}, "no statistics"),
         ({"mu": MEAN, "sigma": COVARIANCE, "protocol": np.array("{")}, "no statistics"),
+        ({"mu": MEAN, "sigma": np.triu(COVARIANCE)}, "must be symmetric"),
+        ({"mu": MEAN, "sigma": COVARIANCE, "features": X[:, :5]}, r"features must be .*\(N, 6\)"),
+        ({"mu": MEAN, "sigma": COVARIANCE, "features": X, "n": 31}, "n is 31, .* 30 features"),
+        ({"mu": MEAN, "sigma": COVARIANCE, "features": WITH_NAN}, r"features\[7, 2\] is nan"),
     ],
 )
 def test_bad_statistics(tmp_path, content, message):

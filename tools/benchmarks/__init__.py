@@ -11,6 +11,7 @@ COMMANDS = {
     "timm": "timm's models with EvoNorm, GN or FRN: its layers, ours, and the same model with BN",
     "gan": "a training step of BigGAN-deep, beside another implementation",
     "ap": "evonorm eval ap, beside other tools for AP",
+    "scores": "IS and FID of whole processes, beside torch-fidelity and pytorch-fid",
 }
 EXAMPLES = """
 examples:
@@ -19,4 +20,5 @@ examples:
   tools/benchmark.py models --models resnet50 --size 128 --rounds 5 --csv models.csv
   tools/benchmark.py timm --models resnetv2_50d_evos --rounds 5
   tools/benchmark.py gan --norms EvoNormS0 BN-ReLU
+  tools/benchmark.py scores --inception-weights pt_inception-2015-12-05-6726825d.pth
 """

@@ -72,9 +72,15 @@ def add_extraction(parser):
     group.add_argument("--no-download", action="store_true", help="never download the weights")
     group.add_argument(
         "--feature-extractor",
+        metavar="NAME|FILE",
+        help="another extractor: one of torch-fidelity's by name (dinov2-vit-b-14, clip-vit-b-32 "
+        "...), or a module of torch.jit.save or torch.export.save that maps uint8 images "
+        "(B, 3, H, W) to features, or to features and logits",
+    )
+    group.add_argument(
+        "--feature-extractor-weights",
         metavar="FILE",
-        help="another extractor: a module of torch.jit.save or torch.export.save that maps uint8 "
-        "images (B, 3, H, W) to features, or to features and logits",
+        help="of an extractor by name (default: from the caches; they are not downloaded)",
     )
     group.add_argument(
         "--precision",
@@ -136,21 +142,58 @@ def pick_batch_size(args, extractor):
     return args.batch_size or BATCH_SIZES[extractor.describe()["backend"] or "torch-fidelity"]
 
 
-def build_extractor(args, backend, device):
-    """The extractor that the options ask for."""
-    from evonorm_plugins.metrics import weights
-    from evonorm_plugins.metrics.extractor import CustomExtractor
-    from evonorm_plugins.metrics.inception import InceptionExtractor
-    from evonorm_plugins.training.ranks import Ranks
+def check_extraction(args):
+    """Find out before any work what is wrong with the options of :func:`add_extraction`."""
+    from evonorm_plugins.metrics.registered import INCEPTION, check_extractor
 
-    if args.feature_extractor:
+    given, weights = args.feature_extractor, args.feature_extractor_weights
+    if given == INCEPTION and not os.path.isfile(given):  # what there is without the option
+        args.backend = args.backend or "torch-fidelity"
+        args.feature_extractor = given = None
+    if not given:
+        if weights is not None:
+            raise InputError(
+                "--feature-extractor-weights belong to a --feature-extractor by name; those of "
+                "Inception are --inception-weights"
+            )
+    else:
         for option in ("inception_weights", "backend"):
             if getattr(args, option):
                 raise InputError(f"--{option.replace('_', '-')} belongs to Inception, not to "
                                  "--feature-extractor")  # fmt: skip
         if args.precision != "float32" or args.fast:
             raise InputError("--precision and --fast belong to Inception")
-        return CustomExtractor(args.feature_extractor, device)
+        check_extractor(given)
+    for option in ("inception_weights", "feature_extractor_weights"):
+        path = getattr(args, option)
+        if path is not None and not os.path.isfile(path):
+            raise InputError(
+                f"--{option.replace('_', '-')}: there is no file {path}; it must be one on this "
+                "machine"
+            )
+
+
+def gives_logits(args):
+    """False where the extractor asked for is known to give features alone."""
+    return not args.feature_extractor or os.path.isfile(args.feature_extractor)
+
+
+def read_files(args):
+    """Paths of what the options of :func:`add_extraction` read."""
+    return [args.feature_extractor, args.feature_extractor_weights, args.inception_weights]
+
+
+def build_extractor(args, backend, device):
+    """The extractor that the options ask for, which :func:`check_extraction` has looked at."""
+    from evonorm_plugins.metrics import weights
+    from evonorm_plugins.metrics.inception import InceptionExtractor
+    from evonorm_plugins.metrics.registered import open_extractor
+    from evonorm_plugins.training.ranks import Ranks
+
+    if args.feature_extractor:
+        return open_extractor(
+            args.feature_extractor, device, weights=args.feature_extractor_weights, notify=note
+        )
     path, sha256 = Ranks.current().main_first(
         lambda: weights.find_inception_weights(
             args.inception_weights, download=not args.no_download, notify=note
@@ -167,27 +210,45 @@ def build_extractor(args, backend, device):
     return extractor.to(device)
 
 
-def open_checked(path, args, n=None, seed=0):
-    """A source of images, broken files left out if asked for, ``n`` of them drawn if given."""
-    import numpy as np
+def open_set(path, args, n=None, seed=0):
+    """A source of images, ``n`` of them drawn if given; with --skip-broken they are not yet drawn.
 
+    Reading all of them takes long, and comes last of what can be wrong: :func:`leave_out_broken`.
+    """
     from evonorm_plugins.metrics.data import ImageSet
-    from evonorm_plugins.metrics.features import progress_bar, stepped
 
     source = ImageSet(path, args.float_range)
     if args.skip_broken:
-        bar = progress_bar(args.quiet)(f"reading {path}", len(source))
-        broken = source.drop_broken(pick_workers(args), lambda it: stepped(it, bar))
-        for message in broken:
-            warn(f"left out: {message}")
-    if n is not None:
-        if n > len(source):
-            raise InputError(f"{path} has {len(source)} images, {n} were asked for")
-        if n < len(source):
-            # Drawn, not the first: files are often in the order of their classes.
-            chosen = np.random.default_rng(seed).choice(len(source), n, replace=False)
-            source.choose(np.sort(chosen))
+        _check_n(source, path, n)
+    else:
+        _draw(source, path, n, seed)
     return source
+
+
+def leave_out_broken(source, path, args, n=None, seed=0):
+    """Leave out broken files, and draw ``n`` of the others if given."""
+    from evonorm_plugins.metrics.features import progress_bar, stepped
+
+    bar = progress_bar(args.quiet)(f"reading {path}", len(source))
+    broken = source.drop_broken(pick_workers(args), lambda it: stepped(it, bar))
+    for message in broken:
+        warn(f"left out: {message}")
+    _draw(source, path, n, seed)
+
+
+def _check_n(source, path, n):
+    if n is not None and n > len(source):
+        raise InputError(f"{path} has {len(source)} images, {n} were asked for")
+
+
+def _draw(source, path, n, seed):
+    import numpy as np
+
+    _check_n(source, path, n)
+    if n is not None and n < len(source):
+        # Drawn, not the first: files are often in the order of their classes.
+        chosen = np.random.default_rng(seed).choice(len(source), n, replace=False)
+        source.choose(np.sort(chosen))
 
 
 def note(message):
@@ -202,7 +263,7 @@ def warn(message):
 
 
 def show(record, lines, args):
-    """Print a result, and write it where ``--out`` says."""
+    """Print a result, and write it where ``--out`` says; each of them even if the other fails."""
     from evonorm_plugins.metrics.protocol import as_json, write_json
 
     try:

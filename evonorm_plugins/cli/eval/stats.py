@@ -5,11 +5,12 @@ The npz holds mu, sigma (float64), the number of images and the protocol; pytorc
 
 from evonorm_plugins.cli import types
 from evonorm_plugins.cli.eval import common
+from evonorm_plugins.errors import InputError
 
 EXAMPLES = """
 examples:
   evonorm eval stats --real train.zip --out ref_stats.npz
-  with single features, for --kid and --prc (8 KB an image):
+  with single features, for --kid, --prc and --dc (8 KB an image):
     evonorm eval stats --real train.zip --out ref_stats.npz --features
   for scores as pytorch-fid's:
     evonorm eval stats --real train/ --out ref_stats.npz --backend pytorch-fid
@@ -28,23 +29,24 @@ def add_arguments(parser):
 
 
 def run(args):
-    from evonorm_plugins.errors import InputError
     from evonorm_plugins.files import check_output
     from evonorm_plugins.metrics import gan, statistics_file
-    from evonorm_plugins.metrics.protocol import as_json, check_counts, versions
+    from evonorm_plugins.metrics.protocol import as_json, versions
 
     if not args.out.lower().endswith(".npz"):
         raise InputError(f"--out {args.out} must end in .npz")
-    inputs = [args.real, args.feature_extractor]
+    common.check_extraction(args)
+    inputs = [args.real, *common.read_files(args)]
     check_output(args.out, inputs=inputs, force=args.force, ours=statistics_file.is_ours)
     with common.join(args) as ranks:
-        source = common.open_checked(args.real, args, args.n_real)
-        if len(source) < 2:
-            raise InputError(f"{args.real}: a covariance needs at least 2 images, there is 1")
-        warnings = check_counts({"real": len(source)}, args.strict)
+        source = common.open_set(args.real, args, args.n_real)
+        warnings = _counted(source, args)
+        extractor = common.build_extractor(args, args.backend or "torch-fidelity", ranks.device)
+        if args.skip_broken:
+            common.leave_out_broken(source, args.real, args, args.n_real)
+            warnings = _counted(source, args)
         for message in warnings:
             common.warn(message)
-        extractor = common.build_extractor(args, args.backend or "torch-fidelity", ranks.device)
         statistics, _ = gan.real_statistics(
             source,
             extractor,
@@ -69,3 +71,12 @@ def run(args):
         else:
             print(f"{args.out}: statistics of {statistics.n} images")
     return 0
+
+
+def _counted(source, args):
+    """Warnings about too few images; with --skip-broken also before they are left out."""
+    from evonorm_plugins.metrics.protocol import check_counts
+
+    if len(source) < 2:
+        raise InputError(f"{args.real}: a covariance needs at least 2 images, there is 1")
+    return check_counts({"real": len(source)}, args.strict)
