@@ -46,7 +46,7 @@ def test_stubbed(check, failed):
     assert check not in failed, failed[check]
 
 
-@pytest.mark.skipif(not kernels.INTERPRETED, reason="the stub would stay in this process")
+@pytest.mark.skipif(not kernels.entry.INTERPRETED, reason="the stub would stay in this process")
 def test_stub_needs_the_compiler():
     with pytest.raises(RunError, match="TRITON_INTERPRET is set"):
         stub.install()

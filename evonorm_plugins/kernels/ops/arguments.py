@@ -8,7 +8,8 @@ import math
 
 import torch
 
-from evonorm_plugins.kernels import DTYPES, backend
+from evonorm_plugins.kernels import backend
+from evonorm_plugins.kernels.library import DTYPES, Unfit
 
 # Looked up once, for these functions run with every call.
 FLOAT32 = torch.float32
@@ -26,9 +27,10 @@ def sizes(x):
     return shape
 
 
-def may_fit(x, weight):
-    """Whether it is worth a call of the CPU's kernels to learn whether they take all arguments."""
-    return x is not None and weight is not None and x.is_cpu and x.dim() == 4
+def require_kind(kind, kinds, v):
+    """Raise Unfit where :func:`check_kind` raises another error."""
+    if kinds.get(kind) is not (v is not None):
+        raise Unfit(f"kind={kind!r} is none, or has a v where none is given")
 
 
 def check_kind(kind, kinds, v):

@@ -3,7 +3,8 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
+from evonorm_plugins.kernels.library import Unfit
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
@@ -23,16 +24,18 @@ def check_group_kind(statistics, act, v):
         raise ValueError(f"v is given, but act={act!r} has none")
 
 
-def _exists(statistics, act, v):
-    return statistics in _STATISTICS and _ACTIVATIONS.get(act) is (v is not None)
+def _require_kind(statistics, act, v):
+    arguments.require_kind(act, _ACTIVATIONS, v)
+    if statistics not in _STATISTICS:
+        raise Unfit(f"there is no statistics={statistics!r}")
 
 
 def _forward(x, weight, bias, v, statistics, act, groups, eps, impl):
-    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
-        try:
-            return cpu.group_forward(x, weight, bias, v, statistics, act, groups, eps)
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    _require_kind(statistics, act, v)
+    return backend(impl).group_forward(x, weight, bias, v, statistics, act, groups, eps)
+
+
+def _fit_forward(x, weight, bias, v, statistics, act, groups, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     check_group_kind(statistics, act, v)
     arguments.check_groups(groups, channels)
@@ -46,11 +49,11 @@ def _forward(x, weight, bias, v, statistics, act, groups, eps, impl):
 
 
 def _backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
-    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
-        try:
-            return cpu.group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act)
-        except cpu.Unfit:
-            pass
+    _require_kind(statistics, act, v)
+    return backend(impl).group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act)
+
+
+def _fit_backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
     n, channels, _, _ = arguments.sizes(x)
     check_group_kind(statistics, act, v)
     groups = arguments.groups_of(mean, channels)
@@ -97,6 +100,7 @@ apply_group = Differentiable(
     "float eps, str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
     tensors=4,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
 )
@@ -106,5 +110,6 @@ _group_backward = Operator(
     "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv)",
     tensors=7,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

@@ -3,7 +3,7 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
@@ -11,11 +11,11 @@ _KINDS = {"s0": True, "s1": False, "s2": False}  # whether it has a v
 
 
 def _forward(x, weight, bias, v, kind, groups, eps, impl):
-    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
-        try:
-            return cpu.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    arguments.require_kind(kind, _KINDS, v)
+    return backend(impl).sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
+
+
+def _fit_forward(x, weight, bias, v, kind, groups, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
     arguments.check_groups(groups, channels)
@@ -29,11 +29,11 @@ def _forward(x, weight, bias, v, kind, groups, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, rstd, kind, impl):
-    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
-        try:
-            return cpu.sample_backward(dy, x, weight, v, mean, rstd, kind != "s2")
-        except cpu.Unfit:
-            pass
+    arguments.require_kind(kind, _KINDS, v)
+    return backend(impl).sample_backward(dy, x, weight, v, mean, rstd, kind != "s2")
+
+
+def _fit_backward(dy, x, weight, v, mean, rstd, kind, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
     groups = arguments.groups_of(mean, channels)
@@ -78,6 +78,7 @@ apply_sample = Differentiable(
     "str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
     tensors=4,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
     unsaved="bias",
@@ -87,5 +88,6 @@ _sample_backward = Operator(
     "str kind, str impl) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dv)",
     tensors=6,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

@@ -1,22 +1,22 @@
 """The B series: statistics of a sample's channels, and of the batch's; of RS + rej the latter."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import floats
+from evonorm_plugins.kernels.triton.entry import entry, require
 from evonorm_plugins.kernels.triton.moments import (
-    Statistics,
     keep,
     keep_row,
-    merge,
     merge_chunks,
     merge_samples,
+    merging,
     moments,
-    moments_of_samples,
     statistics,
 )
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.plan import make_plan
 from evonorm_plugins.kernels.triton.rectified import rectified_apply, rectified_forward
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
@@ -109,66 +109,79 @@ def _batch_forward_kernel(
         store(y_ptr, y * weight + bias, tile)
 
 
-@on_device
-def batch_moments(x, centred=True):
-    """Mean and biased variance of every sample's channels, ``(N, C)`` each.
-
-    Not ``centred``: 0 and the mean of squares.
-    """
-    return moments_of_samples(make_plan(x, 1, 1, chunked=True), x, centred)
-
-
-@on_device
-def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
+@entry("xgbcooc")
+def batch_apply(sizes, kind, eps):
     """EvoNorm-B0, B1, B2 (``kind`` "b0", "b1", "b2") of given statistics: y.
 
-    ``y = x / max(sqrt(batch_var + eps), t) weight + bias`` where t of b0, b1 and b2 is
-    ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with ``r = sqrt(var + mean^2 + eps)``.
-    "rs_rej", which has no mean and var: ``y = max(x, 0) / sqrt(batch_var + eps) weight + bias``.
+    Of x, weight, bias, v, mean, var, batch_var ``y = x / max(sqrt(batch_var + eps), t) weight +
+    bias`` where t of b0, b1 and b2 is ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with
+    ``r = sqrt(var + mean^2 + eps)``. "rs_rej", which has no mean and var: ``y = max(x, 0) /
+    sqrt(batch_var + eps) weight + bias``.
     """
+    _require_eps(eps)
+    plan = make_plan(sizes, 1, 1, chunked=True)
     if kind == "rs_rej":
-        return rectified_apply(x, weight, bias, batch_var, eps)
-    plan = make_plan(x, 1, 1, chunked=True)
-    found = Statistics(mean, var, "given", mean)
-    return _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
+        finish = rectified_apply(plan, eps)
+        return lambda x, weight, bias, v, mean, var, batch_var: finish(x, weight, bias, batch_var)
+    apply = _apply(plan, "given", 0, kind, eps)
+
+    def forward(x, weight, bias, v, mean, var, batch_var):
+        return apply(x, weight, bias, v, None, batch_var, mean, mean, var)
+
+    return forward
 
 
-@on_device
-def batch_forward(x, weight, bias, v, batch_var, kind, eps):
+@entry("xgbcc")
+def batch_forward(sizes, kind, eps):
     """y, mean and var ``(N, C)``, and the mean and variance ``(C,)`` of the batch.
 
-    The last two are empty where ``batch_var`` is given, which is used; else they are those of x.
-    In "rs_rej" mean and var are None, and that of the batch is the mean of squares.
+    Of x, weight, bias, v, batch_var. The last two are empty where ``batch_var`` is given, which is
+    used; else they are those of x. In "rs_rej" mean and var are None, and that of the batch is the
+    mean of squares.
     """
+    _require_eps(eps)
+    is_given = not sizes.absent & 1 << 4
     if kind == "rs_rej":
-        return rectified_forward(x, weight, bias, batch_var, eps)
-    if batch_var is not None:
-        plan = make_plan(x, 1, 1)
-        found = statistics(plan, x)
-        y = _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
-        return y, found.mean, found.spread, batch_var.new_empty(0), batch_var.new_empty(0)
-    plan = make_plan(x, 1, 1, chunked=True)
-    found = statistics(plan, x)
-    batch_mean, batch_var = floats(x, plan.channels), floats(x, plan.channels)
-    own_mean = batch_mean
-    if plan.spread or plan.merged:
-        merge(plan, found.parts, found.plane, batch_mean, batch_var)
-        own_mean = None
-    y = _apply(plan, x, weight, bias, v, own_mean, batch_var, found, kind, eps)
-    return y, found.mean, found.spread, batch_mean, batch_var
+        return rectified_forward(make_plan(sizes, 1, 1, chunked=True), eps, is_given)
+    plan = make_plan(sizes, 1, 1, chunked=not is_given)
+    source, size, find = statistics(plan)
+    apply = _apply(plan, source, size, kind, eps)
+
+    def of_given(x, weight, bias, v, batch_var):
+        mean, var, parts = find(x, weight)
+        y = apply(x, weight, bias, v, None, batch_var, parts, mean, var)
+        return y, mean, var, batch_var.new_empty(0), batch_var.new_empty(0)
+
+    if is_given:
+        return of_given
+    merge = merging(plan, size, 1) if plan.spread or plan.merged else None
+
+    def forward(x, weight, bias, v, _):
+        mean, var, parts = find(x, weight)
+        batch_mean = weight.new_empty(plan.channels)
+        batch_var = torch.empty_like(batch_mean)
+        if merge:
+            merge((parts, batch_mean, batch_var))
+        own_mean = None if merge else batch_mean
+        y = apply(x, weight, bias, v, own_mean, batch_var, parts, mean, var)
+        return y, mean, var, batch_mean, batch_var
+
+    return forward
 
 
-def _apply(plan, x, weight, bias, v, batch_mean, batch_var, found, kind, eps):
-    """y from the Statistics ``found``; those of the batch are made, too, if there is a mean."""
-    y = torch.empty_like(x)
-    plan.run(
-        _batch_forward_kernel,
-        (x, y, weight, bias, v, batch_mean, batch_var, found.parts, found.mean, found.spread),
-        found.plane,
-        plan.rows,
-        sample_stride(weight),
-        eps,
-        KIND=kind,
-        SOURCE=found.source,
-    )
-    return y
+def _require_eps(eps):
+    require(0 <= eps < math.inf)
+
+
+def _apply(plan, source, size, kind, eps):
+    """What makes y; statistics of the batch, too, where it is given memory for their mean."""
+    constants = {"KIND": kind, "SOURCE": source}
+    values = (size, plan.rows, plan.affine_stride, eps)
+    launch = plan.launch(_batch_forward_kernel, *values, **constants)
+
+    def apply(x, weight, bias, v, batch_mean, batch_var, parts, mean, var):
+        y = torch.empty_like(x)
+        launch((x, y, weight, bias, v, batch_mean, batch_var, parts, mean, var))
+        return y
+
+    return apply

@@ -1,5 +1,7 @@
 """The gradients of the B series."""
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -7,16 +9,16 @@ import triton.language as tl
 from evonorm_plugins.kernels.triton.batch import instance_side, instance_std
 from evonorm_plugins.kernels.triton.buffers import (
     NO_SUMMING,
-    add_planes,
     add_rows,
-    existing,
+    adding,
     floats,
     new_gradients,
     plane,
     summing,
     summing_of,
 )
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry, require
+from evonorm_plugins.kernels.triton.plan import make_plan
 from evonorm_plugins.kernels.triton.rectified import rectified_input_gradient, rectified_reduce
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
@@ -182,114 +184,158 @@ def _batch_backward_kernel(
             store(dx_ptr, dx, tile)
 
 
-def _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps):
-    """Planes of sums, elements from one to the next, and dstd."""
-    number, size = 3 if v is None else 4, plane(plan.rows * plan.channels)
-    sums = floats(x, number * size)
-    dstd = floats(x, plan.samples, plan.chunks, plan.channels)
-    plan.run(
-        _batch_sums_kernel,
-        (dy, x, weight, v, mean, var, batch_var, sums, dstd),
-        size,
-        sample_stride(weight),
-        eps,
-        KIND=kind,
-    )
-    return sums, size, dstd
-
-
-def _add(plan, sums, size, dstd, weight, v):
-    """dweight, dbias, dv, dbatch_var, and dstd of few parts."""
-    dweight, dbias, dv = new_gradients(weight, v)
-    dbatch_var = floats(weight, plan.channels)
-    how = summing_of(plan, 3 if v is None else 4, weight)
-    fourth = dbatch_var if dv is None else dv
-    add_planes(plan, sums, size, how, dweight, dbias, dbatch_var, fourth)
-    if plan.merged:
-        parts, dstd = dstd, floats(dstd, plan.samples, 1, plan.channels)
-        how = summing(plan.samples, plan.chunks, plan.channels, 1, True)
-        add_planes(plan, parts, 0, how, dstd, dstd, dstd, dstd)
-    return dweight, dbias, dv, dstd, dbatch_var
-
-
-@on_device
-def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
+@entry("dxgcooc")
+def batch_reduce(sizes, kind, eps):
     """Gradients ``dweight, dbias, dv, dstd, dbatch_var``; ``dv`` None where v is.
 
-    ``dstd`` ``(N, parts, C)``: parts of the gradient by the root of each sample's own statistic, of
-    b0 ``sqrt(var + eps)``, of b1 and b2 ``r``; None in "rs_rej".
+    Of dy, x, weight, v, mean, var, batch_var. ``dstd`` ``(N, parts, C)``: parts of the gradient by
+    the root of each sample's own statistic, of b0 ``sqrt(var + eps)``, of b1 and b2 ``r``; None in
+    "rs_rej".
     """
+    plan = make_plan(sizes, 1, 2, chunked=True)
     if kind == "rs_rej":
-        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
-        return dweight, dbias, None, None, dbatch_var
-    plan = make_plan(x, 1, 2, chunked=True)
-    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
-    return _add(plan, sums, size, dstd, weight, v)
+        reduce_rectified = rectified_reduce(plan, eps)
+
+        def of_rectified(dy, x, weight, v, mean, var, batch_var):
+            dweight, dbias, dbatch_var = reduce_rectified(dy, x, weight, batch_var)
+            return dweight, dbias, None, None, dbatch_var
+
+        return of_rectified
+    has_v = not sizes.absent & _V
+    size, reduce = _reduce(plan, has_v, kind, eps)
+    add = _add(plan, size, has_v)
+
+    def backward(dy, x, weight, v, mean, var, batch_var):
+        sums, dstd = reduce(dy, x, weight, v, mean, var, batch_var)
+        return add(sums, dstd, weight, v)
+
+    return backward
 
 
-@on_device
-def batch_input_gradient(
-    dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
-):
+@entry("dxgcooccaca")
+def batch_input_gradient(sizes, kind, eps):
     """dx, from what :func:`batch_reduce` returned.
 
-    ``batch_mean`` ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not
-    come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
+    Of dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count. ``batch_mean``
+    ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not come from x.
+    ``count``: float32 scalar tensor, elements of that batch; None: those of x.
     """
+    plan = make_plan(sizes, 1, 2, chunked=True)
     if kind == "rs_rej":
-        own = None if batch_mean is None else dbatch_var
-        return rectified_input_gradient(dy, x, weight, batch_var, own, count, eps)
-    plan = make_plan(x, 1, 2, chunked=True)
-    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count)
-    unused = (dstd,) * 4
-    return _input_gradient(plan, dy, x, given, unused, 0, NO_SUMMING, kind, eps)
+        finish = rectified_input_gradient(plan, eps)
+
+        def of_rectified(dy, x, weight, v, mean, var, batch_mean, batch_var, _, dbatch_var, count):
+            own = None if batch_mean is None else dbatch_var
+            return finish(dy, x, weight, batch_var, own, count)
+
+        return of_rectified
+    finish = _input_gradient(plan, 0, NO_SUMMING, kind, eps)
+
+    def backward(dy, x, *given):
+        return finish(dy, x, given, (given[6],) * 4)
+
+    return backward
 
 
-@on_device
-def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps):
+@entry("dxgcoocc")
+def batch_backward(sizes, kind, eps):
     """Gradients ``dx, dweight, dbias, dv, dbatch_var`` of the B series.
 
-    ``batch_mean`` ``(C,)`` or None: as in :func:`batch_input_gradient`.
+    Of dy, x, weight, v, mean, var, batch_mean, batch_var. ``batch_mean`` ``(C,)`` or None: as in
+    :func:`batch_input_gradient`. With one there is no dbatch_var: None.
     """
+    require(0 <= eps < math.inf and not sizes.absent & _BATCH_VAR)
+    require(bool(sizes.absent & _MEAN) == bool(sizes.absent & _VAR) == (kind == "rs_rej"))
+    plan = make_plan(sizes, 1, 2, chunked=True)
+    is_own, has_v = not sizes.absent & _BATCH_MEAN, not sizes.absent & _V
     if kind == "rs_rej":
-        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
-        own = None if batch_mean is None else dbatch_var
-        dx = rectified_input_gradient(dy, x, weight, batch_var, own, None, eps)
-        return dx, dweight, dbias, None, dbatch_var
-    plan = make_plan(x, 1, 2, chunked=True)
-    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
-    if plan.merged or (plan.spread and batch_mean is not None):
-        *parameters, dstd, dbatch_var = _add(plan, sums, size, dstd, weight, v)
-        dx = batch_input_gradient(
-            dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
-        )
-        return dx, *parameters, dbatch_var
-    dweight, dbias, dv = new_gradients(weight, v)
-    dbatch_var = floats(x, plan.channels)
-    how = summing_of(plan, 3 if v is None else 4, weight)
-    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None)
-    out = (sums, dweight, dbias, dv)
-    dx = _input_gradient(plan, dy, x, given, out, size, how, kind, eps)
-    return dx, dweight, dbias, dv, dbatch_var
+        return _rectified_backward(plan, eps, is_own)
+    size, reduce = _reduce(plan, has_v, kind, eps)
+    if plan.merged or (plan.spread and is_own):
+        add = _add(plan, size, has_v)
+        finish = _input_gradient(plan, 0, NO_SUMMING, kind, eps)
+
+        def in_steps(dy, x, weight, v, mean, var, batch_mean, batch_var):
+            sums, dstd = reduce(dy, x, weight, v, mean, var, batch_var)
+            *parameters, dstd, dbatch_var = add(sums, dstd, weight, v)
+            given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None)
+            dx = finish(dy, x, given, (dstd,) * 4)
+            return dx, *parameters, None if is_own else dbatch_var
+
+        return in_steps
+    finish = _input_gradient(plan, size, summing_of(plan, 4 if has_v else 3), kind, eps)
+
+    def backward(dy, x, weight, v, mean, var, batch_mean, batch_var):
+        sums, dstd = reduce(dy, x, weight, v, mean, var, batch_var)
+        dweight, dbias, dv = new_gradients(weight, v)
+        dbatch_var = torch.empty_like(batch_var)
+        given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None)
+        dx = finish(dy, x, given, (sums, dweight, dbias, sums if dv is None else dv))
+        return dx, dweight, dbias, dv, None if is_own else dbatch_var
+
+    return backward
 
 
-def _input_gradient(plan, dy, x, given, out, size, how, kind, eps):
-    """dx; and ``out``, planes of sums and what they are added up to, by the Summing ``how``."""
-    dx = torch.empty_like(x)
-    plan.run(
-        _batch_backward_kernel,
-        (dy, x, dx, *given, *existing(out, out[0])),
-        size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        given[6].shape[1],
-        sample_stride(given[0]),
-        eps,
-        plan.samples,
-        extra=how.programs,
-        KIND=kind,
-        ADD=how.programs > 0,
-        **how.at_once,
+# Bits of the tensors of batch_backward; of the others, as far as they have them.
+_V, _MEAN, _VAR, _BATCH_MEAN, _BATCH_VAR = (1 << i for i in range(3, 8))
+
+
+def _rectified_backward(plan, eps, is_own):
+    reduce, finish = rectified_reduce(plan, eps), rectified_input_gradient(plan, eps)
+
+    def backward(dy, x, weight, v, mean, var, batch_mean, batch_var):
+        dweight, dbias, dbatch_var = reduce(dy, x, weight, batch_var)
+        dx = finish(dy, x, weight, batch_var, dbatch_var if is_own else None, None)
+        return dx, dweight, dbias, None, None if is_own else dbatch_var
+
+    return backward
+
+
+def _reduce(plan, has_v, kind, eps):
+    """Elements of a plane, and what makes planes of sums and dstd."""
+    number, size = 4 if has_v else 3, plane(plan.rows * plan.channels)
+    launch = plan.launch(_batch_sums_kernel, size, plan.affine_stride, eps, KIND=kind)
+    shape = (plan.samples, plan.chunks, plan.channels)
+
+    def reduce(dy, x, weight, v, mean, var, batch_var):
+        sums, dstd = floats(x, number * size), floats(x, *shape)
+        launch((dy, x, weight, v, mean, var, batch_var, sums, dstd))
+        return sums, dstd
+
+    return size, reduce
+
+
+def _add(plan, size, has_v):
+    """What makes dweight, dbias, dv, dstd of few parts, and dbatch_var of planes of sums."""
+    add = adding(plan, size, summing_of(plan, 4 if has_v else 3))
+    how = summing(plan.samples, plan.chunks, plan.channels, 1, True)
+    merge = adding(plan, 0, how) if plan.merged else None
+
+    def gradients(sums, dstd, weight, v):
+        dweight, dbias, dv = new_gradients(weight, v)
+        dbatch_var = floats(weight, plan.channels)
+        add((sums, dweight, dbias, dbatch_var, dbatch_var if dv is None else dv))
+        if merge:
+            parts, dstd = dstd, floats(dstd, plan.samples, 1, plan.channels)
+            merge((parts, dstd, dstd, dstd, dstd))
+        return dweight, dbias, dv, dstd, dbatch_var
+
+    return gradients
+
+
+def _input_gradient(plan, size, how, kind, eps):
+    """What makes dx; and planes of sums are added up, by the Summing ``how``."""
+    # As many parts has a dstd that nobody has merged.
+    parts = 1 if plan.merged else plan.chunks
+    values = (size, how.rows, how.outputs, how.programs, parts, plan.affine_stride, eps)
+    constants = {"KIND": kind, "ADD": how.programs > 0, **how.at_once}
+    launch = plan.launch(
+        _batch_backward_kernel, *values, plan.samples, extra=how.programs, **constants
     )
-    return dx
+
+    def input_gradient(dy, x, given, out):
+        dx = torch.empty_like(x)
+        launch((dy, x, dx, *given, *out))
+        return dx
+
+    return input_gradient

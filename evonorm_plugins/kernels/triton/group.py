@@ -1,11 +1,11 @@
 """Group norms with an activation: mean and variance of groups of channels of a sample."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import forward_of_groups
+from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
@@ -85,20 +85,12 @@ def _group_forward_kernel(
         store(y_ptr, z, tile)
 
 
-@on_device
-def group_forward(x, weight, bias, v, statistics_kind, act, groups, eps):
-    """y, mean and rstd ``(N, groups)``; mean is 0 where the variance is a mean of squares."""
-    plan = make_plan(x, x.shape[1] // groups, 1)
-    found = statistics(plan, x, statistics_kind != "rms", eps)
-    y = torch.empty_like(x)
-    plan.run(
-        _group_forward_kernel,
-        (x, y, weight, bias, v, found.parts, found.mean, found.spread),
-        found.plane,
-        sample_stride(weight),
-        eps,
-        STATISTICS=statistics_kind,
-        ACT=act,
-        SOURCE=found.source,
-    )
-    return y, found.mean, found.spread
+@entry("xgbc")
+def group_forward(sizes, statistics, act, groups, eps):
+    """Of x, weight, bias and v y, mean and rstd ``(N, groups)``.
+
+    The mean is 0 where the variance is a mean of squares.
+    """
+    constants = {"STATISTICS": statistics, "ACT": act}
+    centred = statistics != "rms"
+    return forward_of_groups(sizes, _group_forward_kernel, groups, eps, centred, constants)

@@ -1,20 +1,12 @@
 """The gradients of group norms with an activation."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import (
-    add_rows,
-    existing,
-    floats,
-    fused_gradients,
-    new_gradients,
-    plane,
-    summing_of,
-)
+from evonorm_plugins.kernels.triton.buffers import add_rows
+from evonorm_plugins.kernels.triton.entry import entry
 from evonorm_plugins.kernels.triton.group import from_mean
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.groups import backward_of_groups
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
@@ -286,34 +278,21 @@ def _group_gradients_kernel(
         )
 
 
-@on_device
-def group_backward(dy, x, weight, bias, v, mean, rstd, statistics_kind, act):
-    """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is."""
-    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
-    dx, stride = torch.empty_like(x), sample_stride(weight)
-    given, kind = (weight, bias, v, mean, rstd), {"STATISTICS": statistics_kind, "ACT": act}
-    if plan.fused:
+@entry("dxgbcss")
+def group_backward(sizes, statistics, act):
+    """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is.
 
-        def launch(sums, size):
-            plan.run(_group_backward_kernel, (dy, x, dx, *given, sums), size, stride, **kind)
-
-        return dx, *fused_gradients(plan, weight, v, launch)
-    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
-    out_size = plane(plan.rows * plan.units)
-    sums, parts = floats(x, number * size), floats(x, 2 * out_size)
-    plan.run(_group_sums_kernel, (dy, x, *given, sums, parts), size, out_size, stride, **kind)
-    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
-    plan.run(
-        _group_gradients_kernel,
-        (dy, x, dx, *given, sums, parts, *existing(found, sums)),
-        size,
-        out_size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        stride,
-        extra=how.programs,
-        **kind,
-        **how.at_once,
+    Of dy, x, weight, bias, v, and mean and rstd ``(N, groups)``.
+    """
+    constants = {"STATISTICS": statistics, "ACT": act}
+    backward = backward_of_groups(
+        sizes,
+        (_group_backward_kernel, constants),
+        (_group_sums_kernel, constants),
+        (_group_gradients_kernel, constants),
+        has_v=not sizes.absent,
+        planes=2,
     )
-    return dx, *found
+    return lambda dy, x, weight, bias, v, mean, rstd: backward(
+        dy, x, weight, v, (weight, bias, v, mean, rstd)
+    )

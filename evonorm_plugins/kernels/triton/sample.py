@@ -1,11 +1,11 @@
 """The S series: statistics of groups of channels of a sample."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import forward_of_groups
+from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     divide,
@@ -72,23 +72,13 @@ def _sample_forward_kernel(
         store(y_ptr, x * sigmoid(x, v, T.FAST) * weight + bias, tile)
 
 
-@on_device
-def sample_forward(x, weight, bias, v, groups, eps, centred):
+@entry("xgbc")
+def sample_forward(sizes, groups, eps, centred):
     """EvoNorm-S0, S1 (v None) and S2 (v None, not ``centred``): y, mean and rstd ``(N, groups)``.
 
-    ``y = x sigmoid(v x) rstd weight + bias`` with ``rstd = 1 / sqrt(variance + eps)`` of the
-    groups; not ``centred``: the mean of squares in place of the variance, and 0 for the mean.
+    Of x, weight, bias and v ``y = x sigmoid(v x) rstd weight + bias`` with
+    ``rstd = 1 / sqrt(variance + eps)`` of the groups; not ``centred``: the mean of squares in place
+    of the variance, and 0 for the mean.
     """
-    plan = make_plan(x, x.shape[1] // groups, 1)
-    found = statistics(plan, x, centred, eps)
-    y = torch.empty_like(x)
-    plan.run(
-        _sample_forward_kernel,
-        (x, y, weight, bias, v, found.parts, found.mean, found.spread),
-        found.plane,
-        sample_stride(weight),
-        eps,
-        CENTRED=centred,
-        SOURCE=found.source,
-    )
-    return y, found.mean, found.spread
+    constants = {"CENTRED": centred}
+    return forward_of_groups(sizes, _sample_forward_kernel, groups, eps, centred, constants)

@@ -1,19 +1,11 @@
 """The gradients of the S series."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import (
-    add_rows,
-    existing,
-    floats,
-    fused_gradients,
-    new_gradients,
-    plane,
-    summing_of,
-)
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.buffers import add_rows
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import backward_of_groups
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
@@ -134,6 +126,7 @@ def _sample_sums_kernel(
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
+    mean_ptr,  # not read: given as to the other kernels
     rstd_ptr,  # (N, groups)
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
@@ -200,32 +193,19 @@ def _sample_gradients_kernel(
         )
 
 
-@on_device
-def sample_backward(dy, x, weight, v, mean, rstd, centred):
-    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
-    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
-    dx, stride = torch.empty_like(x), sample_stride(weight)
-    if plan.fused:
+@entry("dxgcss")
+def sample_backward(sizes, centred):
+    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is.
 
-        def launch(sums, size):
-            tensors = (dy, x, dx, weight, v, mean, rstd, sums)
-            plan.run(_sample_backward_kernel, tensors, size, stride, CENTRED=centred)
-
-        return dx, *fused_gradients(plan, weight, v, launch)
-    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
-    sums, parts = floats(x, number * size), floats(x, plan.rows * plan.units)
-    plan.run(_sample_sums_kernel, (dy, x, weight, v, rstd, sums, parts), size, stride)
-    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
-    plan.run(
-        _sample_gradients_kernel,
-        (dy, x, dx, weight, v, mean, rstd, sums, parts, *existing(found, sums)),
-        size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        stride,
-        extra=how.programs,
-        CENTRED=centred,
-        **how.at_once,
+    Of dy, x, weight, v, and mean and rstd ``(N, groups)``.
+    """
+    constants = {"CENTRED": centred}
+    backward = backward_of_groups(
+        sizes,
+        (_sample_backward_kernel, constants),
+        (_sample_sums_kernel, {}),
+        (_sample_gradients_kernel, constants),
+        has_v=not sizes.absent,
+        planes=1,
     )
-    return dx, *found
+    return lambda dy, x, weight, v, mean, rstd: backward(dy, x, weight, v, (weight, v, mean, rstd))
