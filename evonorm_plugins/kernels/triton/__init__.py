@@ -24,9 +24,10 @@ import torch
 from evonorm_plugins.kernels.triton import entry
 from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
 from evonorm_plugins.kernels.triton.average import move_average
-from evonorm_plugins.kernels.triton.batch import batch_apply, batch_forward
-from evonorm_plugins.kernels.triton.batch_gradients import (
+from evonorm_plugins.kernels.triton.batches import (
+    batch_apply,
     batch_backward,
+    batch_forward,
     batch_input_gradient,
     batch_reduce,
 )

@@ -1,23 +1,15 @@
 """The B series: statistics of a sample's channels, and of the batch's; of RS + rej the latter."""
 
-import math
-
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.entry import entry, require
 from evonorm_plugins.kernels.triton.moments import (
     keep,
     keep_row,
     merge_chunks,
     merge_samples,
-    merging,
     moments,
-    statistics,
 )
-from evonorm_plugins.kernels.triton.plan import make_plan
-from evonorm_plugins.kernels.triton.rectified import rectified_apply, rectified_forward
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     divide,
@@ -56,7 +48,7 @@ def instance_side(x, v, std, KIND: tl.constexpr):
 
 
 @kernel
-def _batch_forward_kernel(
+def batch_forward_kernel(
     x_ptr,  # (N, C, H, W)
     y_ptr,  # out: as x
     weight_ptr,  # gamma: (C,) or (N, C)
@@ -107,81 +99,3 @@ def _batch_forward_kernel(
             x = load(x_ptr, tile, 0, True)
         y = divide(x, maximum(batch_std, instance_side(x, v, std, KIND)), T.FAST)
         store(y_ptr, y * weight + bias, tile)
-
-
-@entry("xgbcooc")
-def batch_apply(sizes, kind, eps):
-    """EvoNorm-B0, B1, B2 (``kind`` "b0", "b1", "b2") of given statistics: y.
-
-    Of x, weight, bias, v, mean, var, batch_var ``y = x / max(sqrt(batch_var + eps), t) weight +
-    bias`` where t of b0, b1 and b2 is ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with
-    ``r = sqrt(var + mean^2 + eps)``. "rs_rej", which has no mean and var: ``y = max(x, 0) /
-    sqrt(batch_var + eps) weight + bias``.
-    """
-    _require_eps(eps)
-    plan = make_plan(sizes, 1, 1, chunked=True)
-    if kind == "rs_rej":
-        finish = rectified_apply(plan, eps)
-        return lambda x, weight, bias, v, mean, var, batch_var: finish(x, weight, bias, batch_var)
-    apply = _apply(plan, "given", 0, kind, eps)
-
-    def forward(x, weight, bias, v, mean, var, batch_var):
-        return apply(x, weight, bias, v, None, batch_var, mean, mean, var)
-
-    return forward
-
-
-@entry("xgbcc")
-def batch_forward(sizes, kind, eps):
-    """y, mean and var ``(N, C)``, and the mean and variance ``(C,)`` of the batch.
-
-    Of x, weight, bias, v, batch_var. The last two are empty where ``batch_var`` is given, which is
-    used; else they are those of x. In "rs_rej" mean and var are None, and that of the batch is the
-    mean of squares.
-    """
-    _require_eps(eps)
-    is_given = not sizes.absent & 1 << 4
-    if kind == "rs_rej":
-        return rectified_forward(make_plan(sizes, 1, 1, chunked=True), eps, is_given)
-    plan = make_plan(sizes, 1, 1, chunked=not is_given)
-    source, size, find = statistics(plan)
-    apply = _apply(plan, source, size, kind, eps)
-
-    def of_given(x, weight, bias, v, batch_var):
-        mean, var, parts = find(x, weight)
-        y = apply(x, weight, bias, v, None, batch_var, parts, mean, var)
-        return y, mean, var, batch_var.new_empty(0), batch_var.new_empty(0)
-
-    if is_given:
-        return of_given
-    merge = merging(plan, size, 1) if plan.spread or plan.merged else None
-
-    def forward(x, weight, bias, v, _):
-        mean, var, parts = find(x, weight)
-        batch_mean = weight.new_empty(plan.channels)
-        batch_var = torch.empty_like(batch_mean)
-        if merge:
-            merge((parts, batch_mean, batch_var))
-        own_mean = None if merge else batch_mean
-        y = apply(x, weight, bias, v, own_mean, batch_var, parts, mean, var)
-        return y, mean, var, batch_mean, batch_var
-
-    return forward
-
-
-def _require_eps(eps):
-    require(0 <= eps < math.inf)
-
-
-def _apply(plan, source, size, kind, eps):
-    """What makes y; statistics of the batch, too, where it is given memory for their mean."""
-    constants = {"KIND": kind, "SOURCE": source}
-    values = (size, plan.rows, plan.affine_stride, eps)
-    launch = plan.launch(_batch_forward_kernel, *values, **constants)
-
-    def apply(x, weight, bias, v, batch_mean, batch_var, parts, mean, var):
-        y = torch.empty_like(x)
-        launch((x, y, weight, bias, v, batch_mean, batch_var, parts, mean, var))
-        return y
-
-    return apply
