@@ -56,50 +56,48 @@ def _gradients(weight, v):
 
 
 def sample_forward(x, weight, bias, v, groups, eps, centred):
-    """The S series: ``(y, mean, rstd)``, the last two ``(N, groups)``; groups divide C.
+    """The S series: ``(y, mean_rstd)``, the latter ``(2, N, groups)``; groups divide C.
 
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
     samples, channels, _, _ = x.shape
     # Numbers one by one: a tuple of them takes a third of a microsecond more.
-    y, mean = torch.empty_like(x), weight.new_empty(samples, max(0, min(groups, channels)))
-    rstd = torch.empty_like(mean)
-    library.sample_forward(_threads(), x, weight, v, bias, groups, eps, centred, y, mean, rstd)
-    return y, mean, rstd
+    # Of a number that is refused there, no more memory than of one that is not.
+    kept = max(0, min(groups, channels))
+    y, mean_rstd = torch.empty_like(x), weight.new_empty(2, samples, kept)
+    library.sample_forward(_threads(), x, weight, v, bias, groups, eps, centred, y, mean_rstd)
+    return y, mean_rstd
 
 
-def sample_backward(dy, x, weight, v, mean, rstd, centred):
+def sample_backward(dy, x, weight, v, mean_rstd, centred):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx = torch.empty_like(x)
     dweight, dbias, dv = _gradients(weight, v)
     library.sample_backward(
-        _threads(), x, weight, v, mean, rstd, centred, dy, dx, dweight, dbias, dv
+        _threads(), x, weight, v, mean_rstd, centred, dy, dx, dweight, dbias, dv
     )
     return dx, dweight, dbias, dv
 
 
 def group_forward(x, weight, bias, v, statistics, act, groups, eps):
-    """Group norms with an activation: ``(y, mean, rstd)``, the last two ``(N, groups)``.
+    """Group norms with an activation: ``(y, mean_rstd)``, the latter ``(2, N, groups)``.
 
     ``statistics`` and ``act`` as in :func:`evonorm_plugins.functional.group_norm_act`; groups
     divide C. v is None in the activations that have none.
     """
-    shape = x.shape[0], max(0, min(groups, x.shape[1]))
-    y, mean = torch.empty_like(x), weight.new_empty(shape)
-    rstd = torch.empty_like(mean)
+    kept = max(0, min(groups, x.shape[1]))
+    y, mean_rstd = torch.empty_like(x), weight.new_empty(2, x.shape[0], kept)
     kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
-    library.group_forward(_threads(), x, weight, v, bias, *kind, groups, eps, y, mean, rstd)
-    return y, mean, rstd
+    library.group_forward(_threads(), x, weight, v, bias, *kind, groups, eps, y, mean_rstd)
+    return y, mean_rstd
 
 
-def group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act):
+def group_backward(dy, x, weight, bias, v, mean_rstd, statistics, act):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx = torch.empty_like(x)
     parameters = _gradients(weight, v)
     kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
-    library.group_backward(
-        *(_threads(), x, weight, v, bias, *kind, mean, rstd, dy, dx), *parameters
-    )
+    library.group_backward(*(_threads(), x, weight, v, bias, *kind, mean_rstd, dy, dx), *parameters)
     return dx, *parameters
 
 

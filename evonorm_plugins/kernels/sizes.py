@@ -34,8 +34,8 @@ def read_sizes_in_python(roles, *arguments):
         roles: what each tensor is, a letter for one. ``x``: ``(N, C, H, W)``, not empty, dense in
             contiguous or channels_last format; ``d``: of the shape, dtype and format of x. All
             others are contiguous and of float32: ``g`` gamma ``(C,)`` or ``(N, C)``, ``b`` the same
-            as gamma, ``c`` ``(C,)`` or None, ``o`` ``(N, C)`` or None, ``s`` ``(N, groups)``, ``a``
-            of any shape, or None.
+            as gamma, ``c`` ``(C,)`` or None, ``o`` ``(N, C)`` or None, ``s`` ``(2, N, groups)``,
+            ``a`` of any shape, or None.
         arguments: the tensors, and what else there may be behind them.
 
     Raises:
@@ -62,9 +62,10 @@ def read_sizes_in_python(roles, *arguments):
         if role == "g":
             gamma = each if t.dim() == 2 else own
         elif role == "s":
-            _require(t.dim() == 2)
-            groups = groups or t.shape[1]
-        shapes = {"g": gamma, "b": gamma, "c": own, "o": each, "s": (samples, groups), "a": t.shape}
+            _require(t.dim() == 3)
+            groups = t.shape[2]
+        grouped = 2, samples, groups
+        shapes = {"g": gamma, "b": gamma, "c": own, "o": each, "s": grouped, "a": t.shape}
         _require(t.shape == shapes[role] and t.dtype is torch.float32 and t.is_contiguous())
     dtype = 0 if x is None else DTYPES.index(x.dtype)
     device = present[0].get_device()

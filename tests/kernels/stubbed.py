@@ -44,12 +44,12 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
         kernels.affine_backward(x, x, weight)
     elif kind in GROUPS:
         statistics, act = GROUPS[kind]
-        _, *own = kernels.group_forward(x, weight, bias, v, statistics, act, groups, 1e-5)
-        kernels.group_backward(x, x, weight, bias, v, *own, statistics, act)
+        _, own = kernels.group_forward(x, weight, bias, v, statistics, act, groups, 1e-5)
+        kernels.group_backward(x, x, weight, bias, v, own, statistics, act)
     elif kind.startswith("s"):
         centred = kind != "s2"
-        _, mean, rstd = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
-        kernels.sample_backward(x, x, weight, v, mean, rstd, centred)
+        _, own = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
+        kernels.sample_backward(x, x, weight, v, own, centred)
     else:
         batch_var = new(c, **each) if given else None
         _, mean, var, own_mean, own_var = kernels.batch_forward(
@@ -195,7 +195,7 @@ def takes_every_value():
         driver.record = []
         kernels.sample_forward(x, weight, weight, one, 4, eps, True)
         (found,) = driver.record
-        _, stride, found_eps, channels, *_ = found.arguments[8:]
+        _, _, stride, found_eps, channels, *_ = found.arguments[7:]
         assert (stride, found_eps, channels) == (64 if weight is each else 0, eps, 64)
     driver.record = None
 

@@ -39,8 +39,8 @@ def samples(kind, draw):
         v = v if kind in WITH_V else None
         if kind in GROUP_KINDS:
             forward = (x, weight, bias, v, *GROUP_KINDS[kind], 4, 1e-5, "cpu")
-            mean, rstd = ops.group(*forward)[1:]
-            backward = (dy, x, weight, bias, v, mean, rstd, *GROUP_KINDS[kind], "cpu")
+            own = ops.group(*forward)[1]
+            backward = (dy, x, weight, bias, v, own, *GROUP_KINDS[kind], "cpu")
             yield ops.group, forward, ops.group_backward, backward
         elif kind == "affine":
             yield (
@@ -51,8 +51,8 @@ def samples(kind, draw):
             )
         elif kind not in BATCH_KINDS:
             forward = (x, weight, bias, v, kind, 4, 1e-5, "cpu")
-            mean, rstd = ops.sample(*forward)[1:]
-            backward = (dy, x, weight, v, mean, rstd, kind, "cpu")
+            own = ops.sample(*forward)[1]
+            backward = (dy, x, weight, v, own, kind, "cpu")
             yield ops.sample, forward, ops.sample_backward, backward
         else:
             for given in (None, arguments["batch_var"]):

@@ -38,8 +38,8 @@ static int has_shape(problem *p, int type, const view *t)
     case OF_CHANNEL: return is_channel;
     case OF_OWN: return is_own;
     default: /* OF_GROUP */
-        if (t->axes != 2 || t->sizes[0] != n || (p->groups && t->sizes[1] != p->groups)) return 0;
-        p->groups = t->sizes[1];
+        if (t->axes != 3 || t->sizes[0] != 2 || t->sizes[1] != n) return 0;
+        p->groups = t->sizes[2];
         return 1;
     }
 }
@@ -64,6 +64,7 @@ int evonorm_read_argument(problem *p, view *x, const field *f, PyObject *value)
         if (value == Py_None || !evonorm_read_plain(value, &t) || !is_like_x(p, x, &t)) return 0;
         break;
     case RESULT:
+    case RESULT_OF_GROUP:
         if (value == Py_None) return 1;
         if (!evonorm_read_view(value, &t)) return 0;
         break;
@@ -74,6 +75,8 @@ int evonorm_read_argument(problem *p, view *x, const field *f, PyObject *value)
             return 0;
     }
     *(void **)at = t.data;
+    if (f->type == OF_GROUP || f->type == RESULT_OF_GROUP)
+        p->rstd = (float *)t.data + p->samples * p->groups;
     if (x->device == ANY_DEVICE) x->device = t.device;
     return t.data != NULL && t.device == x->device;
 }

@@ -17,8 +17,9 @@ enum {
     LIKE_GAMMA,
     OF_CHANNEL, /* (C) */
     OF_OWN,     /* (N, C) */
-    OF_GROUP,   /* (N, G): sets the groups */
+    OF_GROUP,   /* (2, N, G): sets the groups, and rstd to what lies behind the mean */
     RESULT,
+    RESULT_OF_GROUP, /* likewise */
     INT64,
     INT32,
     NUMBER

@@ -67,22 +67,27 @@ class Operator:
         OPERATORS[self.name] = self
 
     def __call__(self, *arguments):
-        if is_direct(*arguments[: self.tensors]):
-            return self.compute_directly(*arguments)
-        return self.dispatched(*arguments)
-
-    def compute_directly(self, *arguments):
-        """Past the dispatcher, unless it has to open a tensor: one that is left of a transform."""
-        try:
-            return self.compute(*arguments)
-        except Unfit:
+        if not is_direct(*arguments[: self.tensors]):
             return self.dispatched(*arguments)
-
-    def compute(self, *arguments):
         try:
             return self.kernel(*arguments)
         except _MISFIT:
             pass  # not shown beside what follows, which is for the caller
+        return self.fit_or_dispatch(*arguments)
+
+    def fit_or_dispatch(self, *arguments):
+        """A call that the kernel has not taken."""
+        try:
+            return self.fit(*arguments)
+        except Unfit:  # of a tensor that the dispatcher opens: one that is left of a transform
+            return self.dispatched(*arguments)
+
+    def compute(self, *arguments):
+        """What the dispatcher calls."""
+        try:
+            return self.kernel(*arguments)
+        except _MISFIT:
+            pass
         return self.fit(*arguments)
 
 
@@ -164,7 +169,7 @@ class Differentiable(Operator):
                 for t in tensors:
                     if t is not None and t.requires_grad:
                         return self.function(*tensors, arguments[self.tensors :])
-            results = self.compute_directly(*arguments)
+            results = super().__call__(*arguments)
         if not isinstance(results, tuple):
             return results
         return (results[0], results[-1]) if self.shows_last else results[0]

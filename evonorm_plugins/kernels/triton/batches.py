@@ -70,8 +70,12 @@ def batch_forward(sizes, kind, eps):
     source, size, find = statistics(plan)
     apply = _apply(plan, source, size, kind, eps)
 
+    shape = (plan.samples, plan.channels)
+
     def of_given(x, weight, bias, v, batch_var):
-        mean, var, parts = find(x, weight)
+        mean = weight.new_empty(*shape)
+        var = torch.empty_like(mean)
+        parts = find(x, mean, var)
         y = apply(x, weight, bias, v, None, batch_var, parts, mean, var)
         return y, mean, var, batch_var.new_empty(0), batch_var.new_empty(0)
 
@@ -80,7 +84,9 @@ def batch_forward(sizes, kind, eps):
     merge = merging(plan, size, 1) if plan.spread or plan.merged else None
 
     def forward(x, weight, bias, v, _):
-        mean, var, parts = find(x, weight)
+        mean = weight.new_empty(*shape)
+        var = torch.empty_like(mean)
+        parts = find(x, mean, var)
         batch_mean = weight.new_empty(plan.channels)
         batch_var = torch.empty_like(batch_mean)
         if merge:

@@ -41,9 +41,9 @@ def _group_forward_kernel(
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
     parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
-    mean_ptr,  # (N, groups), out unless SOURCE is "given"
-    rstd_ptr,  # likewise
+    mean_ptr,  # (2, N, groups) mean and rstd, out unless SOURCE is "given"
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    own: tl.int64,  # N groups
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
@@ -56,6 +56,7 @@ def _group_forward_kernel(
     T: tl.constexpr,
 ):
     at = place(C, HW, chunk, chunks, SOURCE != "x", T)
+    rstd_ptr = mean_ptr + own
     if SOURCE == "given":
         mean = parameter(mean_ptr, C // T.D, at, T.D)
         rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -87,7 +88,7 @@ def _group_forward_kernel(
 
 @entry("xgbc")
 def group_forward(sizes, statistics, act, groups, eps):
-    """Of x, weight, bias and v y, mean and rstd ``(N, groups)``.
+    """Of x, weight, bias and v y, and mean and rstd ``(2, N, groups)``.
 
     The mean is 0 where the variance is a mean of squares.
     """

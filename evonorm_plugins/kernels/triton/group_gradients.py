@@ -169,10 +169,10 @@ def _group_backward_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -184,6 +184,7 @@ def _group_backward_kernel(
 ):
     """All of it, where a program has whole groups."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
     v = wide_parameter(v_ptr, 0, at)
@@ -202,12 +203,12 @@ def _group_sums_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (2, N, chunks, units) sums of weight dz (x - mean) and of weight dz
     plane: tl.int64,  # of sums: elements from one of them to the next
     out_plane: tl.int64,  # of parts
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -219,6 +220,7 @@ def _group_sums_kernel(
 ):
     """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
     v = wide_parameter(v_ptr, 0, at)
@@ -239,8 +241,7 @@ def _group_gradients_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # (2, N, chunks, units) as of _group_sums_kernel
     dweight_ptr,  # out: as weight
@@ -251,6 +252,7 @@ def _group_gradients_kernel(
     rows,  # of sums that are added up to one output
     outputs,
     extra,  # programs that do so; the others make dx
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -269,6 +271,7 @@ def _group_gradients_kernel(
         add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
+        rstd_ptr = mean_ptr + own
         given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
         v = wide_parameter(v_ptr, 0, at)
         by_x = add_chunks(parts_ptr, at.n, chunks, at, T)
@@ -278,11 +281,11 @@ def _group_gradients_kernel(
         )
 
 
-@entry("dxgbcss")
+@entry("dxgbcs")
 def group_backward(sizes, statistics, act):
     """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is.
 
-    Of dy, x, weight, bias, v, and mean and rstd ``(N, groups)``.
+    Of dy, x, weight, bias, v, and mean and rstd ``(2, N, groups)``.
     """
     constants = {"STATISTICS": statistics, "ACT": act}
     backward = backward_of_groups(
@@ -293,6 +296,6 @@ def group_backward(sizes, statistics, act):
         has_v=not sizes.absent,
         planes=2,
     )
-    return lambda dy, x, weight, bias, v, mean, rstd: backward(
-        dy, x, weight, v, (weight, bias, v, mean, rstd)
+    return lambda dy, x, weight, bias, v, mean_rstd: backward(
+        dy, x, weight, v, (weight, bias, v, mean_rstd)
     )

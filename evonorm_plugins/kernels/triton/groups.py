@@ -18,20 +18,23 @@ from evonorm_plugins.kernels.triton.plan import make_plan
 
 
 def forward_of_groups(sizes, kernel, groups, eps, centred, constants):
-    """y, mean and rstd ``(N, groups)`` of x, weight, bias and v.
+    """y, and mean and rstd ``(2, N, groups)`` of x, weight, bias and v.
 
     ``constants``: of the kernel, but for SOURCE.
     """
     require(0 < groups <= sizes.channels and sizes.channels % groups == 0 and 0 <= eps < math.inf)
     plan = make_plan(sizes, sizes.channels // groups, 1)
     source, size, find = statistics(plan, centred, eps)
-    launch = plan.launch(kernel, size, plan.affine_stride, eps, SOURCE=source, **constants)
+    own, stride = sizes.samples * groups, plan.affine_stride
+    launch = plan.launch(kernel, size, own, stride, eps, SOURCE=source, **constants)
+    samples = sizes.samples
 
     def forward(x, weight, bias, v):
-        mean, rstd, parts = find(x, weight)
+        mean_rstd = weight.new_empty(2, samples, groups)
+        parts = find(x, mean_rstd, mean_rstd)
         y = torch.empty_like(x)
-        launch((x, y, weight, bias, v, parts, mean, rstd))
-        return y, mean, rstd
+        launch((x, y, weight, bias, v, parts, mean_rstd))
+        return y, mean_rstd
 
     return forward
 
@@ -46,15 +49,16 @@ def backward_of_groups(sizes, whole, first, second, has_v, planes):
     """
     require(sizes.channels % sizes.groups == 0)
     plan = make_plan(sizes, sizes.channels // sizes.groups, 2)
+    own = sizes.samples * sizes.groups
     if plan.fused:
-        return _whole(plan, whole, has_v)
-    return _in_chunks(plan, first, second, has_v, planes)
+        return _whole(plan, own, whole, has_v)
+    return _in_chunks(plan, own, first, second, has_v, planes)
 
 
-def _whole(plan, whole, has_v):
+def _whole(plan, own, whole, has_v):
     kernel, constants = whole
     size, new, add = fused_gradients(plan, has_v)
-    launch = plan.launch(kernel, size, plan.affine_stride, **constants)
+    launch = plan.launch(kernel, size, own, plan.affine_stride, **constants)
 
     def backward(dy, x, weight, v, given):
         dx = torch.empty_like(x)
@@ -66,14 +70,13 @@ def _whole(plan, whole, has_v):
     return backward
 
 
-def _in_chunks(plan, first, second, has_v, planes):
+def _in_chunks(plan, own, first, second, has_v, planes):
     number = 3 if has_v else 2
     size, part = plane(plan.rows * plan.channels), plane(plan.rows * plan.units)
-    values = (size, plan.affine_stride) if planes == 1 else (size, part, plan.affine_stride)
-    sum_up = plan.launch(first[0], *values, **first[1])
+    before, after = (size,) if planes == 1 else (size, part), (own, plan.affine_stride)
+    sum_up = plan.launch(first[0], *before, *after, **first[1])
     how = summing_of(plan, number)
-    at = len(values) - 1
-    values = (*values[:at], how.rows, how.outputs, how.programs, *values[at:])
+    values = (*before, how.rows, how.outputs, how.programs, *after)
     finish = plan.launch(second[0], *values, extra=how.programs, **second[1], **how.at_once)
 
     def backward(dy, x, weight, v, given):

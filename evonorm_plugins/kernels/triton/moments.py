@@ -8,7 +8,6 @@ variance (Chan, Golub, LeVeque 1979).
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 
@@ -179,6 +178,7 @@ def _merge_kernel(
     mean_ptr,  # out: (outputs, groups)
     spread_ptr,  # out: likewise; RSTD: 1 / sqrt(variance + eps) in place of the variance
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    own: tl.int64,  # elements of what lies before the spread where its pointer is
     rows,
     eps,
     C,
@@ -198,7 +198,7 @@ def _merge_kernel(
     exists = group < C // T.D
     at = out.to(tl.int64) * (C // T.D) + group
     tl.store(mean_ptr + at, mean, exists)
-    tl.store(spread_ptr + at, var, exists)
+    tl.store(spread_ptr + own + at, var, exists)
 
 
 class Statistics(NamedTuple):
@@ -206,34 +206,29 @@ class Statistics(NamedTuple):
 
     source: str  # SOURCE of the kernel: "x" (one chunk), "parts" or "given"
     plane: int  # of parts: elements from one of the 3 to the next
-    # Of x and a tensor of float32: mean and spread, (N, groups) each, which the kernel fills unless
-    # ``source`` is "given", and the parts (3, N, chunks, units). The spread is the variance, or
-    # its rstd.
+    # Of x and memory for mean and spread, (N, groups) each: the parts (3, N, chunks, units). The
+    # kernel fills that memory unless ``source`` is "given". The spread is the variance, or rstd.
     find: Callable
 
 
 def statistics(plan, centred=True, rstd_eps=None):
-    """The Statistics of groups, as the plan has them computed; with an eps rstd for variance."""
-    shape = (plan.samples, plan.channels // plan.tile.D)
+    """The Statistics of groups, as the plan has them computed.
+
+    With an eps rstd for variance, both in one memory ``(2, N, groups)``.
+    """
     if plan.fused:
-
-        def make(x, like):
-            mean = like.new_empty(*shape)
-            # Parts are never looked at.
-            return mean, torch.empty_like(mean), mean
-
-        return Statistics("x", 0, make)
+        return Statistics("x", 0, lambda x, mean, spread: mean)  # parts are never looked at
     size, find_parts = part_moments(plan, centred)
-    merge = merging(plan, size, plan.samples, rstd_eps) if plan.merged else None
+    if not plan.merged:
+        return Statistics("parts", size, lambda x, mean, spread: find_parts(x))
+    merge = merging(plan, size, plan.samples, rstd_eps)
 
-    def find(x, like):
-        parts, mean = find_parts(x), like.new_empty(*shape)
-        spread = torch.empty_like(mean)
-        if merge:
-            merge((parts, mean, spread))
-        return mean, spread, parts
+    def find(x, mean, spread):
+        parts = find_parts(x)
+        merge((parts, mean, spread))
+        return parts
 
-    return Statistics("given" if merge else "parts", size, find)
+    return Statistics("given", size, find)
 
 
 @entry("x")
@@ -275,12 +270,13 @@ def part_moments(plan, centred=True):
 def merging(plan, size, outputs, rstd_eps=None):
     """The Launch that merges parts for so many outputs: parts, then means and spreads.
 
-    With an eps rstd for variance.
+    With an eps rstd for variance, which lies behind the means in one memory.
     """
     groups = plan.channels // plan.tile.D
     rows = plan.rows // outputs
     columns, at_once = rows_at_once(rows)
-    values = (size, rows, rstd_eps or 0.0, plan.channels, plan.pixels, plan.chunk, plan.chunks)
+    own = 0 if rstd_eps is None else outputs * groups
+    values = (size, own, rows, rstd_eps or 0.0, plan.channels, plan.pixels, plan.chunk, plan.chunks)
     constants = {"RSTD": rstd_eps is not None, "G": columns, "R": at_once, "T": plan.tile}
     grid = (triton.cdiv(groups, columns), outputs)
     return Launch(_merge_kernel, grid, values, {**constants, **OPTIONS})

@@ -98,10 +98,10 @@ def _sample_backward_kernel(
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -112,6 +112,7 @@ def _sample_backward_kernel(
 ):
     """All of it, where a program has whole groups."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
     rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -126,11 +127,11 @@ def _sample_sums_kernel(
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    mean_ptr,  # not read: given as to the other kernels
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -140,6 +141,7 @@ def _sample_sums_kernel(
 ):
     """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     rstd = parameter(rstd_ptr, C // T.D, at, T.D)
     v = wide_parameter(v_ptr, 0, at)
@@ -155,8 +157,7 @@ def _sample_gradients_kernel(
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x)
     dweight_ptr,  # out: as weight
@@ -166,6 +167,7 @@ def _sample_gradients_kernel(
     rows,  # of sums that are added up to one output
     outputs,
     extra,  # programs that do so; the others make dx
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -183,6 +185,7 @@ def _sample_gradients_kernel(
         add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
+        rstd_ptr = mean_ptr + own
         weight = parameter(weight_ptr, weight_stride, at)
         mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
         rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -193,11 +196,11 @@ def _sample_gradients_kernel(
         )
 
 
-@entry("dxgcss")
+@entry("dxgcs")
 def sample_backward(sizes, centred):
     """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is.
 
-    Of dy, x, weight, v, and mean and rstd ``(N, groups)``.
+    Of dy, x, weight, v, and mean and rstd ``(2, N, groups)``.
     """
     constants = {"CENTRED": centred}
     backward = backward_of_groups(
@@ -208,4 +211,4 @@ def sample_backward(sizes, centred):
         has_v=not sizes.absent,
         planes=1,
     )
-    return lambda dy, x, weight, v, mean, rstd: backward(dy, x, weight, v, (weight, v, mean, rstd))
+    return lambda dy, x, weight, v, mean_rstd: backward(dy, x, weight, v, (weight, v, mean_rstd))
