@@ -24,6 +24,10 @@ driver = stub.install()
 
 from evonorm_plugins import get_norm_act  # noqa: E402
 from evonorm_plugins.kernels import triton as kernels  # noqa: E402
+from evonorm_plugins.kernels.sizes import (  # noqa: E402
+    read_addresses_in_python,
+    read_sizes_in_python,
+)
 from evonorm_plugins.kernels.triton import entry, launch  # noqa: E402
 
 # Statistics and activation.
@@ -174,6 +178,19 @@ def launches_what_triton_would():
     assert ways["ours"] > ways["Triton's"] > 0, ways
 
 
+def launches_the_same_without_the_library():
+    """Tensors are then looked at in Python."""
+    looks = entry.read_sizes, launch.read_addresses
+    entry.read_sizes, launch.read_addresses = read_sizes_in_python, read_addresses_in_python
+    try:
+        with compared() as ways:
+            for kind, _ in itertools.product(KINDS, range(2)):
+                call(new(2, 64, 14, 14), 4, kind, offset=1, conditional=kind == "s1")
+    finally:
+        entry.read_sizes, launch.read_addresses = looks
+    assert ways["ours"] > 0, ways
+
+
 def follows_the_device_and_the_stream():
     x = new(2, 64, 14, 14)
     found = []
@@ -314,6 +331,7 @@ def layers_launch_what_kernels_do():
 
 CHECKS = (
     launches_what_triton_would,
+    launches_the_same_without_the_library,
     follows_the_device_and_the_stream,
     goes_tritons_way,
     takes_every_value,

@@ -34,6 +34,7 @@ def failed():
     "check",
     [
         "launches_what_triton_would",
+        "launches_the_same_without_the_library",
         "follows_the_device_and_the_stream",
         "goes_tritons_way",
         "takes_every_value",
