@@ -9,7 +9,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
-STEMS = ("module", "tensors", "driver", "sample", "group", "batch", "affine", "average")
+STEMS = ("module", "arguments", "tensors", "sizes", "driver")
+FORMULAS = ("sample", "group", "batch", "affine", "average")
 CSRC = "evonorm_plugins/kernels/csrc"
 OPENMP = "-fopenmp"
 # Needs no header of torch, and of Python the stable ABI alone, so that one library serves every
@@ -18,7 +19,7 @@ OPENMP = "-fopenmp"
 OLDEST = None if sysconfig.get_config_var("Py_GIL_DISABLED") else "cp310"
 KERNELS = Extension(
     "evonorm_plugins.kernels._evonorm",
-    sources=[f"{CSRC}/{stem}.c" for stem in (*STEMS, *LOOPS)],
+    sources=[f"{CSRC}/{stem}.c" for stem in (*STEMS, *FORMULAS, *LOOPS)],
     depends=sorted(map(str, Path(CSRC).glob("*.h"))),
     # Not -ffast-math: NaN must come out where NaN went in.
     extra_compile_args=[

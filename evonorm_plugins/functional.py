@@ -27,15 +27,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
-from evonorm_plugins.modes import is_captured
 from evonorm_plugins.planes import as_planes
 from evonorm_plugins.recompute import apply, relu
+from evonorm_plugins.series import series_b, series_b_train, series_s
 from evonorm_plugins.statistics import batch_variance
 
 if TYPE_CHECKING:
@@ -337,86 +336,3 @@ def rs_rej_layer_train(
     See :func:`evonorm_b0_train`.
     """
     return series_b_train("rs_rej", x, weight, bias, None, group, eps, impl)
-
-
-def series_s(
-    kind: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    groups: int,
-    eps: float,
-    impl: str,
-) -> Tensor:
-    if x.dim() != 4:
-        y = series_s(kind, as_planes(x), weight, bias, v, groups, eps, impl)
-        return y.reshape(x.shape)
-    direct = ops.is_direct(x, weight, bias, v)
-    impl = select(impl, x, direct)
-    groups = effective_groups(x.shape[1], groups)
-    if impl == "torch":
-        _check_v(kind, v)
-        tensors = [x, weight, bias] + ([] if v is None else [v])
-        return apply(getattr(formulas, kind), *tensors, groups=groups, eps=eps)
-    return ops.apply_sample(x, weight, bias, v, kind, groups, eps, impl, direct=direct)
-
-
-def _check_v(kind: str, v: Tensor | None) -> None:
-    if v is None and kind in ("b0", "s0"):
-        raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
-
-
-def series_b(
-    kind: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    batch_var: Tensor,
-    eps: float,
-    impl: str,
-) -> Tensor:
-    if batch_var is None:
-        raise ValueError(
-            "batch_mean_square is None: rs_rej_layer_train takes that of x"
-            if kind == "rs_rej"
-            else f"batch_var is None: evonorm_{kind}_train takes that of x"
-        )
-    if x.dim() != 4:
-        y = series_b(kind, as_planes(x), weight, bias, v, batch_var, eps, impl)
-        return y.reshape(x.shape)
-    direct = ops.is_direct(x, weight, bias, v, batch_var)
-    impl = select(impl, x, direct)
-    if impl == "torch":
-        _check_v(kind, v)
-        tensors = [x, weight, bias, batch_var] + ([] if v is None else [v])
-        return apply(getattr(formulas, kind), *tensors, eps=eps)
-    return ops.apply_batch(x, weight, bias, v, batch_var, kind, eps, impl, direct=direct)[0]
-
-
-def series_b_train(
-    kind: str,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    v: Tensor | None,
-    group: ProcessGroup | None,
-    eps: float,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    if x.dim() != 4:
-        y, batch_var = series_b_train(kind, as_planes(x), weight, bias, v, group, eps, impl)
-        return y.reshape(x.shape), batch_var
-    direct = ops.is_direct(x, weight, bias, v)
-    impl = select(impl, x, direct)
-    if impl != "torch" and group is None:
-        return ops.apply_batch(x, weight, bias, v, None, kind, eps, impl, direct=direct)
-    if impl != "torch" and not is_captured():
-        y, batch_var = ops.apply_batch_of_group(x, weight, bias, v, group, kind, eps, impl)
-    else:
-        batch_var, count = batch_variance(x, centred=kind != "rs_rej", group=group)
-        # Without elements anything will do, but NaN would reach the gradients of parameters.
-        used = torch.where(count > 0, batch_var, 1)
-        y = series_b(kind, x, weight, bias, v, used, eps, "torch")
-    return y, batch_var.detach()

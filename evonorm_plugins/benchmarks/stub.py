@@ -99,12 +99,12 @@ def install() -> Stub:
         RunError: Triton's interpreter is on, or there is no Triton, or an old one.
     """
     try:
-        kernels = backend("triton")
+        entry = backend("triton").entry
     except RuntimeError as error:
         raise RunError(str(error)) from None
-    if kernels.INTERPRETED:
+    if entry.INTERPRETED:
         raise RunError("TRITON_INTERPRET is set; a stub of a driver needs Triton's compiler")
     stub = Stub()
     importlib.import_module("triton").runtime.driver.set_active(stub)
-    setattr(kernels, "TAKES_CPU", True)  # noqa: B010
+    entry.TAKES_CPU = True
     return stub

@@ -146,6 +146,8 @@ def why_not_affine(module):
         return "gamma and beta come with each call"
     if module.affine_is_folded:
         return "gamma and beta are folded already"
+    if not getattr(module, "apply_act", True):
+        return "it takes statistics of its input"
     return "gamma and beta come between statistics of the input and an activation"
 
 

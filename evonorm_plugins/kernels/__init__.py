@@ -15,10 +15,10 @@ from types import ModuleType
 import torch
 
 from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels.library import DTYPES
 from evonorm_plugins.torch_private import is_exporting, is_transformed
 
 IMPLEMENTATIONS = ("auto", "torch", "cpu", "triton")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What "auto" means for a type of device.
 _FUSED = {"cpu": "cpu", "cuda": "triton"}
 

@@ -6,56 +6,22 @@ and statistics: ``weight`` and ``bias`` ``(C,)`` or ``(N, C)``, ``v`` ``(C,)`` o
 for ones. Statistics and gradients of parameters are returned in float32.
 
 A new pair of kernels: a C file in ``csrc`` with its two functions of a ``problem``, as affine.c
-(named in STEMS of setup.py); for each function a line of ENTRIES in csrc/module.c, with the fields
-of ``problem`` that Python gives, in order; both ``INTERFACE`` raised; and here a function that
-makes the results and calls ``_library.NAME`` with just these arguments: tensors, Nones, numbers.
-An entry checks every tensor that it reads and raises :class:`Unfit` before anything is computed, so
-an operator tries it first and makes its arguments fit where it was refused.
+(named in FORMULAS of setup.py); for each function a line of ENTRIES in csrc/module.c, with the
+fields of ``problem`` that Python gives, in order; both ``INTERFACE`` raised; and here a function
+that makes the results and calls ``library.NAME`` with just these arguments: tensors, Nones,
+numbers. An entry checks every tensor that it reads and raises :class:`Unfit` before anything is
+computed, so an operator tries it first and makes its arguments fit where it was refused.
 """
-
-import importlib
-import importlib.util
-from types import ModuleType
 
 import torch
 
-_NAME = "evonorm_plugins.kernels._evonorm"
-# Of csrc/module.c: raised with every change of what an entry takes.
-_INTERFACE = 3
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/evonorm.h
-INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512")
+from evonorm_plugins.kernels.library import INSTRUCTION_SETS, Unfit, library
+
+__all__ = ["INSTRUCTION_SETS", "Unfit"]
+
 _KINDS = {"b0": 0, "b1": 1, "b2": 2, "rs_rej": 3}
 _ACTIVATIONS = {"none": 0, "relu": 1, "silu": 2, "swish": 3, "tlu": 4}
 _threads = torch.get_num_threads
-
-
-class Unfit(ValueError):
-    """A tensor is not what the kernels take, or one is missing. Nothing was computed."""
-
-
-def _load() -> ModuleType | str:
-    """The library, or in its place why there is none."""
-    if importlib.util.find_spec(_NAME) is None:
-        return "the C extension was not built when the package was installed"
-    try:
-        library = importlib.import_module(_NAME)
-    except ImportError as error:
-        return f"_evonorm cannot be loaded ({error}); install the package again"
-    if getattr(library, "INTERFACE", None) != _INTERFACE:
-        return "_evonorm is of another version of the package; install it again"
-    connect(library)
-    library.choose(len(INSTRUCTION_SETS) - 1)
-    return library
-
-
-def connect(library: ModuleType) -> None:
-    """Tell the library what it needs to know of torch."""
-    # Of the DLPack protocol. Before torch 2.10 there is none, and attributes are read instead.
-    functions = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
-    library.prepare(Unfit, *_DTYPES, torch.Tensor, functions)
-
-
-_library = _load()
 
 
 def computes_on(x):
@@ -65,22 +31,22 @@ def computes_on(x):
 
 def missing():
     """Why the kernels cannot run on this machine, or None."""
-    return _library if isinstance(_library, str) else None
+    return library if isinstance(library, str) else None
 
 
 def instruction_set():
     """The one of ``INSTRUCTION_SETS`` in use."""
-    return INSTRUCTION_SETS[_library.level()]
+    return INSTRUCTION_SETS[library.level()]
 
 
 def use_instruction_set(name):
     """Use ``name`` of ``INSTRUCTION_SETS``, or a lesser one where the processor lacks it."""
-    _library.choose(INSTRUCTION_SETS.index(name))
+    library.choose(INSTRUCTION_SETS.index(name))
 
 
 def has_openmp():
     """Whether the library was built with OpenMP: without it, it uses one thread."""
-    return bool(_library.HAS_OPENMP)
+    return bool(library.HAS_OPENMP)
 
 
 def _gradients(weight, v):
@@ -90,50 +56,48 @@ def _gradients(weight, v):
 
 
 def sample_forward(x, weight, bias, v, groups, eps, centred):
-    """The S series: ``(y, mean, rstd)``, the last two ``(N, groups)``; groups divide C.
+    """The S series: ``(y, mean_rstd)``, the latter ``(2, N, groups)``; groups divide C.
 
     ``centred=False`` takes the mean of squares for the variance, and 0 for the mean.
     """
     samples, channels, _, _ = x.shape
     # Numbers one by one: a tuple of them takes a third of a microsecond more.
-    y, mean = torch.empty_like(x), weight.new_empty(samples, max(0, min(groups, channels)))
-    rstd = torch.empty_like(mean)
-    _library.sample_forward(_threads(), x, weight, v, bias, groups, eps, centred, y, mean, rstd)
-    return y, mean, rstd
+    # Of a number that is refused there, no more memory than of one that is not.
+    kept = max(0, min(groups, channels))
+    y, mean_rstd = torch.empty_like(x), weight.new_empty(2, samples, kept)
+    library.sample_forward(_threads(), x, weight, v, bias, groups, eps, centred, y, mean_rstd)
+    return y, mean_rstd
 
 
-def sample_backward(dy, x, weight, v, mean, rstd, centred):
+def sample_backward(dy, x, weight, v, mean_rstd, centred):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx = torch.empty_like(x)
     dweight, dbias, dv = _gradients(weight, v)
-    _library.sample_backward(
-        _threads(), x, weight, v, mean, rstd, centred, dy, dx, dweight, dbias, dv
+    library.sample_backward(
+        _threads(), x, weight, v, mean_rstd, centred, dy, dx, dweight, dbias, dv
     )
     return dx, dweight, dbias, dv
 
 
 def group_forward(x, weight, bias, v, statistics, act, groups, eps):
-    """Group norms with an activation: ``(y, mean, rstd)``, the last two ``(N, groups)``.
+    """Group norms with an activation: ``(y, mean_rstd)``, the latter ``(2, N, groups)``.
 
     ``statistics`` and ``act`` as in :func:`evonorm_plugins.functional.group_norm_act`; groups
     divide C. v is None in the activations that have none.
     """
-    shape = x.shape[0], max(0, min(groups, x.shape[1]))
-    y, mean = torch.empty_like(x), weight.new_empty(shape)
-    rstd = torch.empty_like(mean)
+    kept = max(0, min(groups, x.shape[1]))
+    y, mean_rstd = torch.empty_like(x), weight.new_empty(2, x.shape[0], kept)
     kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
-    _library.group_forward(_threads(), x, weight, v, bias, *kind, groups, eps, y, mean, rstd)
-    return y, mean, rstd
+    library.group_forward(_threads(), x, weight, v, bias, *kind, groups, eps, y, mean_rstd)
+    return y, mean_rstd
 
 
-def group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act):
+def group_backward(dy, x, weight, bias, v, mean_rstd, statistics, act):
     """Gradients of x, weight, bias and v (None where there is no v)."""
     dx = torch.empty_like(x)
     parameters = _gradients(weight, v)
     kind = _ACTIVATIONS[act], statistics != "rms", statistics == "norm"
-    _library.group_backward(
-        *(_threads(), x, weight, v, bias, *kind, mean, rstd, dy, dx), *parameters
-    )
+    library.group_backward(*(_threads(), x, weight, v, bias, *kind, mean_rstd, dy, dx), *parameters)
     return dx, *parameters
 
 
@@ -144,7 +108,7 @@ def batch_moments(x, centred=True):
     """
     n, c, h, w = x.shape
     moments = x.new_empty((2, n, c), dtype=torch.float64)
-    _library.batch_moments(_threads(), x, centred, moments)
+    library.batch_moments(_threads(), x, centred, moments)
     return moments[0], moments[1] / (h * w)
 
 
@@ -152,7 +116,7 @@ def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
     """The B series with given statistics: y. RS + rej has no mean and var: None."""
     y = torch.empty_like(x)
     given = _KINDS[kind], eps, mean, var, None, batch_var
-    _library.batch_apply(_threads(), x, weight, v, *given, bias, y)
+    library.batch_apply(_threads(), x, weight, v, *given, bias, y)
     return y
 
 
@@ -178,7 +142,7 @@ def batch_forward(x, weight, bias, v, batch_var, kind, eps):
         var = torch.empty_like(mean)
     y = torch.empty_like(x)
     used = (new_mean, new_var) if own else (None, batch_var)
-    _library.batch_forward(
+    library.batch_forward(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, *used),
         *(bias, y, kind == "b0" or (own and kind != "rs_rej"), own),
     )
@@ -194,7 +158,7 @@ def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps
     dx = torch.empty_like(x)
     dbatch_var = torch.empty_like(batch_var) if batch_mean is None else None
     parameters = _gradients(weight, v)
-    _library.batch_backward(
+    library.batch_backward(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, batch_mean, batch_var),
         *(dy, dx, *parameters, dbatch_var),
     )
@@ -209,7 +173,7 @@ def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
     dstd = None if mean is None else torch.empty_like(mean)
     dbatch_var = torch.empty_like(batch_var)
     parameters = _gradients(weight, v)
-    _library.batch_reduce(
+    library.batch_reduce(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, None, batch_var),
         *(dy, *parameters, dstd, dbatch_var),
     )
@@ -221,7 +185,7 @@ def batch_input_gradient(
 ):
     """Gradient of x from those of the statistics; ``count``: elements behind ``batch_var``."""
     dx = torch.empty_like(x)
-    _library.batch_input_gradient(
+    library.batch_input_gradient(
         *(_threads(), x, weight, v, _KINDS[kind], eps, mean, var, batch_mean, batch_var),
         *(dy, dx, dstd, dbatch_var, count),
     )
@@ -231,14 +195,14 @@ def batch_input_gradient(
 def affine_forward(x, weight, bias):
     """``x * weight + bias``."""
     y = torch.empty_like(x)
-    _library.affine_forward(_threads(), x, weight, bias, y)
+    library.affine_forward(_threads(), x, weight, bias, y)
     return y
 
 
 def affine_backward(dy, x, weight):
     """Gradients of x, weight and bias."""
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    _library.affine_backward(_threads(), x, weight, dy, dx, dweight, dbias)
+    library.affine_backward(_threads(), x, weight, dy, dx, dweight, dbias)
     return dx, dweight, dbias
 
 
@@ -247,4 +211,4 @@ def move_average(average, value, momentum):
 
     In place; autograd is told by the caller.
     """
-    _library.move_average(average, value, momentum)
+    library.move_average(average, value, momentum)

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from evonorm_plugins import functional as F
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.kernels.ops import move_average
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum
 from evonorm_plugins.planes import as_planes
+from evonorm_plugins.series import series_b, series_b_train
 from evonorm_plugins.torch_private import is_transformed
 
 if TYPE_CHECKING:
@@ -165,9 +165,9 @@ class FusedBatchStatistics(Fused, BatchStatistics):
         v = None if self.v_init is None else self._own_v()
         given = self._given_variance(x)
         if given is not None:
-            return F.series_b(self.kind, x, weight, bias, v, given, self.eps, self.impl)
+            return series_b(self.kind, x, weight, bias, v, given, self.eps, self.impl)
         group = self._statistics_group()
-        y, var = F.series_b_train(self.kind, x, weight, bias, v, group, self.eps, self.impl)
+        y, var = series_b_train(self.kind, x, weight, bias, v, group, self.eps, self.impl)
         if self.unbiased_running_var:
             var = var * _unbiasing(x, group)
         move_average(self._buffers["running_var"], var, self.momentum, self.impl)

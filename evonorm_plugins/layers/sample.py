@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evonorm_plugins import functional as F
 from evonorm_plugins.layers.base import Fused, NormAct, number_of_groups
+from evonorm_plugins.series import series_s
 
 
 class GroupStatistics(NormAct):
@@ -53,18 +53,18 @@ class EvoNormS0(Fused, GroupStatistics):
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         v = self._own_v()
-        return F.series_s("s0", x, weight, bias, v, self.groups, self.eps, self.impl)
+        return series_s("s0", x, weight, bias, v, self.groups, self.eps, self.impl)
 
 
 class EvoNormS1(Fused, GroupStatistics):
     """``x * sigmoid(x) / std_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.series_s("s1", x, weight, bias, None, self.groups, self.eps, self.impl)
+        return series_s("s1", x, weight, bias, None, self.groups, self.eps, self.impl)
 
 
 class EvoNormS2(Fused, GroupStatistics):
     """``x * sigmoid(x) / rms_{w,h,c/g}(x) * gamma + beta`` (Table 3); see :class:`EvoNormS0`."""
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return F.series_s("s2", x, weight, bias, None, self.groups, self.eps, self.impl)
+        return series_s("s2", x, weight, bias, None, self.groups, self.eps, self.impl)

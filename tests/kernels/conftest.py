@@ -152,11 +152,12 @@ REGIMES = {
 def regime(request, monkeypatch):
     """Every way to divide the work in turn, in use."""
     plans = pytest.importorskip("evonorm_plugins.kernels.triton.plan")
+    entry = pytest.importorskip("evonorm_plugins.kernels.triton.entry")
     for name, value in REGIMES[request.param].items():
         monkeypatch.setattr(plans, name, value)
-    plans._plan.cache_clear()
+    entry.forget()
     yield request.param
-    plans._plan.cache_clear()
+    entry.forget()
 
 
 @pytest.fixture(params=["contiguous", "channels last"])

@@ -24,7 +24,11 @@ driver = stub.install()
 
 from evonorm_plugins import get_norm_act  # noqa: E402
 from evonorm_plugins.kernels import triton as kernels  # noqa: E402
-from evonorm_plugins.kernels.triton import launch, plan  # noqa: E402
+from evonorm_plugins.kernels.sizes import (  # noqa: E402
+    read_addresses_in_python,
+    read_sizes_in_python,
+)
+from evonorm_plugins.kernels.triton import entry, launch  # noqa: E402
 
 # Statistics and activation.
 GROUPS = {"gn_relu": ("norm", "relu"), "gn_swish": ("norm", "swish"), "frn": ("rms", "tlu")}
@@ -44,12 +48,12 @@ def call(x, groups, kind, *, conditional=False, given=False, offset=0):
         kernels.affine_backward(x, x, weight)
     elif kind in GROUPS:
         statistics, act = GROUPS[kind]
-        _, *own = kernels.group_forward(x, weight, bias, v, statistics, act, groups, 1e-5)
-        kernels.group_backward(x, x, weight, bias, v, *own, statistics, act)
+        _, own = kernels.group_forward(x, weight, bias, v, statistics, act, groups, 1e-5)
+        kernels.group_backward(x, x, weight, bias, v, own, statistics, act)
     elif kind.startswith("s"):
         centred = kind != "s2"
-        _, mean, rstd = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
-        kernels.sample_backward(x, x, weight, v, mean, rstd, centred)
+        _, own = kernels.sample_forward(x, weight, bias, v, groups, 1e-5, centred)
+        kernels.sample_backward(x, x, weight, v, own, centred)
     else:
         batch_var = new(c, **each) if given else None
         _, mean, var, own_mean, own_var = kernels.batch_forward(
@@ -174,6 +178,19 @@ def launches_what_triton_would():
     assert ways["ours"] > ways["Triton's"] > 0, ways
 
 
+def launches_the_same_without_the_library():
+    """Tensors are then looked at in Python."""
+    looks = entry.read_sizes, launch.read_addresses
+    entry.read_sizes, launch.read_addresses = read_sizes_in_python, read_addresses_in_python
+    try:
+        with compared() as ways:
+            for kind, _ in itertools.product(KINDS, range(2)):
+                call(new(2, 64, 14, 14), 4, kind, offset=1, conditional=kind == "s1")
+    finally:
+        entry.read_sizes, launch.read_addresses = looks
+    assert ways["ours"] > 0, ways
+
+
 def follows_the_device_and_the_stream():
     x = new(2, 64, 14, 14)
     found = []
@@ -195,7 +212,7 @@ def takes_every_value():
         driver.record = []
         kernels.sample_forward(x, weight, weight, one, 4, eps, True)
         (found,) = driver.record
-        _, stride, found_eps, channels, *_ = found.arguments[8:]
+        _, _, stride, found_eps, channels, *_ = found.arguments[7:]
         assert (stride, found_eps, channels) == (64 if weight is each else 0, eps, 64)
     driver.record = None
 
@@ -240,16 +257,16 @@ def goes_tritons_way():
 
 
 def keeps_few():
-    """However many an eps or an alignment there is."""
-    x = new(2, 64, 14, 14)
+    """However many sizes, or devices and alignments there are."""
+    assert all(0 < find.cache_info().maxsize <= 4096 for find in entry._caches)
     one = torch.empty(64)
-    for i in range(200):
-        kernels.sample_forward(x, one, one, one, 4, 1e-5 * i, True)
-    assert 0 < len(plan.make_plan(x, 16, 1).launches) <= launch._MOST
-    found = launch.Launch(None, (1,), (), {})
-    for i in range(200):
-        launch.keep_few(found._compiled)[i] = None
-    assert 0 < len(found._compiled) <= launch._MOST
+    average = importlib.import_module(f"{kernels.__name__}.average")
+    found = launch.Launch(average._average_kernel, (1,), (0.1, 64), {"K": 64})
+    driver.streams = dict.fromkeys(range(200), 0)
+    for driver.device in range(200):
+        found((one, one))
+        assert 0 < len(found._compiled) <= launch._MOST
+    driver.device = 0
 
 
 LAUNCHED = {  # forward and backward
@@ -267,8 +284,11 @@ LAUNCHED = {  # forward and backward
 
 def launches_few_kernels():
     for (kind, shape), expected in LAUNCHED.items():
-        x = torch.empty(shape, dtype=torch.bfloat16, device="meta")
-        one = torch.empty(shape[1], device="meta")
+        x = torch.empty(
+            shape,
+            dtype=torch.bfloat16,
+        )
+        one = torch.empty(shape[1])
         driver.launches.clear()
         if kind == "affine":
             kernels.affine_forward(x, one, one)
@@ -311,6 +331,7 @@ def layers_launch_what_kernels_do():
 
 CHECKS = (
     launches_what_triton_would,
+    launches_the_same_without_the_library,
     follows_the_device_and_the_stream,
     goes_tritons_way,
     takes_every_value,
@@ -329,7 +350,7 @@ def main(names):
     )
     failed = {}
     for check in CHECKS:
-        plan._plan.cache_clear()
+        entry.forget()
         try:
             check()
         except Exception:  # for the test of that name

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act, kernels, torch_private
+from evonorm_plugins.kernels import library
 from evonorm_plugins.kernels.ops import operator
 from tests.kernels.conftest import BATCH_KINDS, GROUP_KINDS, WITH_V
 
@@ -38,8 +39,8 @@ def samples(kind, draw):
         v = v if kind in WITH_V else None
         if kind in GROUP_KINDS:
             forward = (x, weight, bias, v, *GROUP_KINDS[kind], 4, 1e-5, "cpu")
-            mean, rstd = ops.group(*forward)[1:]
-            backward = (dy, x, weight, bias, v, mean, rstd, *GROUP_KINDS[kind], "cpu")
+            own = ops.group(*forward)[1]
+            backward = (dy, x, weight, bias, v, own, *GROUP_KINDS[kind], "cpu")
             yield ops.group, forward, ops.group_backward, backward
         elif kind == "affine":
             yield (
@@ -50,8 +51,8 @@ def samples(kind, draw):
             )
         elif kind not in BATCH_KINDS:
             forward = (x, weight, bias, v, kind, 4, 1e-5, "cpu")
-            mean, rstd = ops.sample(*forward)[1:]
-            backward = (dy, x, weight, v, mean, rstd, kind, "cpu")
+            own = ops.sample(*forward)[1]
+            backward = (dy, x, weight, v, own, kind, "cpu")
             yield ops.sample, forward, ops.sample_backward, backward
         else:
             for given in (None, arguments["batch_var"]):
@@ -325,12 +326,12 @@ def test_without_the_dlpack_protocol(kind, draw, differentiate):
         arguments["x"] = arguments["x"].to(memory_format=layout)
         expected = differentiate(kind, arguments, dy, "cpu")
         try:
-            cpu._library.prepare(cpu.Unfit, *cpu._DTYPES, torch.Tensor, None)
+            library.library.prepare(cpu.Unfit, *library.DTYPES, torch.Tensor, None)
             actual = differentiate(kind, arguments, dy, "cpu")
             with pytest.raises(cpu.Unfit):
                 cpu.affine_forward(dy, arguments["weight"][..., 1:], arguments["bias"])
         finally:
-            cpu.connect(cpu._library)
+            library.connect(library.library)
         assert all(torch.equal(actual[k], expected[k]) for k in expected)
 
 

@@ -10,6 +10,7 @@ import torch
 import evonorm_plugins
 from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act, kernels
+from evonorm_plugins.kernels import library
 
 NEEDS_CPU = pytest.mark.skipif(
     kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
@@ -96,8 +97,8 @@ def test_show_config():
 @NEEDS_CPU
 def test_a_library_of_another_version_is_not_used(monkeypatch):
     """One that was built before the package was updated."""
-    monkeypatch.setattr(kernels.cpu._library, "INTERFACE", 0)
-    assert re.match(r"_evonorm is of another version of the package; ", kernels.cpu._load())
+    monkeypatch.setattr(library.library, "INTERFACE", 0)
+    assert re.match(r"_evonorm is of another version of the package; ", library.load())
 
 
 def test_a_library_that_is_no_module_is_not_used(monkeypatch):
@@ -106,7 +107,7 @@ def test_a_library_that_is_no_module_is_not_used(monkeypatch):
     def refuse(name):
         raise ImportError("dynamic module does not define module export function")
 
-    monkeypatch.setattr(kernels.cpu.importlib, "import_module", refuse)
-    monkeypatch.setattr(kernels.cpu.importlib.util, "find_spec", lambda name: name)
-    reason = kernels.cpu._load()
+    monkeypatch.setattr(library.importlib, "import_module", refuse)
+    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: name)
+    reason = library.load()
     assert re.match(r"_evonorm cannot be loaded \(dynamic module .*install the package", reason)

@@ -25,11 +25,12 @@ def test_more_elements_than_32_bits_count(layout):
     shape = (2, 33, 5800, 5800)
     x = torch.randn(shape, device=DEVICE, dtype=torch.float16).to(memory_format=layout)
     one = torch.ones(33, device=DEVICE)
-    y, mean, rstd = kernels.sample_forward(x, one, one, one, 33, 1e-5, True)
+    y, own = kernels.sample_forward(x, one, one, one, 33, 1e-5, True)
     alone = kernels.sample_forward(x[1:], one, one, one, 33, 1e-5, True)[0]
     torch.testing.assert_close(y[1:], alone)
-    dx = kernels.sample_backward(y, x, one, one, mean, rstd, True)[0]
-    alone = kernels.sample_backward(y[1:], x[1:], one, one, mean[1:], rstd[1:], True)[0]
+    dx = kernels.sample_backward(y, x, one, one, own, True)[0]
+    own = own[:, 1:].contiguous()
+    alone = kernels.sample_backward(y[1:], x[1:], one, one, own, True)[0]
     torch.testing.assert_close(dx[1:], alone)
 
 
@@ -38,7 +39,11 @@ def test_aligned_results(draw_here):
     arguments, dy = draw_here((3, 7, 2, 2))
     x, weight, bias, v = (arguments[k] for k in ("x", "weight", "bias", "v"))
     _, *own = kernels.batch_forward(x, weight, bias, v, None, "b0", 0.1)
-    results = [*own, *kernels.batch_backward(dy, x, weight, v, *own, "b0", 0.1)]
+    *gradients, none = kernels.batch_backward(dy, x, weight, v, *own, "b0", 0.1)
+    assert none is None  # of the variance of x itself
+    mean, var, _, batch_var = own
+    given = kernels.batch_backward(dy, x, weight, v, mean, var, None, batch_var, "b0", 0.1)
+    results = [*own, *gradients, *given]
     assert all(t.data_ptr() % 16 == 0 and t.is_contiguous() for t in results)
 
 
@@ -58,7 +63,7 @@ def test_moving_average(momentum):
 
 def test_moving_averages_that_the_kernel_does_not_take(monkeypatch):
     """Plain torch moves them."""
-    monkeypatch.setattr(kernels, "move_average", None)  # is not called
+    monkeypatch.setattr(kernels.average, "Launch", None)  # is not called
     value = torch.tensor([4.0, 8.0], device=DEVICE)
     for average in (
         torch.zeros(2, dtype=torch.bfloat16, device=DEVICE),

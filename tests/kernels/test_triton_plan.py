@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+sizes = pytest.importorskip("evonorm_plugins.kernels.sizes")
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 plans = pytest.importorskip("evonorm_plugins.kernels.triton.plan")
@@ -12,8 +13,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPE = (2, 6, 5, 9)  # of 2 groups: 3 channels are no power of two
 
 
+def sizes_of(shape, layout):
+    x = torch.empty(shape, device=DEVICE).to(memory_format=layout)
+    return sizes.Sizes(*sizes.read_sizes("x", x))
+
+
 def test_regimes_are_those_meant(regime, layout):
-    x = torch.empty(SHAPE, device=DEVICE).to(memory_format=layout)
+    x = sizes_of(SHAPE, layout)
     plan = plans.make_plan(x, 3, 1)
     chunk, chunks = plan.chunk, plan.chunks
     assert plan.fused == (regime in ("held", "fused"))
@@ -24,7 +30,7 @@ def test_regimes_are_those_meant(regime, layout):
     units_of_a_group = plans.make_plan(x, 6, 1).tile.SUBS
     assert units_of_a_group == (1 if regime == "held" else 2)
     # The B series, whose statistics of the batch need all of x first.
-    few = torch.empty((2, 3, 5, 13), device=DEVICE).to(memory_format=layout)
+    few = sizes_of((2, 3, 5, 13), layout)
     plan = plans.make_plan(few, 1, 2, chunked=True)
     assert not plan.fused
     assert (plan.chunks > 1) == ("many" in regime or regime == "chunks")

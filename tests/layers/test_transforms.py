@@ -154,6 +154,17 @@ def test_nothing_changes_after_a_transform(make, draw, gradients):
 
 
 @pytest.mark.one_impl
+@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "GN-ReLU"])
+@pytest.mark.parametrize("records", [True, False])
+def test_what_a_transform_left_behind(name, records, make, draw):
+    """Its x, kept beyond its end, is still wrapped; torch's layers take it all the same."""
+    layer, x, kept = make(name), draw(3, 8, 4, 5), []
+    grad(lambda x: kept.append(x) or x.sum())(x)
+    with torch.set_grad_enabled(records):
+        torch.testing.assert_close(layer(kept[0]), layer(x), rtol=0, atol=0)
+
+
+@pytest.mark.one_impl
 def test_a_torch_that_does_not_tell_of_transforms(monkeypatch, make, draw):
     """Then it is as if there were none."""
     with monkeypatch.context() as patch:

@@ -468,7 +468,7 @@ def test_host_time_of_triton_without_a_gpu():
 
 def test_host_time_of_triton_under_its_interpreter(main, capsys):
     triton = pytest.importorskip("evonorm_plugins.kernels.triton")
-    if not triton.INTERPRETED:
+    if not triton.entry.INTERPRETED:
         pytest.skip("there is a GPU")
     assert main(["host", "--impl", "triton"]) == 1
     assert "TRITON_INTERPRET is set" in capsys.readouterr().err

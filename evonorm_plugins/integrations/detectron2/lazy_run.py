@@ -48,12 +48,13 @@ from evonorm_plugins.integrations.detectron2.processes import (
     parallel,
     run_processes,
 )
+from evonorm_plugins.integrations.detectron2.results import log_and_write
 from evonorm_plugins.integrations.detectron2.run import check_start, notes_on_fresh_weights
 from evonorm_plugins.integrations.detectron2.trainer import StepRecord, log_start
 from evonorm_plugins.integrations.detectron2.weights import SafeCheckpointer
 from evonorm_plugins.integrations.model_norms import census
 from evonorm_plugins.integrations.quiet import silence_libraries
-from evonorm_plugins.integrations.results import Results, report_lines, write_results
+from evonorm_plugins.integrations.results import Results
 
 _ADVICE = "A lower optimizer.lr, a longer warm-up or clipped gradients often help."
 
@@ -230,21 +231,13 @@ def _test(cfg: DictConfig, model: nn.Module) -> Results:
 
 def _write_report(cfg: DictConfig, model: nn.Module, results: Results, cost: dict | None) -> None:
     names = dataset_names(cfg, "test") if evaluates(cfg) else []
-    path = write_results(
-        Path(cfg.train.output_dir),
-        model,
-        results,
-        cost,
-        dataset=names,
-        weights=cfg.train.init_checkpoint,
-        command=sys.argv,
-    )
-    for line in report_lines(results, cost, ", ".join(names)):
-        logger.info(line)
-    written = [path]
-    if names and cfg.dataloader.test.get("mapper") is not None:
-        written.append(Path(cfg.train.output_dir, "predictions.png"))
+    about = {"dataset": names, "weights": cfg.train.init_checkpoint, "command": sys.argv}
+
+    def draw(path: Path) -> None:
         records = get_detection_dataset_dicts(names[0], filter_empty=False)
         mapper = _NamingMapper(instantiate(cfg.dataloader.test.mapper))
-        picture_records(model, records, mapper, names[0], written[-1], images=6)
-    logger.info("Wrote %s.", " and ".join(map(str, written)))
+        picture_records(model, records, mapper, names[0], path, images=6)
+
+    draws = names and cfg.dataloader.test.get("mapper") is not None
+    folder = Path(cfg.train.output_dir)
+    log_and_write(folder, model, results, cost, about, draw if draws else None)

@@ -1,6 +1,6 @@
 """What a run leaves behind: tables, results.json and a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,28 +35,40 @@ def write_report(
     tests = cfg.DATASETS.TEST
     unscored = [n for n in tests if not (results if len(tests) == 1 else results.get(n))]
     results = _by_task(results)
-    path = write_results(
-        Path(cfg.OUTPUT_DIR),
-        model,
-        results,
-        cost,
-        dataset=list(tests),
-        weights=cfg.MODEL.WEIGHTS,
-        command=command,
-    )
-    for line in report_lines(results, cost, ", ".join(tests)):
-        logger.info(line)
     if unscored:
         logger.info(
             "%s: there are no annotations to evaluate with. What the model found is in %s.",
             ", ".join(unscored),
             Path(cfg.OUTPUT_DIR, "inference"),
         )
-    written = [path]
-    if tests:
-        picture = Path(cfg.OUTPUT_DIR, "predictions.png")
-        picture_predictions(cfg, model, tests[0], picture, images)
-        written.append(picture)
+
+    def draw(path: Path) -> None:
+        picture_predictions(cfg, model, tests[0], path, images)
+
+    about = {"dataset": list(tests), "weights": cfg.MODEL.WEIGHTS, "command": command}
+    log_and_write(Path(cfg.OUTPUT_DIR), model, results, cost, about, draw if tests else None)
+
+
+def log_and_write(
+    folder: Path,
+    model: nn.Module,
+    results: Results,
+    cost: dict | None,
+    about: dict[str, Any],
+    draw: Callable[[Path], object] | None,
+) -> None:
+    """Log tables and write ``results.json`` and, with ``draw``, ``predictions.png``.
+
+    Args:
+        about: what else belongs into the record; ``dataset``, a list of names, is in the tables.
+        draw: writes the picture to a path.
+    """
+    written = [write_results(folder, model, results, cost, **about)]
+    for line in report_lines(results, cost, ", ".join(about["dataset"])):
+        logger.info(line)
+    if draw:
+        written.append(folder / "predictions.png")
+        draw(written[-1])
     logger.info("Wrote %s.", " and ".join(map(str, written)))
 
 

@@ -4,39 +4,18 @@
  * arguments are put into, in their order. Of Python only the stable ABI is used, so that one
  * library serves every version.
  */
-#include "tensors.h"
+#include "arguments.h"
 
-#include <math.h>
 #include <stddef.h>
 
 #include "average.h"
 #include "driver.h"
+#include "sizes.h"
 
 /* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
-enum { INTERFACE = 3 };
+enum { INTERFACE = 4 };
 /* Elements from which on other threads of Python run meanwhile: below, the switch takes longer. */
 enum { LARGE_WORK = 32 << 10 };
-
-/* How an argument is read, and what a tensor must be. Those but X and LIKE_X are contiguous and of
-   float32, and None is null. RESULT: made in cpu.py, taken as it is. */
-enum {
-    X = 1,      /* (N, C, ...), dense: sets the shape, the dtype and the memory format */
-    LIKE_X,     /* of its shape, dtype and format */
-    GAMMA,      /* (C) or (N, C): sets affine_stride */
-    LIKE_GAMMA,
-    OF_CHANNEL, /* (C) */
-    OF_OWN,     /* (N, C) */
-    OF_GROUP,   /* (N, G): sets the groups */
-    RESULT,
-    INT64,
-    INT32,
-    NUMBER
-};
-
-typedef struct {
-    int type;
-    size_t offset;
-} field;
 
 #define AT(type, name) {type, offsetof(problem, name)}
 #define COMMON AT(INT32, threads), AT(X, x)
@@ -89,15 +68,15 @@ typedef struct {
 static const entry ENTRIES[] = {
     {"sample_forward", evonorm_sample_forward,
      {COMMON, PARAMETERS, BIAS, AT(INT64, groups), AT(NUMBER, eps), AT(INT32, centred), OUT,
-      AT(RESULT, mean), AT(RESULT, rstd)}},
+      AT(RESULT_OF_GROUP, mean)}},
     {"sample_backward", evonorm_sample_backward,
-     {COMMON, PARAMETERS, AT(OF_GROUP, mean), AT(OF_GROUP, rstd), AT(INT32, centred), DY, OUT,
+     {COMMON, PARAMETERS, AT(OF_GROUP, mean), AT(INT32, centred), DY, OUT,
       GRADIENTS}},
     {"group_forward", evonorm_group_forward,
      {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(INT64, groups), AT(NUMBER, eps), OUT,
-      AT(RESULT, mean), AT(RESULT, rstd)}},
+      AT(RESULT_OF_GROUP, mean)}},
     {"group_backward", evonorm_group_backward,
-     {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(OF_GROUP, mean), AT(OF_GROUP, rstd), DY, OUT,
+     {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(OF_GROUP, mean), DY, OUT,
       GRADIENTS}},
     {"batch_moments", batch_moments, {COMMON, AT(INT32, centred), AT(RESULT, moments)}},
     {"batch_apply", batch_apply, {COMMON, PARAMETERS, GIVEN, BIAS, OUT}},
@@ -116,94 +95,15 @@ static const entry ENTRIES[] = {
 };
 enum { COUNT = sizeof(ENTRIES) / sizeof(ENTRIES[0]) };
 
-static PyObject *unfit; /* what is raised where a tensor is not as it must be */
-
-/* Whether the tensor is what x must be. */
-static int read_x(problem *p, PyObject *tensor, view *x)
-{
-    if (!evonorm_read_plain(tensor, x) || x->axes != 4 || x->dtype < 0) return 0;
-    p->samples = x->sizes[0];
-    p->channels = x->sizes[1];
-    p->pixels = x->sizes[2] * x->sizes[3];
-    p->dtype = x->dtype;
-    p->channels_last = !evonorm_is_contiguous(x);
-    if (p->channels_last && !evonorm_is_channels_last(x)) return 0;
-    return p->samples * p->channels * p->pixels > 0;
-}
-
-static int is_like_x(const problem *p, const view *x, const view *dy)
-{
-    if (dy->axes != x->axes || dy->dtype != x->dtype) return 0;
-    for (int i = 0; i < x->axes; i++)
-        if (dy->sizes[i] != x->sizes[i]) return 0;
-    return p->channels_last ? evonorm_is_channels_last(dy) : evonorm_is_contiguous(dy);
-}
-
-/* Whether the shape is one that the type allows; sets what depends on it. */
-static int has_shape(problem *p, int type, const view *t)
-{
-    int64_t n = p->samples, c = p->channels;
-    int is_channel = t->axes == 1 && t->sizes[0] == c;
-    int is_own = t->axes == 2 && t->sizes[0] == n && t->sizes[1] == c;
-    switch (type) {
-    case GAMMA: p->affine_stride = is_own ? c : 0; return is_channel || is_own;
-    case LIKE_GAMMA: return p->affine_stride ? is_own : is_channel;
-    case OF_CHANNEL: return is_channel;
-    case OF_OWN: return is_own;
-    default: /* OF_GROUP */
-        if (t->axes != 2 || t->sizes[0] != n || (p->groups && t->sizes[1] != p->groups)) return 0;
-        p->groups = t->sizes[1];
-        return 1;
-    }
-}
-
-/* Whether it is what it must be. */
-static int read_argument(problem *p, view *x, const field *f, PyObject *value)
-{
-    char *at = (char *)p + f->offset;
-    view t;
-    switch (f->type) {
-    case INT64: *(int64_t *)at = PyLong_AsLongLong(value); return 1;
-    case INT32: *(int32_t *)at = (int32_t)PyLong_AsLong(value); return 1;
-    case NUMBER: {
-        double number = PyFloat_AsDouble(value);
-        *(double *)at = number;
-        return number >= 0 && isfinite(number);
-    }
-    case X:
-        if (!read_x(p, value, x)) return 0;
-        *(void **)at = x->data;
-        return x->data != NULL;
-    case LIKE_X:
-        if (!evonorm_read_plain(value, &t) || !is_like_x(p, x, &t)) return 0;
-        break;
-    case RESULT:
-        if (value == Py_None) return 1;
-        if (!evonorm_read_view(value, &t)) return 0;
-        break;
-    default:
-        if (value == Py_None) return 1;
-        if (!evonorm_read_plain(value, &t) || t.dtype != FLOAT32 || !has_shape(p, f->type, &t)
-            || !evonorm_is_contiguous(&t))
-            return 0;
-    }
-    *(void **)at = t.data;
-    return t.data != NULL;
-}
-
 static PyObject *finish(const problem *p, int status)
 {
     if (status == SHORT_OF_MEMORY)
         return PyErr_Format(PyExc_MemoryError,
                             "no memory for the sums over x of (N, C, H * W) = (%lld, %lld, %lld)",
                             (long long)p->samples, (long long)p->channels, (long long)p->pixels);
-    if (status != DONE) {
-        PyErr_Clear(); /* such as that a sparse tensor has no address */
-        PyErr_SetString(unfit ? unfit : PyExc_RuntimeError,
-                        "the CPU kernels were not given all they need, or a tensor that they "
-                        "cannot take, or one without memory");
-        return NULL;
-    }
+    if (status != DONE)
+        return evonorm_refuse("the CPU kernels were not given all they need, or a tensor that they "
+                              "cannot take, or one without memory");
     Py_RETURN_NONE;
 }
 
@@ -212,11 +112,11 @@ static PyObject *call_entry(PyObject *self, PyObject *const *arguments, Py_ssize
 {
     const entry *e = PyCapsule_GetPointer(self, NULL);
     problem p = {0};
-    view x;
+    view x = {.device = CPU};
     Py_ssize_t i = 0;
     if (!e) return NULL;
     for (; e->fields[i].type && i < given; i++)
-        if (!read_argument(&p, &x, &e->fields[i], arguments[i])) return finish(&p, REFUSED);
+        if (!evonorm_read_argument(&p, &x, &e->fields[i], arguments[i])) return finish(&p, REFUSED);
     if (PyErr_Occurred()) return NULL;
     if (e->fields[i].type || i < given)
         return PyErr_Format(PyExc_TypeError, "%s was given %zd arguments", e->name, given);
@@ -236,7 +136,8 @@ static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssi
         return PyErr_Format(PyExc_TypeError, "move_average was given %zd arguments", given);
     float share = (float)PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    if (!evonorm_read_plain(arguments[0], &average) || !evonorm_read_plain(arguments[1], &value))
+    if (!evonorm_read_plain(arguments[0], &average) || !evonorm_read_plain(arguments[1], &value)
+        || average.device != CPU || value.device != CPU)
         return finish(&none, REFUSED);
     return finish(&none, evonorm_move_average(&average, &value, share));
 }
@@ -247,10 +148,10 @@ static PyObject *prepare(PyObject *self, PyObject *arguments)
 {
     (void)self;
     PyObject *dtypes[3], *type, *functions;
-    if (!PyArg_ParseTuple(arguments, "OOOOOO", &unfit, &dtypes[0], &dtypes[1], &dtypes[2], &type,
+    if (!PyArg_ParseTuple(arguments, "OOOOOO", &evonorm_unfit, &dtypes[0], &dtypes[1], &dtypes[2], &type,
                           &functions))
         return NULL;
-    Py_INCREF(unfit);
+    Py_INCREF(evonorm_unfit);
     if (!evonorm_prepare_tensors(dtypes, type, functions)) return NULL;
     Py_RETURN_NONE;
 }
@@ -272,6 +173,8 @@ static PyObject *choose(PyObject *self, PyObject *wanted)
 
 static PyMethodDef OTHERS[] = {
     {"move_average", (PyCFunction)(void (*)(void))move_average, METH_FASTCALL, NULL},
+    {"sizes", (PyCFunction)(void (*)(void))evonorm_sizes, METH_FASTCALL, NULL},
+    {"addresses", evonorm_addresses, METH_O, NULL},
     {"prepare", prepare, METH_VARARGS, NULL},
     {"level", level, METH_NOARGS, NULL},
     {"choose", choose, METH_O, NULL},

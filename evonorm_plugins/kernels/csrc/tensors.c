@@ -30,12 +30,14 @@ typedef struct {
 
 static const dl_functions *dlpack; /* null: torch before 2.10 */
 
-enum { DL_CPU = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+enum { DL_CPU = 1, DL_CUDA = 2, DL_ROCM = 10, DL_FLOAT = 2, DL_BFLOAT = 4 };
 
 static int read_by_dlpack(PyObject *tensor, view *to)
 {
     dl_tensor t;
-    if (dlpack->read(tensor, &t) || t.device != DL_CPU || t.axes > MOST_AXES || t.lanes != 1) return 0;
+    if (dlpack->read(tensor, &t) || t.axes > MOST_AXES || t.lanes != 1) return 0;
+    if (t.device != DL_CPU && t.device != DL_CUDA && t.device != DL_ROCM) return 0;
+    to->device = t.device == DL_CPU ? CPU : t.device_number;
     to->data = t.data ? (char *)t.data + t.offset : NULL;
     to->axes = t.axes;
     to->dtype = t.code == DL_FLOAT && t.bits == 32    ? FLOAT32
@@ -68,6 +70,7 @@ static int read_tuple(PyObject *tuple, int64_t numbers[MOST_AXES])
 static int read_by_attributes(PyObject *tensor, view *to)
 {
     if (!is_true(PyObject_GetAttr(tensor, is_cpu_name))) return 0;
+    to->device = CPU;
     to->axes = read_tuple(PyObject_GetAttr(tensor, shape_name), to->sizes);
     int axes = read_tuple(PyObject_CallMethodObjArgs(tensor, stride_name, NULL), to->strides);
     PyObject *dtype = PyObject_GetAttr(tensor, dtype_name);

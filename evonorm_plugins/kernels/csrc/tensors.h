@@ -7,10 +7,12 @@
 #include <stdint.h>
 
 enum { MOST_AXES = 8 };
+enum { CPU = -1, ANY_DEVICE = -2 };
 
 typedef struct {
     void *data;
     int axes, dtype; /* dtype: none of ours where it is -1 */
+    int device;      /* CPU, or the number of a GPU */
     int64_t sizes[MOST_AXES], strides[MOST_AXES];
 } view;
 
@@ -18,7 +20,8 @@ typedef struct {
    None. Returns 0 and an exception where it fails. */
 int evonorm_prepare_tensors(PyObject *dtypes[3], PyObject *type, PyObject *functions);
 
-/* Whether it is a tensor of a CPU, which is then read. There may be an exception where it is not. */
+/* Whether it is a tensor of a CPU or, with DLPack, of a GPU, which is then read. There may be an
+   exception where it is not. */
 int evonorm_read_view(PyObject *tensor, view *to);
 
 /* The same of one whose numbers are as they lie in memory, not their negatives. */

@@ -3,17 +3,16 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
 
 def _forward(x, weight, bias, impl):
-    if impl == "cpu" and arguments.may_fit(x, weight):
-        try:
-            return cpu.affine_forward(x, weight, bias)
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    return backend(impl).affine_forward(x, weight, bias)
+
+
+def _fit_forward(x, weight, bias, impl):
     n, channels, _, _ = arguments.sizes(x)
     weight, bias = arguments.gamma_and_beta(weight, bias, x, n, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
@@ -21,11 +20,10 @@ def _forward(x, weight, bias, impl):
 
 
 def _backward(dy, x, weight, impl):
-    if impl == "cpu" and arguments.may_fit(x, weight):
-        try:
-            return cpu.affine_backward(dy, x, weight)
-        except cpu.Unfit:
-            pass
+    return backend(impl).affine_backward(dy, x, weight)
+
+
+def _fit_backward(dy, x, weight, impl):
     n, channels, _, _ = arguments.sizes(x)
     weight32 = arguments.gamma(weight, x, n, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
@@ -56,6 +54,7 @@ apply_affine = Differentiable(
     "affine(Tensor x, Tensor weight, Tensor bias, str impl) -> Tensor",
     tensors=3,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
     unsaved="bias",
@@ -65,5 +64,6 @@ _affine_backward = Operator(
     "(Tensor dx, Tensor dweight, Tensor dbias)",
     tensors=3,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

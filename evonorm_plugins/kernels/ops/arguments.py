@@ -8,7 +8,8 @@ import math
 
 import torch
 
-from evonorm_plugins.kernels import DTYPES, backend
+from evonorm_plugins.kernels import backend
+from evonorm_plugins.kernels.library import DTYPES, Unfit
 
 # Looked up once, for these functions run with every call.
 FLOAT32 = torch.float32
@@ -26,9 +27,10 @@ def sizes(x):
     return shape
 
 
-def may_fit(x, weight):
-    """Whether it is worth a call of the CPU's kernels to learn whether they take all arguments."""
-    return x is not None and weight is not None and x.is_cpu and x.dim() == 4
+def require_kind(kind, kinds, v):
+    """Raise Unfit where :func:`check_kind` raises another error."""
+    if kinds.get(kind) is not (v is not None):
+        raise Unfit(f"kind={kind!r} is none, or has a v where none is given")
 
 
 def check_kind(kind, kinds, v):
@@ -100,14 +102,12 @@ def per_channel(name, p, x, channels):
     return _float32(name, p, x)
 
 
-def per_sample(name, t, x, samples, groups):
-    """A statistic ``(N, groups)``."""
-    if t is None or t.shape != (samples, groups):
-        wanted = f"({samples}, {groups})"
+def per_sample(name, t, x, samples, channels):
+    """A statistic ``(N, C)``."""
+    if t is None or t.shape != (samples, channels):
+        wanted = f"({samples}, {channels})"
         raise ValueError(f"{name} of {_shape(t)} is not {wanted}, for x of {_shape(x)}")
-    if t.dtype is not FLOAT32:
-        raise ValueError(f"{name} is {t.dtype}, not {FLOAT32}")
-    return _float32(name, t, x)
+    return _statistic(name, t, x)
 
 
 def check_groups(groups, channels):
@@ -115,13 +115,14 @@ def check_groups(groups, channels):
         raise ValueError(f"groups={groups} does not divide the {channels} channels of x")
 
 
-def groups_of(mean, channels):
-    """How many groups a statistic ``(N, groups)`` is of; they divide the channels."""
-    shape = () if mean is None else mean.shape
-    if len(shape) != 2 or not 1 <= shape[1] <= channels or channels % shape[1]:
-        allowed = f"(N, groups) with groups that divide the {channels} channels of x"
-        raise ValueError(f"mean of {_shape(mean)} is not {allowed}")
-    return shape[1]
+def of_groups(name, t, x, samples, channels):
+    """Two statistics of groups that divide the channels, ``(2, N, groups)``."""
+    shape = () if t is None else t.shape
+    fits = len(shape) == 3 and shape[:2] == (2, samples) and 1 <= shape[2] <= channels
+    if not fits or channels % shape[2]:
+        wanted = f"(2, {samples}, groups) with groups that divide the {channels} channels of x"
+        raise ValueError(f"{name} of {_shape(t)} is not {wanted}")
+    return _statistic(name, t, x)
 
 
 def module_for(impl, x):
@@ -130,6 +131,12 @@ def module_for(impl, x):
     if not module.computes_on(x):
         raise ValueError(f"impl={impl!r} cannot compute on {x.device}")
     return module
+
+
+def _statistic(name, t, x):
+    if t.dtype is not FLOAT32:
+        raise ValueError(f"{name} is {t.dtype}, not {FLOAT32}")
+    return _float32(name, t, x)
 
 
 def _float32(name, p, x):

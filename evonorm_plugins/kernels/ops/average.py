@@ -3,7 +3,8 @@
 import torch
 
 from evonorm_plugins import statistics
-from evonorm_plugins.kernels import backend, cpu, select
+from evonorm_plugins.kernels import backend, select
+from evonorm_plugins.kernels.library import Unfit
 from evonorm_plugins.kernels.ops.operator import is_direct
 
 
@@ -23,11 +24,8 @@ def move_average(average, value, momentum, impl):
 
 def _moves(name, average, value, momentum):
     """Whether the kernel takes both; it has then been called."""
-    module = backend(name)
-    if name == "triton" and not module.fits_average(average, value):
-        return False
     try:
-        module.move_average(average, value, momentum)
-    except cpu.Unfit:
+        backend(name).move_average(average, value, momentum)
+    except Unfit:
         return False
     return True

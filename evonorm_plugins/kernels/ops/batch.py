@@ -3,7 +3,7 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 from evonorm_plugins.statistics import batch_variance
@@ -31,11 +31,11 @@ def formula_of(kind, eps, group=None):
 
 
 def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
-    if impl == "cpu" and KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
-        try:
-            return cpu.batch_forward(x, weight, bias, v, batch_var, kind, eps)
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    arguments.require_kind(kind, KINDS, v)
+    return backend(impl).batch_forward(x, weight, bias, v, batch_var, kind, eps)
+
+
+def _fit_forward(x, weight, bias, v, batch_var, kind, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, KINDS, v)
     arguments.check_eps(eps)
@@ -53,13 +53,12 @@ def _forward(x, weight, bias, v, batch_var, kind, eps, impl):
 
 
 def _backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
-    fits = batch_var is not None and KINDS.get(kind) is (v is not None)
-    if impl == "cpu" and fits and arguments.may_fit(x, weight):
-        given = mean, var, batch_mean, batch_var
-        try:
-            return cpu.batch_backward(dy, x, weight, v, *given, kind, eps)
-        except cpu.Unfit:
-            pass
+    arguments.require_kind(kind, KINDS, v)
+    given = mean, var, batch_mean, batch_var
+    return backend(impl).batch_backward(dy, x, weight, v, *given, kind, eps)
+
+
+def _fit_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, KINDS, v)
     arguments.check_eps(eps)
@@ -129,6 +128,7 @@ apply_batch = Differentiable(
     "(Tensor y, Tensor mean, Tensor var, Tensor batch_mean, Tensor new_batch_var)",
     tensors=5,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
     shows_last=True,
@@ -140,5 +140,6 @@ _batch_backward = Operator(
     "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv, Tensor dbatch_var)",
     tensors=8,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

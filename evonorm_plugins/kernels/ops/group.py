@@ -3,7 +3,8 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
+from evonorm_plugins.kernels.library import Unfit
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
@@ -23,16 +24,18 @@ def check_group_kind(statistics, act, v):
         raise ValueError(f"v is given, but act={act!r} has none")
 
 
-def _exists(statistics, act, v):
-    return statistics in _STATISTICS and _ACTIVATIONS.get(act) is (v is not None)
+def _require_kind(statistics, act, v):
+    arguments.require_kind(act, _ACTIVATIONS, v)
+    if statistics not in _STATISTICS:
+        raise Unfit(f"there is no statistics={statistics!r}")
 
 
 def _forward(x, weight, bias, v, statistics, act, groups, eps, impl):
-    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
-        try:
-            return cpu.group_forward(x, weight, bias, v, statistics, act, groups, eps)
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    _require_kind(statistics, act, v)
+    return backend(impl).group_forward(x, weight, bias, v, statistics, act, groups, eps)
+
+
+def _fit_forward(x, weight, bias, v, statistics, act, groups, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     check_group_kind(statistics, act, v)
     arguments.check_groups(groups, channels)
@@ -41,43 +44,40 @@ def _forward(x, weight, bias, v, statistics, act, groups, eps, impl):
     v = None if v is None else arguments.per_channel("v", v, x, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
     if x.numel() == 0:
-        return torch.empty_like(x), *results.zeros(x, 2, n, groups)
+        return torch.empty_like(x), *results.zeros(x, 1, 2, n, groups)
     return module.group_forward(x, weight, bias, v, statistics, act, groups, eps)
 
 
-def _backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
-    if impl == "cpu" and _exists(statistics, act, v) and arguments.may_fit(x, weight):
-        try:
-            return cpu.group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act)
-        except cpu.Unfit:
-            pass
+def _backward(dy, x, weight, bias, v, mean_rstd, statistics, act, impl):
+    _require_kind(statistics, act, v)
+    return backend(impl).group_backward(dy, x, weight, bias, v, mean_rstd, statistics, act)
+
+
+def _fit_backward(dy, x, weight, bias, v, mean_rstd, statistics, act, impl):
     n, channels, _, _ = arguments.sizes(x)
     check_group_kind(statistics, act, v)
-    groups = arguments.groups_of(mean, channels)
-    mean = arguments.per_sample("mean", mean, x, n, groups)
-    rstd = arguments.per_sample("rstd", rstd, x, n, groups)
+    mean_rstd = arguments.of_groups("mean_rstd", mean_rstd, x, n, channels)
     weight32, bias32 = arguments.gamma_and_beta(weight, bias, x, n, channels)
     v32 = None if v is None else arguments.per_channel("v", v, x, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:
         return torch.empty_like(x), *results.no_gradients(weight, v)
     dx, dweight, dbias, dv = module.group_backward(
-        dy, x, weight32, bias32, v32, mean, rstd, statistics, act
+        dy, x, weight32, bias32, v32, mean_rstd, statistics, act
     )
     return dx, *results.as_given(dweight, dbias, dv, weight, v)
 
 
 def _fake_forward(x, weight, bias, v, statistics, act, groups, eps, impl):
-    mean, rstd = (x.new_empty(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
-    return results.fake_like(x), mean, rstd
+    return results.fake_like(x), x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
 
 
-def _fake_backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl):
+def _fake_backward(dy, x, weight, bias, v, mean_rstd, statistics, act, impl):
     return results.fake_gradients(x, weight, v)
 
 
 def _gradients(ctx, dy):
-    x, weight, bias, v, mean, rstd = ctx.saved_tensors
+    x, weight, bias, v, mean_rstd = ctx.saved_tensors
     statistics, act, groups, eps, impl = ctx.options
     if torch.is_grad_enabled():
 
@@ -86,7 +86,7 @@ def _gradients(ctx, dy):
             return formulas.group(x, weight, bias, v, **kind, groups=groups, eps=eps)
 
         return formulas.gradients(formula, (x, weight, bias, v), dy, ctx.needs_input_grad[:4])
-    found = _group_backward(dy, x, weight, bias, v, mean, rstd, statistics, act, impl)
+    found = _group_backward(dy, x, weight, bias, v, mean_rstd, statistics, act, impl)
     dx, dweight, dbias, dv = found
     return dx, dweight, dbias, None if v is None else dv
 
@@ -94,17 +94,19 @@ def _gradients(ctx, dy):
 # y; see functional.group_norm_act. groups divide the channels.
 apply_group = Differentiable(
     "group(Tensor x, Tensor weight, Tensor bias, Tensor? v, str statistics, str act, int groups, "
-    "float eps, str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
+    "float eps, str impl) -> (Tensor y, Tensor mean_rstd)",
     tensors=4,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
 )
 _group_backward = Operator(
-    "group_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor? v, Tensor mean, "
-    "Tensor rstd, str statistics, str act, str impl) -> "
+    "group_backward(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor? v, "
+    "Tensor mean_rstd, str statistics, str act, str impl) -> "
     "(Tensor dx, Tensor dweight, Tensor dbias, Tensor dv)",
-    tensors=7,
+    tensors=6,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

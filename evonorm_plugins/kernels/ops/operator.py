@@ -5,11 +5,14 @@ from operator import itemgetter
 
 import torch
 
+from evonorm_plugins.kernels.library import Unfit
 from evonorm_plugins.kernels.ops.results import nothing
 from evonorm_plugins.torch_private import nobody_looks_on
 
 _library = torch.library.Library("evonorm", "DEF")
 OPERATORS = {}  # by name
+# What a kernel raises for arguments that it does not take as they are: None, other shapes.
+_MISFIT = (ValueError, AttributeError, TypeError, IndexError)
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
 # Looked up once, for these functions run with every call.
 _is_compiling = torch.compiler.is_compiling
@@ -30,18 +33,21 @@ class Operator:
     Args:
         schema: name, arguments and results, in the notation of ``torch.library``.
         tensors: how many arguments, the first ones, are tensors.
-        kernel: takes tensors of any device, gives the results; None for one that does
-            not exist, in whose place the operator returns an empty tensor.
+        kernel: gives the results; None for one that does not exist, in whose place the operator
+            returns an empty tensor. It raises Unfit, or stumbles, where kernels do not take
+            the arguments as they are.
+        fit: takes the same where that happened, makes it fit and gives the results, or
+            raises a ValueError that says what is wrong.
         fake: takes the same and gives tensors of the same shape, dtype and strides.
     """
 
-    def __init__(self, schema, tensors, kernel, fake):
+    def __init__(self, schema, tensors, kernel, fit, fake):
         _library.define(schema)
         self.name = schema.partition("(")[0]
         names = list(inspect.signature(kernel).parameters)[:tensors]
 
         def without_none(*arguments):
-            found = kernel(*arguments)
+            found = self.compute(*arguments)
             if isinstance(found, tuple) and type(None) in map(type, found):
                 return tuple(nothing(arguments[0]) if t is None else t for t in found)
             return found
@@ -56,14 +62,33 @@ class Operator:
             return fake(*arguments)
 
         torch.library.register_fake(f"evonorm::{self.name}", fake_on_one_device, lib=_library)
-        self.tensors, self.kernel = tensors, kernel
+        self.tensors, self.kernel, self.fit = tensors, kernel, fit
         self.dispatched = getattr(torch.ops.evonorm, self.name).default
         OPERATORS[self.name] = self
 
     def __call__(self, *arguments):
-        if is_direct(*arguments[: self.tensors]):
+        if not is_direct(*arguments[: self.tensors]):
+            return self.dispatched(*arguments)
+        try:
             return self.kernel(*arguments)
-        return self.dispatched(*arguments)
+        except _MISFIT:
+            pass  # not shown beside what follows, which is for the caller
+        return self.fit_or_dispatch(*arguments)
+
+    def fit_or_dispatch(self, *arguments):
+        """A call that the kernel has not taken."""
+        try:
+            return self.fit(*arguments)
+        except Unfit:  # of a tensor that the dispatcher opens: one that is left of a transform
+            return self.dispatched(*arguments)
+
+    def compute(self, *arguments):
+        """What the dispatcher calls."""
+        try:
+            return self.kernel(*arguments)
+        except _MISFIT:
+            pass
+        return self.fit(*arguments)
 
 
 class Differentiable(Operator):
@@ -79,8 +104,10 @@ class Differentiable(Operator):
         unsaved: the name of a tensor that is not among those saved: no gradient depends on it.
     """
 
-    def __init__(self, schema, tensors, kernel, fake, backward, shows_last=False, unsaved=None):
-        super().__init__(schema, tensors, kernel, fake)
+    def __init__(
+        self, schema, tensors, kernel, fit, fake, backward, shows_last=False, unsaved=None
+    ):
+        super().__init__(schema, tensors, kernel, fit, fake)
         self.shows_last = shows_last
         names = list(inspect.signature(kernel).parameters)
         no_gradients = (None,) * len(names)
@@ -107,8 +134,14 @@ class Differentiable(Operator):
 
             @staticmethod
             def forward(ctx, *arguments):
-                inputs, ctx.options = arguments[:tensors], arguments[tensors]
-                results = kernel(*inputs, *ctx.options)
+                *inputs, options = arguments
+                ctx.options = options
+                try:
+                    results = kernel(*inputs, *options)
+                except _MISFIT:
+                    results = None
+                if results is None:
+                    results = fit(*inputs, *options)
                 if not isinstance(results, tuple):
                     ctx.save_for_backward(*saved(inputs))
                     return results
@@ -136,7 +169,7 @@ class Differentiable(Operator):
                 for t in tensors:
                     if t is not None and t.requires_grad:
                         return self.function(*tensors, arguments[self.tensors :])
-            results = self.kernel(*arguments)
+            results = super().__call__(*arguments)
         if not isinstance(results, tuple):
             return results
         return (results[0], results[-1]) if self.shows_last else results[0]

@@ -3,7 +3,7 @@
 import torch
 
 from evonorm_plugins import formulas
-from evonorm_plugins.kernels import cpu
+from evonorm_plugins.kernels import backend
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
@@ -11,11 +11,11 @@ _KINDS = {"s0": True, "s1": False, "s2": False}  # whether it has a v
 
 
 def _forward(x, weight, bias, v, kind, groups, eps, impl):
-    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
-        try:
-            return cpu.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
-        except cpu.Unfit:
-            pass  # what follows makes x and parameters fit, or says what is wrong
+    arguments.require_kind(kind, _KINDS, v)
+    return backend(impl).sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
+
+
+def _fit_forward(x, weight, bias, v, kind, groups, eps, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
     arguments.check_groups(groups, channels)
@@ -24,41 +24,38 @@ def _forward(x, weight, bias, v, kind, groups, eps, impl):
     v = None if v is None else arguments.per_channel("v", v, x, channels)
     module, x = arguments.module_for(impl, x), arguments.dense(x)
     if x.numel() == 0:
-        return torch.empty_like(x), *results.zeros(x, 2, n, groups)
+        return torch.empty_like(x), *results.zeros(x, 1, 2, n, groups)
     return module.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
 
 
-def _backward(dy, x, weight, v, mean, rstd, kind, impl):
-    if impl == "cpu" and _KINDS.get(kind) is (v is not None) and arguments.may_fit(x, weight):
-        try:
-            return cpu.sample_backward(dy, x, weight, v, mean, rstd, kind != "s2")
-        except cpu.Unfit:
-            pass
+def _backward(dy, x, weight, v, mean_rstd, kind, impl):
+    arguments.require_kind(kind, _KINDS, v)
+    return backend(impl).sample_backward(dy, x, weight, v, mean_rstd, kind != "s2")
+
+
+def _fit_backward(dy, x, weight, v, mean_rstd, kind, impl):
     n, channels, _, _ = arguments.sizes(x)
     arguments.check_kind(kind, _KINDS, v)
-    groups = arguments.groups_of(mean, channels)
-    mean = arguments.per_sample("mean", mean, x, n, groups)
-    rstd = arguments.per_sample("rstd", rstd, x, n, groups)
+    mean_rstd = arguments.of_groups("mean_rstd", mean_rstd, x, n, channels)
     weight32 = arguments.gamma(weight, x, n, channels)
     v32 = None if v is None else arguments.per_channel("v", v, x, channels)
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:
         return torch.empty_like(x), *results.no_gradients(weight, v)
-    dx, dweight, dbias, dv = module.sample_backward(dy, x, weight32, v32, mean, rstd, kind != "s2")
+    dx, dweight, dbias, dv = module.sample_backward(dy, x, weight32, v32, mean_rstd, kind != "s2")
     return dx, *results.as_given(dweight, dbias, dv, weight, v)
 
 
 def _fake_forward(x, weight, bias, v, kind, groups, eps, impl):
-    mean, rstd = (x.new_empty(x.shape[0], groups, dtype=torch.float32) for _ in range(2))
-    return results.fake_like(x), mean, rstd
+    return results.fake_like(x), x.new_empty(2, x.shape[0], groups, dtype=torch.float32)
 
 
-def _fake_backward(dy, x, weight, v, mean, rstd, kind, impl):
+def _fake_backward(dy, x, weight, v, mean_rstd, kind, impl):
     return results.fake_gradients(x, weight, v)
 
 
 def _gradients(ctx, dy):
-    x, weight, v, mean, rstd = ctx.saved_tensors
+    x, weight, v, mean_rstd = ctx.saved_tensors
     kind, groups, eps, impl = ctx.options
     if torch.is_grad_enabled():
 
@@ -68,24 +65,26 @@ def _gradients(ctx, dy):
 
         tensors = (x, weight, results.any_bias(weight), v)
         return formulas.gradients(formula, tensors, dy, ctx.needs_input_grad[:4])
-    dx, dweight, dbias, dv = _sample_backward(dy, x, weight, v, mean, rstd, kind, impl)
+    dx, dweight, dbias, dv = _sample_backward(dy, x, weight, v, mean_rstd, kind, impl)
     return dx, dweight, dbias, None if v is None else dv
 
 
 # y. ``kind`` is "s0", "s1" or "s2"; v None in the latter two; groups divide the channels.
 apply_sample = Differentiable(
     "sample(Tensor x, Tensor weight, Tensor bias, Tensor? v, str kind, int groups, float eps, "
-    "str impl) -> (Tensor y, Tensor mean, Tensor rstd)",
+    "str impl) -> (Tensor y, Tensor mean_rstd)",
     tensors=4,
     kernel=_forward,
+    fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
     unsaved="bias",
 )
 _sample_backward = Operator(
-    "sample_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean, Tensor rstd, "
+    "sample_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean_rstd, "
     "str kind, str impl) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dv)",
-    tensors=6,
+    tensors=5,
     kernel=_backward,
+    fit=_fit_backward,
     fake=_fake_backward,
 )

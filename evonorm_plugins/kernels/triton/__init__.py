@@ -12,29 +12,30 @@ bit by bit.
 
 The functions take an x of ``(N, C, H, W)`` that is not empty and dense in contiguous or
 channels_last format, and dy with its dtype and strides. Parameters and statistics are float32 and
-contiguous: weight, bias ``(C,)`` or ``(N, C)``, v, batch_var ``(C,)``. Results that are not like x
-are float32 too.
+contiguous: weight, bias ``(C,)`` or ``(N, C)``, v, batch_var ``(C,)``. Where a tensor is something
+else they raise :class:`Unfit`; entry.py says how they are written. Results that are not like x are
+float32 too.
 """
 
 import functools
 
 import torch
-import triton
 
+from evonorm_plugins.kernels.triton import entry
 from evonorm_plugins.kernels.triton.affine import affine_backward, affine_forward
-from evonorm_plugins.kernels.triton.average import fits as fits_average
 from evonorm_plugins.kernels.triton.average import move_average
-from evonorm_plugins.kernels.triton.batch import batch_apply, batch_forward, batch_moments
-from evonorm_plugins.kernels.triton.batch_gradients import (
+from evonorm_plugins.kernels.triton.batches import (
+    batch_apply,
     batch_backward,
+    batch_forward,
     batch_input_gradient,
     batch_reduce,
 )
 from evonorm_plugins.kernels.triton.group import group_forward
 from evonorm_plugins.kernels.triton.group_gradients import group_backward
+from evonorm_plugins.kernels.triton.moments import batch_moments
 from evonorm_plugins.kernels.triton.sample import sample_forward
 from evonorm_plugins.kernels.triton.sample_gradients import sample_backward
-from evonorm_plugins.kernels.triton.tiles import place
 
 __all__ = [
     "affine_backward",
@@ -46,7 +47,6 @@ __all__ = [
     "batch_moments",
     "batch_reduce",
     "computes_on",
-    "fits_average",
     "group_backward",
     "group_forward",
     "move_average",
@@ -56,13 +56,9 @@ __all__ = [
 ]
 
 
-INTERPRETED = not isinstance(place, triton.JITFunction)
-TAKES_CPU = INTERPRETED  # tensors of the CPU; so does a stub of a driver, which sets this
-
-
 def computes_on(x):
     """Whether the kernels can be given ``x`` on its device."""
-    return x.is_cuda or (TAKES_CPU and x.is_cpu)
+    return x.is_cuda or (entry.TAKES_CPU and x.is_cpu)
 
 
 def unavailable(x):

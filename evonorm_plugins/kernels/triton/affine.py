@@ -4,7 +4,8 @@ import torch
 import triton.language as tl
 
 from evonorm_plugins.kernels.triton.buffers import fused_gradients
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.plan import make_plan
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     kernel,
@@ -69,24 +70,32 @@ def _affine_backward_kernel(
     tl.store(sums_ptr + plane, sums(shift, T.K, T), at.inside)
 
 
-@on_device
-def affine_forward(x, weight, bias):
+@entry("xgb")
+def affine_forward(sizes):
     """``x weight + bias``."""
-    y = torch.empty_like(x)
-    plan = make_plan(x, 1, 1, chunked=True)
-    plan.run(_affine_forward_kernel, (x, y, weight, bias), sample_stride(weight))
-    return y
+    plan = make_plan(sizes, 1, 1, chunked=True)
+    launch = plan.launch(_affine_forward_kernel, plan.affine_stride)
+
+    def forward(x, weight, bias):
+        y = torch.empty_like(x)
+        launch((x, y, weight, bias))
+        return y
+
+    return forward
 
 
-@on_device
-def affine_backward(dy, x, weight):
-    """Gradients ``dx, dweight, dbias`` of :func:`affine_forward`."""
-    plan = make_plan(x, 1, 2, chunked=True)
-    dx = torch.empty_like(x)
+@entry("dxg")
+def affine_backward(sizes):
+    """Gradients ``dx, dweight, dbias`` of :func:`affine_forward`, of ``dy, x, weight``."""
+    plan = make_plan(sizes, 1, 2, chunked=True)
+    size, new, add = fused_gradients(plan, has_v=False)
+    launch = plan.launch(_affine_backward_kernel, size, plan.affine_stride)
 
-    def launch(sums, size):
-        tensors = (dy, x, dx, weight, sums)
-        plan.run(_affine_backward_kernel, tensors, size, sample_stride(weight))
+    def backward(dy, x, weight):
+        dx = torch.empty_like(x)
+        sums, gradients = new(weight, None)
+        launch((dy, x, dx, weight, sums))
+        add(sums, gradients)
+        return dx, gradients[0], gradients[1]
 
-    dweight, dbias, _ = fused_gradients(plan, weight, None, launch)
-    return dx, dweight, dbias
+    return backward

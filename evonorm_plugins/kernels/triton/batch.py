@@ -1,23 +1,15 @@
 """The B series: statistics of a sample's channels, and of the batch's; of RS + rej the latter."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import floats
 from evonorm_plugins.kernels.triton.moments import (
-    Statistics,
     keep,
     keep_row,
-    merge,
     merge_chunks,
     merge_samples,
     moments,
-    moments_of_samples,
-    statistics,
 )
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
-from evonorm_plugins.kernels.triton.rectified import rectified_apply, rectified_forward
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     divide,
@@ -56,7 +48,7 @@ def instance_side(x, v, std, KIND: tl.constexpr):
 
 
 @kernel
-def _batch_forward_kernel(
+def batch_forward_kernel(
     x_ptr,  # (N, C, H, W)
     y_ptr,  # out: as x
     weight_ptr,  # gamma: (C,) or (N, C)
@@ -107,68 +99,3 @@ def _batch_forward_kernel(
             x = load(x_ptr, tile, 0, True)
         y = divide(x, maximum(batch_std, instance_side(x, v, std, KIND)), T.FAST)
         store(y_ptr, y * weight + bias, tile)
-
-
-@on_device
-def batch_moments(x, centred=True):
-    """Mean and biased variance of every sample's channels, ``(N, C)`` each.
-
-    Not ``centred``: 0 and the mean of squares.
-    """
-    return moments_of_samples(make_plan(x, 1, 1, chunked=True), x, centred)
-
-
-@on_device
-def batch_apply(x, weight, bias, v, mean, var, batch_var, kind, eps):
-    """EvoNorm-B0, B1, B2 (``kind`` "b0", "b1", "b2") of given statistics: y.
-
-    ``y = x / max(sqrt(batch_var + eps), t) weight + bias`` where t of b0, b1 and b2 is
-    ``v x + sqrt(var + eps)``, ``(x + 1) r`` and ``r - x``, with ``r = sqrt(var + mean^2 + eps)``.
-    "rs_rej", which has no mean and var: ``y = max(x, 0) / sqrt(batch_var + eps) weight + bias``.
-    """
-    if kind == "rs_rej":
-        return rectified_apply(x, weight, bias, batch_var, eps)
-    plan = make_plan(x, 1, 1, chunked=True)
-    found = Statistics(mean, var, "given", mean)
-    return _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
-
-
-@on_device
-def batch_forward(x, weight, bias, v, batch_var, kind, eps):
-    """y, mean and var ``(N, C)``, and the mean and variance ``(C,)`` of the batch.
-
-    The last two are empty where ``batch_var`` is given, which is used; else they are those of x.
-    In "rs_rej" mean and var are None, and that of the batch is the mean of squares.
-    """
-    if kind == "rs_rej":
-        return rectified_forward(x, weight, bias, batch_var, eps)
-    if batch_var is not None:
-        plan = make_plan(x, 1, 1)
-        found = statistics(plan, x)
-        y = _apply(plan, x, weight, bias, v, None, batch_var, found, kind, eps)
-        return y, found.mean, found.spread, batch_var.new_empty(0), batch_var.new_empty(0)
-    plan = make_plan(x, 1, 1, chunked=True)
-    found = statistics(plan, x)
-    batch_mean, batch_var = floats(x, plan.channels), floats(x, plan.channels)
-    own_mean = batch_mean
-    if plan.spread or plan.merged:
-        merge(plan, found.parts, found.plane, batch_mean, batch_var)
-        own_mean = None
-    y = _apply(plan, x, weight, bias, v, own_mean, batch_var, found, kind, eps)
-    return y, found.mean, found.spread, batch_mean, batch_var
-
-
-def _apply(plan, x, weight, bias, v, batch_mean, batch_var, found, kind, eps):
-    """y from the Statistics ``found``; those of the batch are made, too, if there is a mean."""
-    y = torch.empty_like(x)
-    plan.run(
-        _batch_forward_kernel,
-        (x, y, weight, bias, v, batch_mean, batch_var, found.parts, found.mean, found.spread),
-        found.plane,
-        plan.rows,
-        sample_stride(weight),
-        eps,
-        KIND=kind,
-        SOURCE=found.source,
-    )
-    return y

@@ -1,23 +1,12 @@
 """The gradients of the B series."""
 
-import torch
 import triton
 import triton.language as tl
 
 from evonorm_plugins.kernels.triton.batch import instance_side, instance_std
 from evonorm_plugins.kernels.triton.buffers import (
-    NO_SUMMING,
-    add_planes,
     add_rows,
-    existing,
-    floats,
-    new_gradients,
-    plane,
-    summing,
-    summing_of,
 )
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
-from evonorm_plugins.kernels.triton.rectified import rectified_input_gradient, rectified_reduce
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
     count_tiles,
@@ -51,7 +40,7 @@ def _sides(dy, x, v, std, batch_std, KIND: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def _terms(dy_ptr, x_ptr, v, std, batch_std, tile, KIND: tl.constexpr, FAST: tl.constexpr):
-    """What a tile adds to the sums of _batch_sums_kernel."""
+    """What a tile adds to the sums of batch_sums_kernel."""
     dy = load(dy_ptr, tile, 0, False)
     x = load(x_ptr, tile, 1, False)  # not 0, for v may be infinite
     q, to_instance, to_batch = _sides(dy, x, v, std, batch_std, KIND, FAST)
@@ -60,7 +49,7 @@ def _terms(dy_ptr, x_ptr, v, std, batch_std, tile, KIND: tl.constexpr, FAST: tl.
 
 
 @kernel
-def _batch_sums_kernel(
+def batch_sums_kernel(
     dy_ptr,  # as x
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
@@ -107,7 +96,7 @@ def _batch_sums_kernel(
 
 
 @kernel
-def _batch_backward_kernel(
+def batch_backward_kernel(
     dy_ptr,  # as x
     x_ptr,  # (N, C, H, W)
     dx_ptr,  # out: as x
@@ -180,116 +169,3 @@ def _batch_backward_kernel(
             if batch_mean_ptr is not None:
                 dx += batch_pull * (x - batch_mean)
             store(dx_ptr, dx, tile)
-
-
-def _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps):
-    """Planes of sums, elements from one to the next, and dstd."""
-    number, size = 3 if v is None else 4, plane(plan.rows * plan.channels)
-    sums = floats(x, number * size)
-    dstd = floats(x, plan.samples, plan.chunks, plan.channels)
-    plan.run(
-        _batch_sums_kernel,
-        (dy, x, weight, v, mean, var, batch_var, sums, dstd),
-        size,
-        sample_stride(weight),
-        eps,
-        KIND=kind,
-    )
-    return sums, size, dstd
-
-
-def _add(plan, sums, size, dstd, weight, v):
-    """dweight, dbias, dv, dbatch_var, and dstd of few parts."""
-    dweight, dbias, dv = new_gradients(weight, v)
-    dbatch_var = floats(weight, plan.channels)
-    how = summing_of(plan, 3 if v is None else 4, weight)
-    fourth = dbatch_var if dv is None else dv
-    add_planes(plan, sums, size, how, dweight, dbias, dbatch_var, fourth)
-    if plan.merged:
-        parts, dstd = dstd, floats(dstd, plan.samples, 1, plan.channels)
-        how = summing(plan.samples, plan.chunks, plan.channels, 1, True)
-        add_planes(plan, parts, 0, how, dstd, dstd, dstd, dstd)
-    return dweight, dbias, dv, dstd, dbatch_var
-
-
-@on_device
-def batch_reduce(dy, x, weight, v, mean, var, batch_var, kind, eps):
-    """Gradients ``dweight, dbias, dv, dstd, dbatch_var``; ``dv`` None where v is.
-
-    ``dstd`` ``(N, parts, C)``: parts of the gradient by the root of each sample's own statistic, of
-    b0 ``sqrt(var + eps)``, of b1 and b2 ``r``; None in "rs_rej".
-    """
-    if kind == "rs_rej":
-        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
-        return dweight, dbias, None, None, dbatch_var
-    plan = make_plan(x, 1, 2, chunked=True)
-    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
-    return _add(plan, sums, size, dstd, weight, v)
-
-
-@on_device
-def batch_input_gradient(
-    dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count, kind, eps
-):
-    """dx, from what :func:`batch_reduce` returned.
-
-    ``batch_mean`` ``(C,)``: mean of the batch whose variance ``batch_var`` is; None: it did not
-    come from x. ``count``: float32 scalar tensor, elements of that batch; None: those of x.
-    """
-    if kind == "rs_rej":
-        own = None if batch_mean is None else dbatch_var
-        return rectified_input_gradient(dy, x, weight, batch_var, own, count, eps)
-    plan = make_plan(x, 1, 2, chunked=True)
-    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, count)
-    unused = (dstd,) * 4
-    return _input_gradient(plan, dy, x, given, unused, 0, NO_SUMMING, kind, eps)
-
-
-@on_device
-def batch_backward(dy, x, weight, v, mean, var, batch_mean, batch_var, kind, eps):
-    """Gradients ``dx, dweight, dbias, dv, dbatch_var`` of the B series.
-
-    ``batch_mean`` ``(C,)`` or None: as in :func:`batch_input_gradient`.
-    """
-    if kind == "rs_rej":
-        dweight, dbias, dbatch_var = rectified_reduce(dy, x, weight, batch_var, eps)
-        own = None if batch_mean is None else dbatch_var
-        dx = rectified_input_gradient(dy, x, weight, batch_var, own, None, eps)
-        return dx, dweight, dbias, None, dbatch_var
-    plan = make_plan(x, 1, 2, chunked=True)
-    sums, size, dstd = _reduce(plan, dy, x, weight, v, mean, var, batch_var, kind, eps)
-    if plan.merged or (plan.spread and batch_mean is not None):
-        *parameters, dstd, dbatch_var = _add(plan, sums, size, dstd, weight, v)
-        dx = batch_input_gradient(
-            dy, x, weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None, kind, eps
-        )
-        return dx, *parameters, dbatch_var
-    dweight, dbias, dv = new_gradients(weight, v)
-    dbatch_var = floats(x, plan.channels)
-    how = summing_of(plan, 3 if v is None else 4, weight)
-    given = (weight, v, mean, var, batch_mean, batch_var, dstd, dbatch_var, None)
-    out = (sums, dweight, dbias, dv)
-    dx = _input_gradient(plan, dy, x, given, out, size, how, kind, eps)
-    return dx, dweight, dbias, dv, dbatch_var
-
-
-def _input_gradient(plan, dy, x, given, out, size, how, kind, eps):
-    """dx; and ``out``, planes of sums and what they are added up to, by the Summing ``how``."""
-    dx = torch.empty_like(x)
-    plan.run(
-        _batch_backward_kernel,
-        (dy, x, dx, *given, *existing(out, out[0])),
-        size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        given[6].shape[1],
-        sample_stride(given[0]),
-        eps,
-        plan.samples,
-        extra=how.programs,
-        KIND=kind,
-        ADD=how.programs > 0,
-        **how.at_once,
-    )
-    return dx

@@ -1,13 +1,13 @@
 """Memory of what programs hand on, planes ``(J, size)``, and sums over it in a fixed order."""
 
-import functools
-import math
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from evonorm_plugins.kernels.triton.launch import Launch
+from evonorm_plugins.kernels.triton.plan import OPTIONS
 from evonorm_plugins.kernels.triton.tiles import kernel
 
 
@@ -20,17 +20,6 @@ def floats(like, *shape):
     """Memory of float32 on the device of ``like``."""
     # Numbers one by one and a tensor for the device: each saves a third of a microsecond.
     return like.new_empty(*shape, dtype=torch.float32)
-
-
-def planes(like, number, shape):
-    """``number`` tensors of ``shape``, ``(C,)`` or ``(N, C)``, in one such memory."""
-    size = math.prod(shape)
-    if size == plane(size):
-        return floats(like, number, *shape).unbind(0)
-    strides = (plane(size), *shape[1:], 1)
-    return torch.empty_strided(
-        (number, *shape), strides, dtype=torch.float32, device=like.device
-    ).unbind(0)
 
 
 def rows_at_once(rows):
@@ -103,7 +92,6 @@ class Summing(NamedTuple):
 NO_SUMMING = Summing(0, 0, 0, {"G": 1, "R": 1})
 
 
-@functools.lru_cache(8192)
 def summing(samples, chunks, channels, number, per_sample):
     """The Summing of so many planes ``(samples * chunks, channels)``.
 
@@ -115,41 +103,57 @@ def summing(samples, chunks, channels, number, per_sample):
     return Summing(programs, rows, outputs, {"G": columns, "R": at_once})
 
 
-def summing_of(plan, number, weight):
-    return summing(plan.samples, plan.chunks, plan.channels, number, weight.dim() == 2)
+def summing_of(plan, number):
+    """The Summing of a plan's planes."""
+    per_sample = plan.affine_stride > 0
+    return summing(plan.samples, plan.chunks, plan.channels, number, per_sample)
 
 
-def add_planes(plan, sums, size, how, a, b, c, d):
-    """Launch a Summing of planes that are ``size`` elements apart; a to d as of add_rows."""
+def adding(plan, size, how):
+    """The Launch of a Summing of planes ``size`` elements apart: planes, then the four results."""
     values = (size, how.rows, how.outputs, plan.channels)
-    plan.run_on((how.programs,), _sum_kernel, (sums, a, b, c, d), *values, **how.at_once)
+    return Launch(_sum_kernel, (how.programs,), values, {**how.at_once, **OPTIONS})
 
 
 def existing(tensors, other):
-    """``tensors`` with ``other`` for None, which would take longer to launch with."""
+    """``tensors`` with ``other`` for None."""
     return [other if t is None else t for t in tensors]
 
 
 def new_gradients(weight, v):
-    """Memory for the gradients of gamma, beta and v, all of float32; None where v is."""
+    """Memory for the gradients of gamma, beta and v; None where v is."""
     dv = None if v is None else torch.empty_like(v)
     return torch.empty_like(weight), torch.empty_like(weight), dv
 
 
-def fused_gradients(plan, weight, v, launch):
-    """The gradients of gamma, beta and v, of which ``launch(sums, size)`` writes planes of parts.
+def fused_gradients(plan, has_v):
+    """Gradients of gamma, beta and v of a kernel that writes planes of parts ``size`` apart.
 
-    What is one part already is written where it is to be.
+    Returns:
+        ``(size, new, add)``: ``sums, gradients = new(weight, v)``, and after the kernel has written
+        its planes to ``sums`` ``add(sums, gradients)``. What is one part already is written where
+        it is to be.
     """
-    number = 2 if v is None else 3
-    if plan.rows == 1 and weight.dim() == 1:
-        sums = planes(weight, number, weight.shape)
-        launch(sums[0], plane(plan.channels))
-        return sums if number == 3 else (*sums, None)
+    number = 3 if has_v else 2
+    if plan.rows == 1 and not plan.affine_stride:
+        size = plane(plan.channels)
+
+        def new_parts(weight, v):
+            found = floats(weight, number, size).unbind(0)
+            if size != plan.channels:
+                found = [t[: plan.channels] for t in found]
+            return found[0], found if has_v else (*found, None)
+
+        return size, new_parts, lambda sums, gradients: None
     size = plane(plan.rows * plan.channels)
-    sums = floats(weight, number * size)
-    launch(sums, size)
-    dweight, dbias, dv = new_gradients(weight, v)
-    third = dbias if dv is None else dv
-    add_planes(plan, sums, size, summing_of(plan, number, weight), dweight, dbias, third, third)
-    return dweight, dbias, dv
+    launch = adding(plan, size, summing_of(plan, number))
+
+    def new(weight, v):
+        return floats(weight, number * size), new_gradients(weight, v)
+
+    def add(sums, gradients):
+        dweight, dbias, dv = gradients
+        third = dbias if dv is None else dv
+        launch((sums, dweight, dbias, third, third))
+
+    return size, new, add

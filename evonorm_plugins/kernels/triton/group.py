@@ -1,11 +1,11 @@
 """Group norms with an activation: mean and variance of groups of channels of a sample."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import forward_of_groups
+from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
@@ -41,9 +41,9 @@ def _group_forward_kernel(
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
     parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
-    mean_ptr,  # (N, groups), out unless SOURCE is "given"
-    rstd_ptr,  # likewise
+    mean_ptr,  # (2, N, groups) mean and rstd, out unless SOURCE is "given"
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    own: tl.int64,  # N groups
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
@@ -56,6 +56,7 @@ def _group_forward_kernel(
     T: tl.constexpr,
 ):
     at = place(C, HW, chunk, chunks, SOURCE != "x", T)
+    rstd_ptr = mean_ptr + own
     if SOURCE == "given":
         mean = parameter(mean_ptr, C // T.D, at, T.D)
         rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -85,20 +86,12 @@ def _group_forward_kernel(
         store(y_ptr, z, tile)
 
 
-@on_device
-def group_forward(x, weight, bias, v, statistics_kind, act, groups, eps):
-    """y, mean and rstd ``(N, groups)``; mean is 0 where the variance is a mean of squares."""
-    plan = make_plan(x, x.shape[1] // groups, 1)
-    found = statistics(plan, x, statistics_kind != "rms", eps)
-    y = torch.empty_like(x)
-    plan.run(
-        _group_forward_kernel,
-        (x, y, weight, bias, v, found.parts, found.mean, found.spread),
-        found.plane,
-        sample_stride(weight),
-        eps,
-        STATISTICS=statistics_kind,
-        ACT=act,
-        SOURCE=found.source,
-    )
-    return y, found.mean, found.spread
+@entry("xgbc")
+def group_forward(sizes, statistics, act, groups, eps):
+    """Of x, weight, bias and v y, and mean and rstd ``(2, N, groups)``.
+
+    The mean is 0 where the variance is a mean of squares.
+    """
+    constants = {"STATISTICS": statistics, "ACT": act}
+    centred = statistics != "rms"
+    return forward_of_groups(sizes, _group_forward_kernel, groups, eps, centred, constants)

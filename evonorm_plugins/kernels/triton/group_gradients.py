@@ -1,20 +1,12 @@
 """The gradients of group norms with an activation."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import (
-    add_rows,
-    existing,
-    floats,
-    fused_gradients,
-    new_gradients,
-    plane,
-    summing_of,
-)
+from evonorm_plugins.kernels.triton.buffers import add_rows
+from evonorm_plugins.kernels.triton.entry import entry
 from evonorm_plugins.kernels.triton.group import from_mean
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.groups import backward_of_groups
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
@@ -177,10 +169,10 @@ def _group_backward_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -192,6 +184,7 @@ def _group_backward_kernel(
 ):
     """All of it, where a program has whole groups."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
     v = wide_parameter(v_ptr, 0, at)
@@ -210,12 +203,12 @@ def _group_sums_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (2, N, chunks, units) sums of weight dz (x - mean) and of weight dz
     plane: tl.int64,  # of sums: elements from one of them to the next
     out_plane: tl.int64,  # of parts
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -227,6 +220,7 @@ def _group_sums_kernel(
 ):
     """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
     v = wide_parameter(v_ptr, 0, at)
@@ -247,8 +241,7 @@ def _group_gradients_kernel(
     weight_ptr,  # (C,) or (N, C)
     bias_ptr,  # as gamma
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # (2, N, chunks, units) as of _group_sums_kernel
     dweight_ptr,  # out: as weight
@@ -259,6 +252,7 @@ def _group_gradients_kernel(
     rows,  # of sums that are added up to one output
     outputs,
     extra,  # programs that do so; the others make dx
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -277,6 +271,7 @@ def _group_gradients_kernel(
         add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
+        rstd_ptr = mean_ptr + own
         given = _parameters(weight_ptr, bias_ptr, mean_ptr, rstd_ptr, weight_stride, at, T)
         v = wide_parameter(v_ptr, 0, at)
         by_x = add_chunks(parts_ptr, at.n, chunks, at, T)
@@ -286,34 +281,21 @@ def _group_gradients_kernel(
         )
 
 
-@on_device
-def group_backward(dy, x, weight, bias, v, mean, rstd, statistics_kind, act):
-    """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is."""
-    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
-    dx, stride = torch.empty_like(x), sample_stride(weight)
-    given, kind = (weight, bias, v, mean, rstd), {"STATISTICS": statistics_kind, "ACT": act}
-    if plan.fused:
+@entry("dxgbcs")
+def group_backward(sizes, statistics, act):
+    """Gradients ``dx, dweight, dbias, dv``; ``dv`` None where v is.
 
-        def launch(sums, size):
-            plan.run(_group_backward_kernel, (dy, x, dx, *given, sums), size, stride, **kind)
-
-        return dx, *fused_gradients(plan, weight, v, launch)
-    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
-    out_size = plane(plan.rows * plan.units)
-    sums, parts = floats(x, number * size), floats(x, 2 * out_size)
-    plan.run(_group_sums_kernel, (dy, x, *given, sums, parts), size, out_size, stride, **kind)
-    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
-    plan.run(
-        _group_gradients_kernel,
-        (dy, x, dx, *given, sums, parts, *existing(found, sums)),
-        size,
-        out_size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        stride,
-        extra=how.programs,
-        **kind,
-        **how.at_once,
+    Of dy, x, weight, bias, v, and mean and rstd ``(2, N, groups)``.
+    """
+    constants = {"STATISTICS": statistics, "ACT": act}
+    backward = backward_of_groups(
+        sizes,
+        (_group_backward_kernel, constants),
+        (_group_sums_kernel, constants),
+        (_group_gradients_kernel, constants),
+        has_v=not sizes.absent,
+        planes=2,
     )
-    return dx, *found
+    return lambda dy, x, weight, bias, v, mean_rstd: backward(
+        dy, x, weight, v, (weight, bias, v, mean_rstd)
+    )

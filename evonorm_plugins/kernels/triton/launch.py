@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 import triton
 
+from evonorm_plugins.kernels.sizes import read_addresses
+
 # From the first to the last whose launchers were read: both are called alike, and take addresses
 # for tensors.
 _KNOWN = ((3, 4), (3, 9))
-_ALIGNMENT = 16  # Triton compiles other kernels for pointers that are no multiples of it
-_MOST = 64  # kernels of a Launch, launches of a Plan
+_MOST = 64  # compiled kernels of a Launch
 
 
 def _private():
@@ -74,7 +75,8 @@ class _Compiled(NamedTuple):
 class Launch:
     """A kernel on a grid, with all of its arguments but the first ones: tensors.
 
-    Called with a tuple of those, or None, whose dtypes are the same with every call.
+    Called with a tuple of those, or None in their place. With every call dtypes are the same, and
+    what is None.
     """
 
     __slots__ = ("_compiled", "_constants", "_grid", "_interpreted", "_kernel", "_rest", "_values")
@@ -94,26 +96,17 @@ class Launch:
         if self._interpreted or _PRIVATE is None or _is_watched(self._kernel, _PRIVATE[1]):
             self._launch_slowly(tensors)
             return
-        drivers = _PRIVATE[0]
-        driver = drivers.active
+        driver = _PRIVATE[0].active
         device = driver.get_current_device()
-        # 1, which is no tensor's address, for None.
-        pointers = [1 if t is None else t.data_ptr() for t in tensors]
-        bits = 0
-        for pointer in pointers:
-            bits |= pointer
-        key = device
-        if bits % _ALIGNMENT:
-            key = (device, *[pointer % _ALIGNMENT for pointer in pointers])
-        found = self._compiled.get(key)
+        unaligned, pointers = read_addresses(tensors)
+        found = self._compiled.get((device, unaligned))
         if found is None:
-            self._keep(key, self._launch_slowly(tensors))
+            self._keep((device, unaligned), self._launch_slowly(tensors))
             return
         run, function, metadata, _ = found
         stream = driver.get_current_stream(device)
-        x, y, z = self._grid
         # None: launch metadata and hooks.
-        run(x, y, z, stream, function, metadata, None, None, None, *pointers, *self._rest)
+        run(*self._grid, stream, function, metadata, None, None, None, *pointers, *self._rest)
 
     def _launch_slowly(self, tensors):
         """Triton's own way; what it returns is the compiled kernel."""
@@ -123,11 +116,6 @@ class Launch:
         # ROCm's kernels are compiled for the sizes of tensors, too.
         if isinstance(kernel, _PRIVATE[2]) and kernel.metadata.target.backend == "cuda":
             found = _Compiled(kernel.run, kernel.function, kernel.packed_metadata, kernel)
-            keep_few(self._compiled)[key] = found
-
-
-def keep_few(cache):
-    """``cache``, a dictionary, emptied if it holds very many."""
-    if len(cache) >= _MOST:
-        cache.clear()
-    return cache
+            if len(self._compiled) >= _MOST:
+                self._compiled.clear()
+            self._compiled[key] = found

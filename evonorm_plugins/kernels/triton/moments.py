@@ -5,12 +5,16 @@ centred variance from one pass, however far the mean is from 0. Parts are merged
 variance (Chan, Golub, LeVeque 1979).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import floats, plane, planes, rows_at_once
+from evonorm_plugins.kernels.triton.buffers import floats, plane, rows_at_once
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.launch import Launch
+from evonorm_plugins.kernels.triton.plan import OPTIONS, make_plan
 from evonorm_plugins.kernels.triton.tiles import (
     group_indices,
     kernel,
@@ -174,6 +178,7 @@ def _merge_kernel(
     mean_ptr,  # out: (outputs, groups)
     spread_ptr,  # out: likewise; RSTD: 1 / sqrt(variance + eps) in place of the variance
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    own: tl.int64,  # elements of what lies before the spread where its pointer is
     rows,
     eps,
     C,
@@ -193,73 +198,85 @@ def _merge_kernel(
     exists = group < C // T.D
     at = out.to(tl.int64) * (C // T.D) + group
     tl.store(mean_ptr + at, mean, exists)
-    tl.store(spread_ptr + at, var, exists)
+    tl.store(spread_ptr + own + at, var, exists)
 
 
 class Statistics(NamedTuple):
     """What a forward kernel has the statistics of groups from."""
 
-    mean: object  # (N, groups), which the kernel fills unless ``source`` is "given"
-    spread: object  # likewise: the variance, or its rstd
-    source: str = "given"  # SOURCE of the kernel: "x" (one chunk), "parts" or "given"
-    parts: object = None  # (3, N, chunks, units)
-    plane: int = 0  # of parts: elements from one of the 3 to the next
+    source: str  # SOURCE of the kernel: "x" (one chunk), "parts" or "given"
+    plane: int  # of parts: elements from one of the 3 to the next
+    # Of x and memory for mean and spread, (N, groups) each: the parts (3, N, chunks, units). The
+    # kernel fills that memory unless ``source`` is "given". The spread is the variance, or rstd.
+    find: Callable
 
 
-def statistics(plan, x, centred=True, rstd_eps=None):
-    """The statistics of groups, as the plan has them computed; with an eps rstd for variance."""
-    shape = (plan.samples, plan.channels // plan.tile.D)
-    mean, spread = floats(x, *shape), floats(x, *shape)
+def statistics(plan, centred=True, rstd_eps=None):
+    """The Statistics of groups, as the plan has them computed.
+
+    With an eps rstd for variance, both in one memory ``(2, N, groups)``.
+    """
     if plan.fused:
-        # Parts are never looked at; None would take longer to launch with.
-        return Statistics(mean, spread, "x", mean)
-    parts, size = part_moments(plan, x, centred)
-    if plan.merged:
-        merge(plan, parts, size, mean, spread, rstd_eps)
-        return Statistics(mean, spread, "given", parts, size)
-    return Statistics(mean, spread, "parts", parts, size)
+        return Statistics("x", 0, lambda x, mean, spread: mean)  # parts are never looked at
+    size, find_parts = part_moments(plan, centred)
+    if not plan.merged:
+        return Statistics("parts", size, lambda x, mean, spread: find_parts(x))
+    merge = merging(plan, size, plan.samples, rstd_eps)
+
+    def find(x, mean, spread):
+        parts = find_parts(x)
+        merge((parts, mean, spread))
+        return parts
+
+    return Statistics("given", size, find)
 
 
-def moments_of_samples(plan, x, centred=True):
-    """Mean and variance of every sample's groups; not ``centred``: 0 and the mean of squares."""
-    shape = (plan.samples, plan.channels // plan.tile.D)
-    if plan.chunks * plan.tile.SUBS == 1:
-        mean, lost, var = planes(x, 3, shape)
-        plan.run(_moments_kernel, (x, mean), lost.storage_offset(), CENTRED=centred)
+@entry("x")
+def batch_moments(sizes, centred=True):
+    """Mean and biased variance of every sample's channels, ``(N, C)`` each.
+
+    Not ``centred``: 0 and the mean of squares.
+    """
+    plan = make_plan(sizes, 1, 1, chunked=True)
+    shape = (plan.samples, plan.channels)
+    size, find_parts = part_moments(plan, centred)
+    merge = merging(plan, size, plan.samples)
+
+    def moments_of(x):
+        parts = find_parts(x)
+        mean, var = floats(x, *shape), floats(x, *shape)
+        merge((parts, mean, var))
         return mean, var
-    parts, size = part_moments(plan, x, centred)
-    mean, var = floats(x, *shape), floats(x, *shape)
-    merge(plan, parts, size, mean, var)
-    return mean, var
+
+    return moments_of
 
 
-def part_moments(plan, x, centred=True):
-    """Moments of every chunk and unit, planes (3, N * chunks * units), and a plane's elements."""
+def part_moments(plan, centred=True):
+    """Elements of a plane, and what makes planes (3, N * chunks * units) of x.
+
+    They are the moments of every chunk and unit: mean, what float32 lost of it, and variance.
+    """
     size = plane(plan.rows * plan.units)
-    parts = floats(x, 3 * size)
-    plan.run(_moments_kernel, (x, parts), size, CENTRED=centred)
-    return parts, size
+    launch = plan.launch(_moments_kernel, size, CENTRED=centred)
+
+    def find(x):
+        parts = floats(x, 3 * size)
+        launch((x, parts))
+        return parts
+
+    return size, find
 
 
-def merge(plan, parts, size, mean, spread, rstd_eps=None):
-    """Merge the parts of as many outputs as ``mean`` has rows; with an eps rstd for variance."""
+def merging(plan, size, outputs, rstd_eps=None):
+    """The Launch that merges parts for so many outputs: parts, then means and spreads.
+
+    With an eps rstd for variance, which lies behind the means in one memory.
+    """
     groups = plan.channels // plan.tile.D
-    outputs = mean.numel() // groups
     rows = plan.rows // outputs
     columns, at_once = rows_at_once(rows)
-    plan.run_on(
-        (triton.cdiv(groups, columns), outputs),
-        _merge_kernel,
-        (parts, mean, spread),
-        size,
-        rows,
-        rstd_eps or 0.0,
-        plan.channels,
-        plan.pixels,
-        plan.chunk,
-        plan.chunks,
-        RSTD=rstd_eps is not None,
-        G=columns,
-        R=at_once,
-        T=plan.tile,
-    )
+    own = 0 if rstd_eps is None else outputs * groups
+    values = (size, own, rows, rstd_eps or 0.0, plan.channels, plan.pixels, plan.chunk, plan.chunks)
+    constants = {"RSTD": rstd_eps is not None, "G": columns, "R": at_once, "T": plan.tile}
+    grid = (triton.cdiv(groups, columns), outputs)
+    return Launch(_merge_kernel, grid, values, {**constants, **OPTIONS})

@@ -21,23 +21,21 @@ Height and width may change with every call: kernels are not specialised on them
 two that divide their product and for the size of a tile.
 
 How to launch. A kernel's parameters are tensors, then values, then C, HW, chunk, chunks, then
-constants, the last of them T. With a plan, which is kept for all calls of the same sizes:
+constants, the last of them T. A plan makes a Launch, which is kept for all calls of the same sizes
+(see entry.py) and called with the tensors:
 
-    plan = make_plan(x, depth, tensors)
-    plan.run(_kernel, (x, y, weight), eps, KIND="s0")
-
-Tensors are in a tuple; what is None there is None with every call of the same values and constants,
-or another kernel is found, as for tensors that are not aligned. That takes 2 microseconds, a None
-half of one more.
+    plan = make_plan(sizes, depth, tensors)
+    launch = plan.launch(_kernel, eps, KIND="s0")
+    launch((x, y, weight))
 """
 
-import functools
 from typing import NamedTuple
 
 import torch
 import triton
 
-from evonorm_plugins.kernels.triton.launch import Launch, keep_few
+from evonorm_plugins.kernels.library import DTYPES
+from evonorm_plugins.kernels.triton.launch import Launch
 from evonorm_plugins.kernels.triton.tiles import Tile
 
 OPTIONS = {"enable_fp_fusion": True}  # fused multiply and add
@@ -74,28 +72,15 @@ class Plan(NamedTuple):
     chunk: int  # tiles of a chunk of pixels
     chunks: int  # of a sample
     tile: Tile
+    affine_stride: int  # elements from one sample's gamma to the next's: 0 where all share it
     options: dict  # of launches
-    launches: dict
 
-    def run(self, kernel, tensors, *values, extra=0, **constants):
-        """Launch a kernel on tiles, and on ``extra`` programs that come before them."""
-        key = (id(kernel), extra, values, *constants.values())
-        launch = self.launches.get(key)
-        if launch is None:
-            values = (*values, self.channels, self.pixels, self.chunk, self.chunks)
-            grid = (extra + self.blocks * self.chunks,)
-            constants = {**constants, "T": self.tile, **self.options, **OPTIONS}
-            launch = keep_few(self.launches)[key] = Launch(kernel, grid, values, constants)
-        launch(tensors)
-
-    def run_on(self, grid, kernel, tensors, *values, **constants):
-        """Launch another kernel; its arguments, too, are tensors, values and constants."""
-        key = (id(kernel), grid, values, *constants.values())
-        launch = self.launches.get(key)
-        if launch is None:
-            constants = {**constants, **OPTIONS}
-            launch = keep_few(self.launches)[key] = Launch(kernel, grid, values, constants)
-        launch(tensors)
+    def launch(self, kernel, *values, extra=0, **constants):
+        """Of a kernel on tiles, and on ``extra`` programs that come before them."""
+        values = (*values, self.channels, self.pixels, self.chunk, self.chunks)
+        grid = (extra + self.blocks * self.chunks,)
+        constants = {**constants, "T": self.tile, **self.options, **OPTIONS}
+        return Launch(kernel, grid, values, constants)
 
     @property
     def rows(self):
@@ -103,47 +88,23 @@ class Plan(NamedTuple):
         return self.samples * self.chunks
 
 
-def on_device(function):
-    """``function`` with the device of its first argument, a tensor, as the current one."""
-
-    @functools.wraps(function)
-    def call(x, *arguments):
-        if not x.is_cuda or x.get_device() == torch.cuda.current_device():
-            return function(x, *arguments)
-        with torch.cuda.device_of(x):
-            return function(x, *arguments)
-
-    return call
-
-
-def sample_stride(weight):
-    """Elements from one sample's gamma to the next's: 0 where all share it."""
-    return weight.stride(0) if weight.dim() == 2 else 0
-
-
-def make_plan(x, depth, tensors, chunked=False):
-    """Choose the regime from sizes.
+def make_plan(sizes, depth, tensors, chunked=False):
+    """Choose the regime.
 
     Args:
-        x: ``(N, C, H, W)``.
+        sizes: the :class:`Sizes` of the call.
         depth: channels of a group.
         tensors: number of tensors like x that are read.
         chunked: in chunks that need nothing of each other.
     """
-    return _plan(x.shape, x.dtype, x.is_contiguous(), depth, tensors, chunked)
-
-
-# Of sizes that change with every step there are many; a plan and its launches take 2 kB.
-@functools.lru_cache(8192)
-def _plan(shape, dtype, contiguous, depth, tensors, chunked):
-    n, channels, height, width = shape
-    pixels = height * width
     # The memory is the same where there is one pixel; channels are the longer axis.
-    last = pixels == 1 or not contiguous
-    return _choose(n, channels, pixels, last, dtype.itemsize, depth, tensors, chunked)
+    last = sizes.pixels == 1 or bool(sizes.channels_last)
+    size, stride = DTYPES[sizes.dtype].itemsize, sizes.channels * sizes.per_sample
+    n, channels, pixels = sizes.samples, sizes.channels, sizes.pixels
+    return _choose(n, channels, pixels, last, size, depth, tensors, chunked, stride)
 
 
-def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
+def _choose(n, channels, pixels, last, size, depth, tensors, chunked, affine_stride=0):
     row = triton.next_power_of_2(pixels)
     pad = triton.next_power_of_2(depth)
     if pad * row * tensors > _HELD:
@@ -207,8 +168,8 @@ def _choose(n, channels, pixels, last, size, depth, tensors, chunked):
         chunk=chunk,
         chunks=chunks,
         tile=tile,
+        affine_stride=affine_stride,
         options={"num_warps": min(warps, 32), **options},
-        launches={},
     )
 
 

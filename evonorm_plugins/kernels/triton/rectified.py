@@ -4,14 +4,13 @@ import torch
 import triton.language as tl
 
 from evonorm_plugins.kernels.triton.buffers import (
-    add_planes,
+    adding,
     floats,
     new_gradients,
     plane,
     summing_of,
 )
-from evonorm_plugins.kernels.triton.moments import merge, part_moments
-from evonorm_plugins.kernels.triton.plan import make_plan, sample_stride
+from evonorm_plugins.kernels.triton.moments import merging, part_moments
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     kernel,
@@ -119,43 +118,59 @@ def _rectified_backward_kernel(
         store(dx_ptr, dx, tile)
 
 
-def rectified_apply(x, weight, bias, mean_square, eps):
-    """y of a given mean of squares ``(C,)``."""
-    y = torch.empty_like(x)
-    plan = make_plan(x, 1, 1, chunked=True)
-    tensors = (x, y, weight, bias, mean_square)
-    plan.run(_rectified_forward_kernel, tensors, sample_stride(weight), eps)
-    return y
+def rectified_apply(plan, eps):
+    """What makes y of a given mean of squares ``(C,)``."""
+    launch = plan.launch(_rectified_forward_kernel, plan.affine_stride, eps)
+
+    def apply(x, weight, bias, mean_square):
+        y = torch.empty_like(x)
+        launch((x, y, weight, bias, mean_square))
+        return y
+
+    return apply
 
 
-def rectified_forward(x, weight, bias, mean_square, eps):
+def rectified_forward(plan, eps, is_given):
     """y, None, None, and 0 and the mean of squares of x ``(C,)``, or empty where it is given."""
-    if mean_square is not None:
-        y = rectified_apply(x, weight, bias, mean_square, eps)
+    apply = rectified_apply(plan, eps)
+    size, find_parts = part_moments(plan, False)
+    merge = merging(plan, size, 1)
+
+    def of_given(x, weight, bias, v, mean_square):
+        y = apply(x, weight, bias, mean_square)
         return y, None, None, mean_square.new_empty(0), mean_square.new_empty(0)
-    plan = make_plan(x, 1, 1, chunked=True)
-    mean, mean_square = floats(x, plan.channels), floats(x, plan.channels)
-    parts, size = part_moments(plan, x, False)
-    merge(plan, parts, size, mean, mean_square)
-    return rectified_apply(x, weight, bias, mean_square, eps), None, None, mean, mean_square
+
+    def forward(x, weight, bias, v, _):
+        mean, mean_square = floats(x, plan.channels), floats(x, plan.channels)
+        merge((find_parts(x), mean, mean_square))
+        return apply(x, weight, bias, mean_square), None, None, mean, mean_square
+
+    return of_given if is_given else forward
 
 
-def rectified_reduce(dy, x, weight, mean_square, eps):
-    """Gradients of weight, bias and the mean of squares."""
-    plan = make_plan(x, 1, 2, chunked=True)
+def rectified_reduce(plan, eps):
+    """What makes gradients of weight, bias and the mean of squares."""
     size = plane(plan.rows * plan.channels)
-    sums = floats(x, 3 * size)
-    tensors = (dy, x, weight, mean_square, sums)
-    plan.run(_rectified_sums_kernel, tensors, size, sample_stride(weight), eps)
-    dweight, dbias, dsquare = new_gradients(weight, mean_square)
-    add_planes(plan, sums, size, summing_of(plan, 3, weight), dweight, dbias, dsquare, dsquare)
-    return dweight, dbias, dsquare
+    launch = plan.launch(_rectified_sums_kernel, size, plan.affine_stride, eps)
+    add = adding(plan, size, summing_of(plan, 3))
+
+    def reduce(dy, x, weight, mean_square):
+        sums = floats(x, 3 * size)
+        launch((dy, x, weight, mean_square, sums))
+        dweight, dbias, dsquare = new_gradients(weight, mean_square)
+        add((sums, dweight, dbias, dsquare, dsquare))
+        return dweight, dbias, dsquare
+
+    return reduce
 
 
-def rectified_input_gradient(dy, x, weight, mean_square, mean_square_grad, count, eps):
-    """dx; with a ``mean_square_grad`` None without the part of the mean of squares."""
-    dx = torch.empty_like(x)
-    plan = make_plan(x, 1, 2, chunked=True)
-    tensors = (dy, x, dx, weight, mean_square, mean_square_grad, count)
-    plan.run(_rectified_backward_kernel, tensors, sample_stride(weight), eps, plan.samples)
-    return dx
+def rectified_input_gradient(plan, eps):
+    """What makes dx; with a ``mean_square_grad`` None without the part of the mean of squares."""
+    launch = plan.launch(_rectified_backward_kernel, plan.affine_stride, eps, plan.samples)
+
+    def input_gradient(dy, x, weight, mean_square, mean_square_grad, count):
+        dx = torch.empty_like(x)
+        launch((dy, x, dx, weight, mean_square, mean_square_grad, count))
+        return dx
+
+    return input_gradient

@@ -1,11 +1,11 @@
 """The S series: statistics of groups of channels of a sample."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments, statistics
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import forward_of_groups
+from evonorm_plugins.kernels.triton.moments import keep, merge_chunks, moments
 from evonorm_plugins.kernels.triton.tiles import (
     count_tiles,
     divide,
@@ -38,9 +38,9 @@ def _sample_forward_kernel(
     bias_ptr,  # beta: as gamma
     v_ptr,  # (C,) or None
     parts_ptr,  # (3, N, chunks, units) where SOURCE is "parts"
-    mean_ptr,  # (N, groups), out unless SOURCE is "given"
-    rstd_ptr,  # likewise
+    mean_ptr,  # (2, N, groups) mean and rstd, out unless SOURCE is "given"
     plane: tl.int64,  # of parts: elements from one of the 3 to the next
+    own: tl.int64,  # N groups
     weight_stride,  # of the samples of gamma and beta: 0 or C
     eps,
     C,
@@ -52,6 +52,7 @@ def _sample_forward_kernel(
     T: tl.constexpr,
 ):
     at = place(C, HW, chunk, chunks, SOURCE != "x", T)
+    rstd_ptr = mean_ptr + own
     if SOURCE == "given":
         rstd = parameter(rstd_ptr, C // T.D, at, T.D)
     else:
@@ -72,23 +73,13 @@ def _sample_forward_kernel(
         store(y_ptr, x * sigmoid(x, v, T.FAST) * weight + bias, tile)
 
 
-@on_device
-def sample_forward(x, weight, bias, v, groups, eps, centred):
-    """EvoNorm-S0, S1 (v None) and S2 (v None, not ``centred``): y, mean and rstd ``(N, groups)``.
+@entry("xgbc")
+def sample_forward(sizes, groups, eps, centred):
+    """EvoNorm-S0, S1 (v None) and S2 (v None, not ``centred``).
 
-    ``y = x sigmoid(v x) rstd weight + bias`` with ``rstd = 1 / sqrt(variance + eps)`` of the
-    groups; not ``centred``: the mean of squares in place of the variance, and 0 for the mean.
+    y, and mean and rstd ``(2, N, groups)``. Of x, weight, bias and v ``y = x sigmoid(v x) rstd
+    weight + bias`` with ``rstd = 1 / sqrt(variance + eps)`` of the groups; not ``centred``: the
+    mean of squares in place of the variance, and 0 for the mean.
     """
-    plan = make_plan(x, x.shape[1] // groups, 1)
-    found = statistics(plan, x, centred, eps)
-    y = torch.empty_like(x)
-    plan.run(
-        _sample_forward_kernel,
-        (x, y, weight, bias, v, found.parts, found.mean, found.spread),
-        found.plane,
-        sample_stride(weight),
-        eps,
-        CENTRED=centred,
-        SOURCE=found.source,
-    )
-    return y, found.mean, found.spread
+    constants = {"CENTRED": centred}
+    return forward_of_groups(sizes, _sample_forward_kernel, groups, eps, centred, constants)

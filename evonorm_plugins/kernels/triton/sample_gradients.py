@@ -1,19 +1,11 @@
 """The gradients of the S series."""
 
-import torch
 import triton
 import triton.language as tl
 
-from evonorm_plugins.kernels.triton.buffers import (
-    add_rows,
-    existing,
-    floats,
-    fused_gradients,
-    new_gradients,
-    plane,
-    summing_of,
-)
-from evonorm_plugins.kernels.triton.plan import make_plan, on_device, sample_stride
+from evonorm_plugins.kernels.triton.buffers import add_rows
+from evonorm_plugins.kernels.triton.entry import entry
+from evonorm_plugins.kernels.triton.groups import backward_of_groups
 from evonorm_plugins.kernels.triton.sample import sigmoid
 from evonorm_plugins.kernels.triton.tiles import (
     add_chunks,
@@ -106,10 +98,10 @@ def _sample_backward_kernel(
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, C), for dweight, dbias, dv
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -120,6 +112,7 @@ def _sample_backward_kernel(
 ):
     """All of it, where a program has whole groups."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
     rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -134,10 +127,11 @@ def _sample_sums_kernel(
     x_ptr,  # (N, C, H, W)
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # out: (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # out: (N, chunks, units) sums of weight dy x sigmoid(v x)
     plane: tl.int64,  # of sums: elements from one of them to the next
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -147,6 +141,7 @@ def _sample_sums_kernel(
 ):
     """Of chunks the first step."""
     at = place(C, HW, chunk, chunks, False, T)
+    rstd_ptr = mean_ptr + own
     weight = parameter(weight_ptr, weight_stride, at)
     rstd = parameter(rstd_ptr, C // T.D, at, T.D)
     v = wide_parameter(v_ptr, 0, at)
@@ -162,8 +157,7 @@ def _sample_gradients_kernel(
     dx_ptr,  # out: as x
     weight_ptr,  # (C,) or (N, C)
     v_ptr,  # (C,) or None
-    mean_ptr,  # (N, groups)
-    rstd_ptr,  # (N, groups)
+    mean_ptr,  # (2, N, groups) mean and rstd
     sums_ptr,  # (2 or 3, N, chunks, C), for dweight, dbias, dv
     parts_ptr,  # (N, chunks, units) sums of weight dy x sigmoid(v x)
     dweight_ptr,  # out: as weight
@@ -173,6 +167,7 @@ def _sample_gradients_kernel(
     rows,  # of sums that are added up to one output
     outputs,
     extra,  # programs that do so; the others make dx
+    own: tl.int64,  # N groups
     weight_stride,
     C,
     HW: tl.int64,
@@ -190,6 +185,7 @@ def _sample_gradients_kernel(
         add_rows(pid, sums_ptr, out_ptrs, plane, rows, outputs, C, G, R)
     else:
         at = place(C, HW, chunk, chunks, True, T, extra)
+        rstd_ptr = mean_ptr + own
         weight = parameter(weight_ptr, weight_stride, at)
         mean = wide_parameter(mean_ptr, C // T.D, at, T.D)
         rstd = parameter(rstd_ptr, C // T.D, at, T.D)
@@ -200,32 +196,19 @@ def _sample_gradients_kernel(
         )
 
 
-@on_device
-def sample_backward(dy, x, weight, v, mean, rstd, centred):
-    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is."""
-    plan = make_plan(x, x.shape[1] // mean.shape[1], 2)
-    dx, stride = torch.empty_like(x), sample_stride(weight)
-    if plan.fused:
+@entry("dxgcs")
+def sample_backward(sizes, centred):
+    """Gradients ``dx, dweight, dbias, dv`` of the S series; ``dv`` None where v is.
 
-        def launch(sums, size):
-            tensors = (dy, x, dx, weight, v, mean, rstd, sums)
-            plan.run(_sample_backward_kernel, tensors, size, stride, CENTRED=centred)
-
-        return dx, *fused_gradients(plan, weight, v, launch)
-    size, number = plane(plan.rows * plan.channels), 2 if v is None else 3
-    sums, parts = floats(x, number * size), floats(x, plan.rows * plan.units)
-    plan.run(_sample_sums_kernel, (dy, x, weight, v, rstd, sums, parts), size, stride)
-    found, how = new_gradients(weight, v), summing_of(plan, number, weight)
-    plan.run(
-        _sample_gradients_kernel,
-        (dy, x, dx, weight, v, mean, rstd, sums, parts, *existing(found, sums)),
-        size,
-        how.rows,
-        how.outputs,
-        how.programs,
-        stride,
-        extra=how.programs,
-        CENTRED=centred,
-        **how.at_once,
+    Of dy, x, weight, v, and mean and rstd ``(2, N, groups)``.
+    """
+    constants = {"CENTRED": centred}
+    backward = backward_of_groups(
+        sizes,
+        (_sample_backward_kernel, constants),
+        (_sample_sums_kernel, {}),
+        (_sample_gradients_kernel, constants),
+        has_v=not sizes.absent,
+        planes=1,
     )
-    return dx, *found
+    return lambda dy, x, weight, v, mean_rstd: backward(dy, x, weight, v, (weight, v, mean_rstd))

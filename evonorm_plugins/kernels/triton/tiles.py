@@ -8,7 +8,7 @@ import triton.language as tl
 
 kernel = functools.partial(
     triton.jit,
-    do_not_specialize=["HW", "chunk", "plane", "rows", "outputs", "extra", "parts", "N"],
+    do_not_specialize=["HW", "chunk", "plane", "own", "rows", "outputs", "extra", "parts", "N"],
     do_not_specialize_on_alignment=["chunks"],
 )
 

@@ -21,7 +21,7 @@ from timm.layers import (
 from torch import nn
 from torch.nn.utils import prune
 
-from evonorm_plugins import EvoNormB0, EvoNormS0
+from evonorm_plugins import EvoNormB0, EvoNormS0, fold_for_inference
 from evonorm_plugins.integrations.timm import ConvertError, fuse
 from tests.integrations.timm.comparison import assert_as_good, drawn, numbers
 
@@ -220,3 +220,23 @@ def test_refused():
     with pytest.raises(ConvertError, match=r"^1 is a graph of torch.fx"):
         fuse(mixed)
     assert type(mixed[0][1]) is EvoNorm2dS0
+
+
+def test_folded_for_inference():
+    """A norm over groups stays, with and without activation; gamma of an EvoNorm goes ahead."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 64, 3), GroupNormAct(64), nn.Conv2d(64, 64, 1)),
+        *(GroupNormAct(64, apply_act=False), nn.Conv2d(64, 64, 1), EvoNorm2dS0(64)),
+        nn.Conv2d(64, 8, 1),
+    ).eval()
+    for p in model.parameters():
+        nn.init.normal_(p, std=0.3)
+    folded = fold_for_inference(fuse(model).model)
+    found = [(norm.folded, norm.reason) for norm in folded.fold_report.norms]
+    assert found == [
+        ("", "gamma and beta come between statistics of the input and an activation"),
+        ("", "it takes statistics of its input"),
+        ("gamma and beta", ""),
+    ]
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(folded(x), model(x))
