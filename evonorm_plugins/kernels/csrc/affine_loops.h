@@ -5,7 +5,7 @@ typedef struct {
     float weight[WIDTH], bias[WIDTH];
 } affine_parameters;
 
-static void set_affine_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
+INLINE void set_affine_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
                                   affine_parameters *a)
 {
     memcpy(a->weight, p->weight + n * p->affine_stride + c, (size_t)width * sizeof(float));
@@ -13,13 +13,13 @@ static void set_affine_parameters(const problem *p, int64_t n, int64_t c, int64_
         memcpy(a->bias, p->bias + n * p->affine_stride + c, (size_t)width * sizeof(float));
 }
 
-INLINE void affine_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void affine_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     affine_parameters a = {{0}, {0}};
     PARTS(c, width) {
         set_affine_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
-            const vec weight = of_channels(p, a.weight, k), bias = of_channels(p, a.bias, k);
+            const vec weight = of_channels(last, a.weight, k), bias = of_channels(last, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->x, at + s.ahead);
                 ask(dtype, p->out, at + s.ahead);
@@ -30,13 +30,13 @@ INLINE void affine_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, 
 }
 FOR_ALL_DTYPES(affine_apply)
 
-INLINE void affine_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void affine_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     affine_parameters a = {{0}, {0}};
     PARTS(c, width) {
         set_affine_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
-            const vec weight = of_channels(p, a.weight, k);
+            const vec weight = of_channels(last, a.weight, k);
             vec sum_dy = {0}, sum_dy_f = {0};
             EACH(s, at, lanes,
                 ask(dtype, p->x, at + s.ahead);
@@ -47,8 +47,8 @@ INLINE void affine_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, i
                 sum_dy_f += only(dy * x, lanes);
                 store(dtype, p->out, at, lanes, dy * weight);
             )
-            add_sum(p, SUM_DY, n * p->channels + c + k, &s, sum_dy);
-            add_sum(p, SUM_DY_F, n * p->channels + c + k, &s, sum_dy_f);
+            add_sum(p, last, SUM_DY, n * p->channels + c + k, &s, sum_dy);
+            add_sum(p, last, SUM_DY_F, n * p->channels + c + k, &s, sum_dy_f);
         }
     }
 }

@@ -25,7 +25,7 @@ typedef struct {
     float weight[WIDTH], bias[WIDTH];
 } batch_parameters;
 
-static void set_batch_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
+INLINE void set_batch_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
                                  batch_parameters *a)
 {
     for (int64_t k = 0; k < width; k++) {
@@ -44,22 +44,22 @@ static void set_batch_parameters(const problem *p, int64_t n, int64_t c, int64_t
     }
 }
 
-INLINE maxima maxima_of(const problem *p, const batch_parameters *a, int64_t k)
+INLINE maxima maxima_of(int last, const batch_parameters *a, int64_t k)
 {
-    maxima m = {of_channels(p, a->slope, k), of_channels(p, a->shift, k),
-                of_channels(p, a->offset, k), of_channels(p, a->batch, k)};
+    maxima m = {of_channels(last, a->slope, k), of_channels(last, a->shift, k),
+                of_channels(last, a->offset, k), of_channels(last, a->batch, k)};
     return m;
 }
 
-INLINE void batch_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void batch_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
-    const int64_t next = next_part(p, c1 - c0);
+    const int64_t next = next_part(p, last, c1 - c0);
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
-            const maxima m = maxima_of(p, &a, k);
-            const vec weight = of_channels(p, a.weight, k), bias = of_channels(p, a.bias, k);
+            const maxima m = maxima_of(last, &a, k);
+            const vec weight = of_channels(last, a.weight, k), bias = of_channels(last, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 ask_early(dtype, p->x, at + next);
@@ -71,15 +71,15 @@ INLINE void batch_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, i
 }
 FOR_ALL_DTYPES(batch_apply)
 
-INLINE void batch_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     const int direct = dtype == FLOAT32 && p->direct;
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
-            const maxima m = maxima_of(p, &a, k);
-            const vec weight = of_channels(p, a.weight, k);
+            const maxima m = maxima_of(last, &a, k);
+            const vec weight = of_channels(last, a.weight, k);
             vec sums[SUMS] = {{0}};
             EACH(s, at, lanes,
                 ask(dtype, p->x, at + s.ahead);
@@ -98,13 +98,13 @@ INLINE void batch_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0, 
                 }
             )
             for (int which = 0; which < SUMS; which++)
-                add_sum(p, which, n * p->channels + c + k, &s, sums[which]);
+                add_sum(p, last, which, n * p->channels + c + k, &s, sums[which]);
         }
     }
 }
 FOR_ALL_DTYPES(batch_reduce)
 
-INLINE void batch_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void batch_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     float own_means[WIDTH] = {0}, own_scales[WIDTH] = {0};
@@ -121,12 +121,12 @@ INLINE void batch_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, in
             batch_scales[k] = p->batch_mean ? p->batch_var_grad[c + k] * (2 / count) : 0.0f;
         }
         STRANDS(s, k, p->pixels) {
-            const maxima m = maxima_of(p, &a, k);
-            const vec weight = of_channels(p, a.weight, k);
-            const vec own_mean = of_channels(p, own_means, k);
-            const vec own_scale = of_channels(p, own_scales, k);
-            const vec batch_mean = of_channels(p, batch_means, k);
-            const vec batch_scale = of_channels(p, batch_scales, k);
+            const maxima m = maxima_of(last, &a, k);
+            const vec weight = of_channels(last, a.weight, k);
+            const vec own_mean = of_channels(last, own_means, k);
+            const vec own_scale = of_channels(last, own_scales, k);
+            const vec batch_mean = of_channels(last, batch_means, k);
+            const vec batch_scale = of_channels(last, batch_scales, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {

@@ -14,6 +14,9 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 static const loops *chosen = &loops_baseline;
 static int level = 0;
@@ -112,14 +115,52 @@ static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
     return others * parts_of(p->channels, width) < p->threads ? 0 : width;
 }
 
-/* One step over all samples in columns of `thin` channels, shared out to the threads at work. */
-static void run_step(const problem *p, loop *step, int64_t thin)
+/* Work shared out to threads: each has a share of its own, and from where that is done on those of
+   others that came late. So a thread finds in its cache what it left there in the pass before. */
+enum { MOST_SHARES = 64 };
+typedef struct {
+    int64_t next, end;
+    char apart[48]; /* so that each lies in a cache line of its own */
+} share;
+typedef struct {
+    share of[MOST_SHARES];
+    int count;
+} work;
+
+static void share_out(work *w, int64_t parts, int threads)
+{
+    w->count = (int)at_most(threads, MOST_SHARES);
+    for (int i = 0; i < w->count; i++) {
+        w->of[i].next = parts * i / w->count;
+        w->of[i].end = parts * (i + 1) / w->count;
+    }
+}
+
+/* The next part for this thread, or -1; `passed` counts the shares that it found done. */
+static int64_t take(work *w, int *passed)
+{
+    int own = 0;
+#if defined(_OPENMP)
+    own = omp_get_thread_num();
+#endif
+    for (; *passed < w->count; ++*passed) {
+        share *s = &w->of[(own + *passed) % w->count];
+        int64_t part;
+#if defined(_OPENMP)
+#pragma omp atomic capture
+#endif
+        part = s->next++;
+        if (part < s->end) return part;
+    }
+    return -1;
+}
+
+/* One step over all samples in columns of `thin` channels. */
+static void run_step(const problem *p, work *w, loop *step, int64_t thin)
 {
     int64_t columns = parts_of(p->channels, thin);
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 1)
-#endif
-    for (int64_t i = 0; i < p->samples * columns; i++) {
+    int passed = 0;
+    for (int64_t i; (i = take(w, &passed)) >= 0;) {
         int64_t n = i / columns, c0 = i % columns * thin;
         step(p, n, c0, at_most(c0 + thin, p->channels));
     }
@@ -158,32 +199,31 @@ static void run_pass(problem *p, const pass *a, int steps)
         return;
     }
 
+    work first, second; /* of all steps or the first one, of the last one */
+    share_out(&first, fused ? rows * columns : p->samples * parts_of(p->channels, thin), (int)threads);
+    second = first;
 #if defined(_OPENMP)
-    /* Parts one after the other, as each asks for the next, yet enough for threads that come late. */
-    int chunk = (int)at_least(1, at_most(4, rows * columns / (8 * threads)));
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
 #endif
     {
         if (fused) {
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic, chunk)
-#endif
-            for (int64_t i = 0; i < rows * columns; i++) {
+            int passed = 0;
+            for (int64_t i; (i = take(&first, &passed)) >= 0;) {
                 int64_t n = i / columns * together, c = i % columns * width;
                 run_part(p, a, steps, n, n + together, c, at_most(c + width, p->channels));
             }
         } else {
-            if (steps & STEP_READ) run_step(p, a->read, thin);
-            if (steps & STEP_FOLD) {
+            if (steps & STEP_READ) run_step(p, &first, a->read, thin);
 #if defined(_OPENMP)
+#pragma omp barrier
 #pragma omp single
 #endif
-                fold(p, a, 0, p->samples, 0, p->channels);
-            }
-            if (steps & STEP_WRITE) run_step(p, a->write, thin);
+            if (steps & STEP_FOLD) fold(p, a, 0, p->samples, 0, p->channels);
+            if (steps & STEP_WRITE) run_step(p, &second, a->write, thin);
         }
         if (steps & STEP_PARAMETERS) {
 #if defined(_OPENMP)
+#pragma omp barrier
 #pragma omp for schedule(static)
 #endif
             for (int64_t c = 0; c < p->channels; c++) a->fold_parameters(p, c);

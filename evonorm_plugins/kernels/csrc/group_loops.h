@@ -10,26 +10,13 @@ typedef struct {
     float centre[WIDTH], slope[WIDTH], shift[WIDTH]; /* what statistics add to the gradient */
 } group_parameters;
 
-/* The group of a channel, and those of its channels that are left. Counted on from part to part: a
-   division takes as long as several vectors, and a small image has few. */
-typedef struct {
-    int64_t group, left, size;
-} group_place;
-
-INLINE group_place group_place_of(const problem *p, int64_t n, int64_t c)
-{
-    const int64_t size = p->channels / p->groups, g = c / size;
-    group_place at = {n * p->groups + g, (g + 1) * size - c, size};
-    return at;
-}
-
 INLINE int form_of(const problem *p)
 {
     return p->kind == NONE ? PLAIN : p->kind == RELU ? RECTIFIED : p->kind == TLU ? BOUNDED : GATED;
 }
 
 /* `sums`: whether what statistics add is known. */
-static void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t width, int sums,
+INLINE void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t width, int sums,
                                  group_place *at, group_parameters *a)
 {
     /* One number is its own mean: whatever it is, z is beta, and the gradient exactly 0. */
@@ -51,10 +38,7 @@ static void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t
             a->shift[k] = p->group_shift[group];
             if (alone) a->rstd[k] = 0;
         }
-        if (--at->left == 0) {
-            at->group++;
-            at->left = at->size;
-        }
+        next_channel(at);
     }
 }
 
@@ -63,11 +47,11 @@ typedef struct {
     vec mean, scale, bias, v, rate;
 } group_vectors;
 
-INLINE group_vectors group_vectors_of(const problem *p, const group_parameters *a, int64_t k)
+INLINE group_vectors group_vectors_of(int last, const group_parameters *a, int64_t k)
 {
-    group_vectors g = {of_channels(p, a->mean, k), of_channels(p, a->scale, k),
-                       of_channels(p, a->bias, k), of_channels(p, a->v, k),
-                       of_channels(p, a->rate, k)};
+    group_vectors g = {of_channels(last, a->mean, k), of_channels(last, a->scale, k),
+                       of_channels(last, a->bias, k), of_channels(last, a->v, k),
+                       of_channels(last, a->rate, k)};
     return g;
 }
 
@@ -95,15 +79,16 @@ INLINE vec activation_grad(int form, const group_vectors *g, vec z, vec dy, vec 
     return dy * by_z;
 }
 
-INLINE void group_apply_in(int dtype, int form, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void group_apply_in(int dtype, int last, int form, const problem *p, int64_t n, int64_t c0,
+                           int64_t c1)
 {
     group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
-    const int64_t next = next_part(p, c1 - c0);
+    const int64_t next = next_part(p, last, c1 - c0);
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 0, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const group_vectors g = group_vectors_of(p, &a, k);
+            const group_vectors g = group_vectors_of(last, &a, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 ask_early(dtype, p->x, at + next);
@@ -114,7 +99,7 @@ INLINE void group_apply_in(int dtype, int form, const problem *p, int64_t n, int
     }
 }
 
-INLINE void group_reduce_in(int dtype, int form, const problem *p, int64_t n, int64_t c0,
+INLINE void group_reduce_in(int dtype, int last, int form, const problem *p, int64_t n, int64_t c0,
                             int64_t c1)
 {
     group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
@@ -124,8 +109,8 @@ INLINE void group_reduce_in(int dtype, int form, const problem *p, int64_t n, in
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 0, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const group_vectors g = group_vectors_of(p, &a, k);
-            const vec weight = of_channels(p, a.weight, k);
+            const group_vectors g = group_vectors_of(last, &a, k);
+            const vec weight = of_channels(last, a.weight, k);
             vec sum_dz = {0}, sum_dz_x = {0}, sum_dv = {0};
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes) - g.mean, dy = load(dtype, p->dy, at, lanes);
@@ -140,14 +125,15 @@ INLINE void group_reduce_in(int dtype, int form, const problem *p, int64_t n, in
                 }
             )
             const int64_t nc = n * p->channels + c + k;
-            add_sum(p, SUM_DY, nc, &s, sum_dz);
-            add_sum(p, SUM_DY_F, nc, &s, sum_dz_x);
-            if (with_v) add_sum(p, SUM_G, nc, &s, sum_dv);
+            add_sum(p, last, SUM_DY, nc, &s, sum_dz);
+            add_sum(p, last, SUM_DY_F, nc, &s, sum_dz_x);
+            if (with_v) add_sum(p, last, SUM_G, nc, &s, sum_dv);
         }
     }
 }
 
-INLINE void group_grad_in(int dtype, int form, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64_t n, int64_t c0,
+                          int64_t c1)
 {
     group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
@@ -155,10 +141,10 @@ INLINE void group_grad_in(int dtype, int form, const problem *p, int64_t n, int6
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 1, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const group_vectors g = group_vectors_of(p, &a, k);
-            const vec weight = of_channels(p, a.weight, k), rstd = of_channels(p, a.rstd, k);
-            const vec slope = of_channels(p, a.slope, k), centre = of_channels(p, a.centre, k);
-            const vec shift = of_channels(p, a.shift, k);
+            const group_vectors g = group_vectors_of(last, &a, k);
+            const vec weight = of_channels(last, a.weight, k), rstd = of_channels(last, a.rstd, k);
+            const vec slope = of_channels(last, a.slope, k), centre = of_channels(last, a.centre, k);
+            const vec shift = of_channels(last, a.shift, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {
@@ -175,13 +161,13 @@ INLINE void group_grad_in(int dtype, int form, const problem *p, int64_t n, int6
 
 /* A loop for all dtypes and forms, from one that takes them as constants. */
 #define FOR_ALL_DTYPES_AND_FORMS(name)                                                             \
-    INLINE void name##_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)          \
+    INLINE void name##_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)          \
     {                                                                                              \
         switch (form_of(p)) {                                                                      \
-        case PLAIN: name##_in(dtype, PLAIN, p, n, c0, c1); break;                                  \
-        case RECTIFIED: name##_in(dtype, RECTIFIED, p, n, c0, c1); break;                          \
-        case BOUNDED: name##_in(dtype, BOUNDED, p, n, c0, c1); break;                              \
-        default: name##_in(dtype, GATED, p, n, c0, c1);                                            \
+        case PLAIN: name##_in(dtype, last, PLAIN, p, n, c0, c1); break;                                  \
+        case RECTIFIED: name##_in(dtype, last, RECTIFIED, p, n, c0, c1); break;                          \
+        case BOUNDED: name##_in(dtype, last, BOUNDED, p, n, c0, c1); break;                              \
+        default: name##_in(dtype, last, GATED, p, n, c0, c1);                                            \
         }                                                                                          \
     }                                                                                              \
     FOR_ALL_DTYPES(name)

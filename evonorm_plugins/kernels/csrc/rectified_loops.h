@@ -4,7 +4,7 @@ typedef struct {
     float scale[WIDTH], bias[WIDTH]; /* gamma / rms, beta */
 } rectified_parameters;
 
-static void set_rectified_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
+INLINE void set_rectified_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
                                      rectified_parameters *a)
 {
     for (int64_t k = 0; k < width; k++) {
@@ -14,14 +14,14 @@ static void set_rectified_parameters(const problem *p, int64_t n, int64_t c, int
     }
 }
 
-INLINE void rectified_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     rectified_parameters a = {{0}, {0}};
-    const int64_t next = next_part(p, c1 - c0);
+    const int64_t next = next_part(p, last, c1 - c0);
     PARTS(c, width) {
         set_rectified_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
-            const vec scale = of_channels(p, a.scale, k), bias = of_channels(p, a.bias, k);
+            const vec scale = of_channels(last, a.scale, k), bias = of_channels(last, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 ask_early(dtype, p->x, at + next);
@@ -33,7 +33,7 @@ INLINE void rectified_apply_of(int dtype, const problem *p, int64_t n, int64_t c
 }
 FOR_ALL_DTYPES(rectified_apply)
 
-INLINE void rectified_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     PARTS(c, width) {
         STRANDS(s, k, p->pixels) {
@@ -46,14 +46,14 @@ INLINE void rectified_reduce_of(int dtype, const problem *p, int64_t n, int64_t 
                 sum_dy += dy;
                 sum_dy_f += dy * f;
             )
-            add_sum(p, SUM_DY, n * p->channels + c + k, &s, sum_dy);
-            add_sum(p, SUM_DY_F, n * p->channels + c + k, &s, sum_dy_f);
+            add_sum(p, last, SUM_DY, n * p->channels + c + k, &s, sum_dy);
+            add_sum(p, last, SUM_DY_F, n * p->channels + c + k, &s, sum_dy_f);
         }
     }
 }
 FOR_ALL_DTYPES(rectified_reduce)
 
-INLINE void rectified_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     rectified_parameters a = {{0}, {0}};
     float pulls[WIDTH] = {0};
@@ -64,7 +64,7 @@ INLINE void rectified_grad_of(int dtype, const problem *p, int64_t n, int64_t c0
         for (int64_t k = 0; k < width; k++)
             pulls[k] = own ? p->batch_var_grad[c + k] * (2 / count) : 0.0f;
         STRANDS(s, k, p->pixels) {
-            const vec scale = of_channels(p, a.scale, k), pull = of_channels(p, pulls, k);
+            const vec scale = of_channels(last, a.scale, k), pull = of_channels(last, pulls, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 vec x = load(dtype, p->x, at, lanes), dy = load(dtype, p->dy, at, lanes);

@@ -16,12 +16,12 @@ INLINE vec exp2_of(vec t)
 }
 
 /* S series: f(x) = x sigmoid(v x), for `rate` = -v / ln(2). */
-INLINE vec swish(vec x, vec rate) { return x / (1.0f + exp2_of(x * rate)); }
+INLINE vec swish(vec x, vec rate) { return x * reciprocal(1.0f + exp2_of(x * rate)); }
 
 /* f and its derivatives: by v divided by f, and by x. */
 INLINE void swish_grad(vec x, vec v, vec rate, vec *f, vec *by_v_over_f, vec *by_x)
 {
-    vec e = exp2_of(x * rate), s = 1.0f / (1.0f + e), other = e * s; /* 1 - s, all digits */
+    vec e = exp2_of(x * rate), s = reciprocal(1.0f + e), other = e * s; /* 1 - s, all digits */
     *f = x * s;
     *by_v_over_f = x * other;
     *by_x = s + v * *f * other;
@@ -32,27 +32,29 @@ typedef struct {
 } sample_parameters;
 
 /* Of each channel of a part: v, -v / ln(2), gamma / std, beta (0 where there is none). */
-static void set_sample_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
-                                  sample_parameters *a)
+INLINE void set_sample_parameters(const problem *p, int64_t n, int64_t c, int64_t width,
+                                  group_place *at, sample_parameters *a)
 {
     for (int64_t k = 0; k < width; k++) {
         int64_t affine = n * p->affine_stride + c + k;
         a->v[k] = p->v ? p->v[c + k] : 1.0f;
         a->rate[k] = a->v[k] * -1.44269504f;
-        a->scale[k] = p->weight[affine] * p->rstd[group_of(p, n, c + k)];
+        a->scale[k] = p->weight[affine] * p->rstd[at->group];
         a->bias[k] = p->bias ? p->bias[affine] : 0.0f;
+        next_channel(at);
     }
 }
 
-INLINE void sample_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void sample_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
-    const int64_t next = next_part(p, c1 - c0);
+    group_place place = group_place_of(p, n, c0);
+    const int64_t next = next_part(p, last, c1 - c0);
     PARTS(c, width) {
-        set_sample_parameters(p, n, c, width, &a);
+        set_sample_parameters(p, n, c, width, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const vec rate = of_channels(p, a.rate, k), scale = of_channels(p, a.scale, k);
-            const vec bias = of_channels(p, a.bias, k);
+            const vec rate = of_channels(last, a.rate, k), scale = of_channels(last, a.scale, k);
+            const vec bias = of_channels(last, a.bias, k);
             EACH(s, at, lanes,
                 ask(dtype, p->out, at + s.ahead);
                 ask_early(dtype, p->x, at + next);
@@ -64,15 +66,16 @@ INLINE void sample_apply_of(int dtype, const problem *p, int64_t n, int64_t c0, 
 }
 FOR_ALL_DTYPES(sample_apply)
 
-INLINE void sample_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void sample_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
+    group_place place = group_place_of(p, n, c0);
     const int direct = dtype == FLOAT32 && p->direct;
     PARTS(c, width) {
-        set_sample_parameters(p, n, c, width, &a);
+        set_sample_parameters(p, n, c, width, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const vec v = of_channels(p, a.v, k), rate = of_channels(p, a.rate, k);
-            const vec scale = of_channels(p, a.scale, k);
+            const vec v = of_channels(last, a.v, k), rate = of_channels(last, a.rate, k);
+            const vec scale = of_channels(last, a.scale, k);
             vec sum_dy = {0}, sum_dy_f = {0}, sum_g = {0};
             EACH(s, at, lanes,
                 ask(dtype, p->x, at + s.ahead);
@@ -90,29 +93,31 @@ INLINE void sample_reduce_of(int dtype, const problem *p, int64_t n, int64_t c0,
                 }
             )
             const int64_t nc = n * p->channels + c + k;
-            add_sum(p, SUM_DY, nc, &s, sum_dy);
-            add_sum(p, SUM_DY_F, nc, &s, sum_dy_f);
-            add_sum(p, SUM_G, nc, &s, sum_g);
+            add_sum(p, last, SUM_DY, nc, &s, sum_dy);
+            add_sum(p, last, SUM_DY_F, nc, &s, sum_dy_f);
+            add_sum(p, last, SUM_G, nc, &s, sum_g);
         }
     }
 }
 FOR_ALL_DTYPES(sample_reduce)
 
-INLINE void sample_grad_of(int dtype, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void sample_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
+    group_place place = group_place_of(p, n, c0);
     float slopes[WIDTH] = {0}, means[WIDTH] = {0};
     const int direct = dtype == FLOAT32 && p->direct;
     PARTS(c, width) {
-        if (!direct) set_sample_parameters(p, n, c, width, &a);
-        for (int64_t k = 0; k < width; k++) {
-            slopes[k] = p->group_grad[group_of(p, n, c + k)];
-            means[k] = p->mean[group_of(p, n, c + k)];
+        group_place same = place;
+        for (int64_t k = 0; k < width; k++, next_channel(&same)) {
+            slopes[k] = p->group_grad[same.group];
+            means[k] = p->mean[same.group];
         }
+        set_sample_parameters(p, n, c, width, &place, &a);
         STRANDS(s, k, p->pixels) {
-            const vec v = of_channels(p, a.v, k), rate = of_channels(p, a.rate, k);
-            const vec scale = of_channels(p, a.scale, k);
-            const vec slope = of_channels(p, slopes, k), mean = of_channels(p, means, k);
+            const vec v = of_channels(last, a.v, k), rate = of_channels(last, a.rate, k);
+            const vec scale = of_channels(last, a.scale, k);
+            const vec slope = of_channels(last, slopes, k), mean = of_channels(last, means, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {

@@ -10,16 +10,19 @@
 #define AHEAD 512  /* elements between what is read and what is asked for, in a row */
 #define NEAR 40000 /* elements: what is no larger is asked for while the part before is written */
 
-/* Channels come in parts [c, c + width): one row (the pixels of a channel), or up to WIDTH channels
+/* All loops take `last`, whether channels are last, as a constant, as they take the dtype: so that a
+   row of few pixels costs little besides its numbers.
+
+   Channels come in parts [c, c + width): one row (the pixels of a channel), or up to WIDTH channels
    where these are last. */
 #define PARTS(c, width)                                                                            \
-    for (int64_t c = c0, width; c < c1 && (width = part_width(p, c1 - c), 1); c += width)
+    for (int64_t c = c0, width; c < c1 && (width = part_width(last, c1 - c), 1); c += width)
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE int64_t part_width(const problem *p, int64_t left)
+INLINE int64_t part_width(int last, int64_t left)
 {
-    return p->channels_last ? least(WIDTH, left) : 1;
+    return last ? least(WIDTH, left) : 1;
 }
 
 /* A part is read in strands: vectors of the same channels, a block of a row or one vector of
@@ -33,12 +36,12 @@ typedef struct {
 
 /* The strand that starts at pixel `pixel` of `pixels` of channel c; `left` channels of the part are
    left. */
-INLINE strand strand_of(const problem *p, int64_t n, int64_t c, int64_t left, int64_t pixel,
-                        int64_t pixels)
+INLINE strand strand_of(const problem *p, int last, int64_t n, int64_t c, int64_t left,
+                        int64_t pixel, int64_t pixels)
 {
     strand s;
     s.first = pixel == 0;
-    if (p->channels_last) {
+    if (last) {
         int64_t len = least(TILE, pixels - pixel);
         s.at = (n * pixels + pixel) * p->channels + c;
         s.stride = p->channels;
@@ -62,10 +65,10 @@ INLINE strand strand_of(const problem *p, int64_t n, int64_t c, int64_t left, in
 }
 
 #define STRANDS(s, k, pixels)                                                                      \
-    for (int64_t pixel_ = 0; pixel_ < pixels; pixel_ += p->channels_last ? TILE : BLOCK)           \
-        for (int64_t k = 0, on_ = 1; on_; k += LANES, on_ = p->channels_last && k < width)         \
-            for (strand s = strand_of(p, n, c + k, width - k, pixel_, pixels), *once_ = &s; once_; \
-                 once_ = NULL)
+    for (int64_t pixel_ = 0; pixel_ < pixels; pixel_ += last ? TILE : BLOCK)           \
+        for (int64_t k = 0, on_ = 1; on_; k += LANES, on_ = last && k < width)                     \
+            for (strand s = strand_of(p, last, n, c + k, width - k, pixel_, pixels), *once_ = &s;  \
+                 once_; once_ = NULL)
 
 /* Statements for each vector of a strand: `at` is its first element, `lanes` how many belong to it. */
 #define EACH(s, at, lanes, ...)                                                                    \
@@ -83,23 +86,43 @@ INLINE strand strand_of(const problem *p, int64_t n, int64_t c, int64_t left, in
 
 /* How far away the x of the next part is, of which this thread will read the statistics. Without
    asking, memory would rest while a part in the cache is gone through again. */
-INLINE int64_t next_part(const problem *p, int64_t channels)
+INLINE int64_t next_part(const problem *p, int last, int64_t channels)
 {
     int64_t elements = channels * p->pixels;
-    return p->channels_last || elements > NEAR ? 0 : elements;
+    return last || elements > NEAR ? 0 : elements;
+}
+
+/* The group of a channel, and those of its channels that are left. Counted on from part to part: a
+   division takes as long as several vectors, and a small image has few. */
+typedef struct {
+    int64_t group, left, size;
+} group_place;
+
+INLINE group_place group_place_of(const problem *p, int64_t n, int64_t c)
+{
+    const int64_t size = p->channels / p->groups, g = c / size;
+    group_place at = {n * p->groups + g, (g + 1) * size - c, size};
+    return at;
+}
+
+INLINE void next_channel(group_place *at)
+{
+    if (--at->left) return;
+    at->group++;
+    at->left = at->size;
 }
 
 /* A parameter of channel k of a part and those that follow, as it belongs to a strand. */
-INLINE vec of_channels(const problem *p, const float *parameter, int64_t k)
+INLINE vec of_channels(int last, const float *parameter, int64_t k)
 {
-    return p->channels_last ? load_floats(parameter + k, LANES) : splat(parameter[0]);
+    return last ? load_floats(parameter + k, LANES) : splat(parameter[0]);
 }
 
 /* Adds the sums over a strand to those of the problem. */
-INLINE void add_sum(const problem *p, int which, int64_t nc, const strand *s, vec sum)
+INLINE void add_sum(const problem *p, int last, int which, int64_t nc, const strand *s, vec sum)
 {
     double *to = p->sums + which * p->samples * p->channels + nc;
-    if (!p->channels_last) {
+    if (!last) {
         *to = sum_of(sum) + (s->first ? 0 : *to);
         return;
     }
@@ -108,14 +131,18 @@ INLINE void add_sum(const problem *p, int which, int64_t nc, const strand *s, ve
     for (int l = 0; l < s->lanes; l++) to[l] = lanes[l] + (s->first ? 0 : to[l]);
 }
 
-/* One function for all dtypes, from one that takes the dtype as a constant. */
+/* One function for all dtypes and memory formats, from one that takes these as constants. The copy of
+   the problem is one that no store can change, so that it stays in registers. */
 #define FOR_ALL_DTYPES(name)                                                                       \
-    static void name(const problem *p, int64_t n, int64_t c0, int64_t c1)                          \
+    static void name(const problem *given, int64_t n, int64_t c0, int64_t c1)                      \
     {                                                                                              \
-        if (p->dtype == FLOAT32)                                                                   \
-            name##_of(FLOAT32, p, n, c0, c1);                                                      \
-        else if (p->dtype == BFLOAT16)                                                             \
-            name##_of(BFLOAT16, p, n, c0, c1);                                                     \
-        else                                                                                       \
-            name##_of(FLOAT16, p, n, c0, c1);                                                      \
+        const problem p = *given;                                                                  \
+        switch (p.dtype << 1 | !!p.channels_last) {                                                \
+        case FLOAT32 << 1: name##_of(FLOAT32, 0, &p, n, c0, c1); break;                            \
+        case FLOAT32 << 1 | 1: name##_of(FLOAT32, 1, &p, n, c0, c1); break;                        \
+        case BFLOAT16 << 1: name##_of(BFLOAT16, 0, &p, n, c0, c1); break;                          \
+        case BFLOAT16 << 1 | 1: name##_of(BFLOAT16, 1, &p, n, c0, c1); break;                      \
+        case FLOAT16 << 1: name##_of(FLOAT16, 0, &p, n, c0, c1); break;                            \
+        default: name##_of(FLOAT16, 1, &p, n, c0, c1);                                             \
+        }                                                                                          \
     }
