@@ -74,7 +74,7 @@ FOR_ALL_DTYPES(batch_apply)
 INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
-    const int direct = dtype == FLOAT32 && p->direct;
+    const int direct = p->direct;
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
         STRANDS(s, k, p->pixels) {
@@ -93,8 +93,8 @@ INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, in
                 sums[SUM_G_OWN] += only(to_own, lanes);
                 sums[SUM_GX_OWN] += only(to_own * x, lanes);
                 if (direct) {
-                    ask(dtype, p->out, at + s.ahead);
-                    store(dtype, p->out, at, lanes, weight * (dy * q - m.slope * to_own));
+                    if (dtype == FLOAT32) ask(dtype, p->out, at + s.ahead);
+                    hold(dtype, p, at, lanes, weight * (dy * q - m.slope * to_own));
                 }
             )
             for (int which = 0; which < SUMS; which++)
@@ -109,7 +109,7 @@ INLINE void batch_grad_of(int dtype, int last, const problem *p, int64_t n, int6
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     float own_means[WIDTH] = {0}, own_scales[WIDTH] = {0};
     float batch_means[WIDTH] = {0}, batch_scales[WIDTH] = {0};
-    const int direct = dtype == FLOAT32 && p->direct;
+    const int direct = p->direct;
     const float count = p->batch_count ? *p->batch_count : (float)(p->samples * p->pixels);
     PARTS(c, width) {
         set_batch_parameters(p, n, c, width, &a);
@@ -130,7 +130,7 @@ INLINE void batch_grad_of(int dtype, int last, const problem *p, int64_t n, int6
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {
-                    dx = load(dtype, p->out, at, lanes);
+                    dx = held(dtype, p, at, lanes);
                 } else {
                     vec dy = load(dtype, p->dy, at, lanes), q, to_batch, to_own;
                     split_quotient(&m, x, dy, &q, &to_batch, &to_own);

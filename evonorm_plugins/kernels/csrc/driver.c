@@ -8,18 +8,20 @@
 #define _DEFAULT_SOURCE /* madvise */
 #include "driver.h"
 
+#include "shares.h"
+
 #include <stddef.h>
 #include <stdlib.h>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 static const loops *chosen = &loops_baseline;
 static int level = 0;
+#if defined(__x86_64__)
+int evonorm_has_bfloat16;
+#endif
 
 /* The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. */
 int evonorm_level(void) { return level; }
@@ -41,6 +43,7 @@ void evonorm_choose(int wanted)
         && __builtin_cpu_supports("avx512vl")) {
         level = 2;
         chosen = &loops_avx512;
+        evonorm_has_bfloat16 = __builtin_cpu_supports("avx512bf16") != 0;
     }
 #else
     (void)wanted;
@@ -85,6 +88,7 @@ enum {
     FEW_CHANNELS = 128,      /* of each pixel: less at a time leaves too much of a page unread */
     MANY_CHANNELS = 256,     /* more do not make it faster */
     PACKED_BYTES = 8 << 10,  /* of a tensor, for which the stack has room */
+    HELD_BYTES = 2 << 20,    /* that a thread holds of a part: more would have left the cache */
 };
 
 /* Columns that give each thread four parts, of several that make `others` each: some come late. */
@@ -115,46 +119,6 @@ static int64_t width_of_part(const problem *p, int64_t unit, int64_t samples)
     return others * parts_of(p->channels, width) < p->threads ? 0 : width;
 }
 
-/* Work shared out to threads: each has a share of its own, and from where that is done on those of
-   others that came late. So a thread finds in its cache what it left there in the pass before. */
-enum { MOST_SHARES = 64 };
-typedef struct {
-    int64_t next, end;
-    char apart[48]; /* so that each lies in a cache line of its own */
-} share;
-typedef struct {
-    share of[MOST_SHARES];
-    int count;
-} work;
-
-static void share_out(work *w, int64_t parts, int threads)
-{
-    w->count = (int)at_most(threads, MOST_SHARES);
-    for (int i = 0; i < w->count; i++) {
-        w->of[i].next = parts * i / w->count;
-        w->of[i].end = parts * (i + 1) / w->count;
-    }
-}
-
-/* The next part for this thread, or -1; `passed` counts the shares that it found done. */
-static int64_t take(work *w, int *passed)
-{
-    int own = 0;
-#if defined(_OPENMP)
-    own = omp_get_thread_num();
-#endif
-    for (; *passed < w->count; ++*passed) {
-        share *s = &w->of[(own + *passed) % w->count];
-        int64_t part;
-#if defined(_OPENMP)
-#pragma omp atomic capture
-#endif
-        part = s->next++;
-        if (part < s->end) return part;
-    }
-    return -1;
-}
-
 /* One step over all samples in columns of `thin` channels. */
 static void run_step(const problem *p, work *w, loop *step, int64_t thin)
 {
@@ -166,41 +130,70 @@ static void run_step(const problem *p, work *w, loop *step, int64_t thin)
     }
 }
 
-/* All steps of a part, channels [c0, c1) of samples [n0, n1). */
-static void run_part(const problem *p, const pass *a, int steps, int64_t n0, int64_t n1, int64_t c0,
-                     int64_t c1)
+/* How a pass is divided. */
+typedef struct {
+    int64_t unit;     /* channels that belong together */
+    int64_t together; /* samples a part is made of */
+    int64_t width;    /* channels of a part; 0: each step goes through everything */
+    int64_t held;     /* numbers that a thread holds of a part between its steps, in float */
+} plan;
+
+/* Numbers of a sample that lie from the first of a part to its last. */
+static int64_t span_of(const problem *p, int64_t width)
 {
-    if (steps & STEP_READ)
-        for (int64_t n = n0; n < n1; n++) a->read(p, n, c0, c1);
-    if (steps & STEP_FOLD) fold(p, a, n0, n1, c0, c1);
-    if (steps & STEP_WRITE)
-        for (int64_t n = n1; n-- > n0;) a->write(p, n, c0, c1);
+    return p->pixels * (p->channels_last ? p->channels : width);
 }
 
-static void run_pass(problem *p, const pass *a, int steps)
+static plan plan_of(const problem *p, const pass *a, int steps)
 {
-    int64_t threads = p->threads;
-    int64_t unit = a->fold_group ? p->channels / p->groups : 1;
-    int64_t together = a->fold_batch ? p->samples : 1; /* samples a part is made of */
-    int64_t width = width_of_part(p, unit, together), fused = width > 0;
-    int64_t columns = fused ? parts_of(p->channels, width) : 0, rows = p->samples / together;
+    plan l = {a->fold_group ? p->channels / p->groups : 1, a->fold_batch ? p->samples : 1, 0, 0};
+    l.width = width_of_part(p, l.unit, l.together);
+    int64_t held = span_of(p, l.width) * l.together;
+    int is_backward = a->fold_parameters && steps & STEP_READ && steps & STEP_WRITE;
+    if (is_backward && p->dtype != FLOAT32 && held <= HELD_BYTES / 4) l.held = held;
+    return l;
+}
+
+/* All steps of a part, channels [c0, c1) of samples [n0, n1). */
+static void run_part(const problem *p, const plan *l, const pass *a, int steps, int64_t n0,
+                     int64_t c0)
+{
+    const int64_t n1 = n0 + l->together, c1 = at_most(c0 + l->width, p->channels);
+    const int64_t span = span_of(p, c1 - c0), first = p->channels_last ? 0 : c0 * p->pixels;
+    problem own = *p;
+    if (p->held) own.held += this_thread() * l->held;
+    for (int64_t n = n0; n < n1 && steps & STEP_READ; n++) {
+        own.held_from = n * p->channels * p->pixels + first - (n - n0) * span;
+        a->read(&own, n, c0, c1);
+    }
+    if (steps & STEP_FOLD) fold(p, a, n0, n1, c0, c1);
+    for (int64_t n = n1; n-- > n0 && steps & STEP_WRITE;) {
+        own.held_from = n * p->channels * p->pixels + first - (n - n0) * span;
+        a->write(&own, n, c0, c1);
+    }
+}
+
+static void run_pass(problem *p, const plan *l, const pass *a, int steps)
+{
+    const int64_t threads = p->threads, width = l->width, fused = width > 0;
+    const int64_t columns = fused ? parts_of(p->channels, width) : 0;
+    const int64_t rows = p->samples / l->together;
     int64_t thin = 1;
     if (p->channels_last) {
         thin = parts_of(p->channels, enough_columns(p, p->samples));
         thin = parts_of(thin, VECTOR) * VECTOR;
     }
-    p->run = fused && !p->channels_last ? unit : 1;
+    p->run = fused && !p->channels_last ? l->unit : 1;
     if (fused && threads == 1) { /* asking OpenMP takes as long as a small tensor does */
-        for (int64_t n = 0; n < p->samples; n += together)
-            for (int64_t c = 0; c < p->channels; c += width)
-                run_part(p, a, steps, n, n + together, c, at_most(c + width, p->channels));
+        for (int64_t n = 0; n < p->samples; n += l->together)
+            for (int64_t c = 0; c < p->channels; c += width) run_part(p, l, a, steps, n, c);
         if (steps & STEP_PARAMETERS)
             for (int64_t c = 0; c < p->channels; c++) a->fold_parameters(p, c);
         return;
     }
 
     work first, second; /* of all steps or the first one, of the last one */
-    share_out(&first, fused ? rows * columns : p->samples * parts_of(p->channels, thin), (int)threads);
+    share_out(&first, fused ? rows * columns : p->samples * parts_of(p->channels, thin), threads);
     second = first;
 #if defined(_OPENMP)
 #pragma omp parallel num_threads((int)threads) if (threads > 1)
@@ -208,10 +201,8 @@ static void run_pass(problem *p, const pass *a, int steps)
     {
         if (fused) {
             int passed = 0;
-            for (int64_t i; (i = take(&first, &passed)) >= 0;) {
-                int64_t n = i / columns * together, c = i % columns * width;
-                run_part(p, a, steps, n, n + together, c, at_most(c + width, p->channels));
-            }
+            for (int64_t i; (i = take(&first, &passed)) >= 0;)
+                run_part(p, l, a, steps, i / columns * l->together, i % columns * width);
         } else {
             if (steps & STEP_READ) run_step(p, &first, a->read, thin);
 #if defined(_OPENMP)
@@ -250,10 +241,11 @@ static void prefer_large_pages(const problem *p)
 
 /* Room for what one step of a call hands to the next, where the caller does not want it. Returns what
    is to be freed, or null. */
-static void *make_scratch(problem *p, int is_forward)
+static void *make_scratch(problem *p, int is_forward, int64_t held)
 {
     size_t nc = (size_t)(p->samples * p->channels), c = (size_t)p->channels;
-    size_t doubles = is_forward ? 2 * nc : SUMS * nc, floats = is_forward ? 0 : nc + nc + c;
+    size_t doubles = is_forward ? 2 * nc : SUMS * nc;
+    size_t floats = is_forward ? 0 : nc + nc + c + (size_t)held;
     double *memory = malloc(doubles * sizeof(double) + floats * sizeof(float));
     if (!memory) return NULL;
     float *rest = (float *)(memory + doubles);
@@ -266,22 +258,24 @@ static void *make_scratch(problem *p, int is_forward)
     p->group_shift = rest + nc; /* no formula has both this and the next */
     if (!p->std_grad) p->std_grad = rest + nc;
     if (!p->batch_var_grad) p->batch_var_grad = rest + nc + nc;
+    if (held) p->held = rest + nc + nc + c;
     return memory;
 }
 
 static int run(const problem *given, const pass *a, int steps)
 {
     problem p = *given;
-    void *scratch = make_scratch(&p, !a->fold_parameters);
-    if (!scratch) return SHORT_OF_MEMORY;
-    /* Saves the last loop the formulas; a lesser dtype would round in between. */
-    p.direct = p.dtype == FLOAT32 && steps & STEP_READ && steps & STEP_WRITE;
-    prefer_large_pages(&p);
     /* Memory of one pixel per channel is the same in both layouts; channels then lie together. */
     p.channels_last |= p.pixels == 1;
     int64_t shares = p.samples * p.channels * p.pixels / SMALL_SHARE;
     p.threads = (int32_t)at_least(at_most(p.threads, shares), 1);
-    run_pass(&p, a, steps);
+    plan l = plan_of(&p, a, steps);
+    void *scratch = make_scratch(&p, !a->fold_parameters, l.held * p.threads);
+    if (!scratch) return SHORT_OF_MEMORY;
+    /* Saves the last loop the formulas. */
+    p.direct = steps & STEP_READ && steps & STEP_WRITE && (p.dtype == FLOAT32 || l.held);
+    prefer_large_pages(&p);
+    run_pass(&p, &l, a, steps);
     free(scratch);
     return DONE;
 }

@@ -25,8 +25,9 @@ typedef struct {
     int32_t from_mean;      /* group norms: x - mean is divided by std; otherwise x */
     int32_t own_batch;      /* B series: batch statistics are those of x */
     int32_t threads;
-    int32_t direct;         /* set by the driver: the sums' loop leaves in `out` the gradient of x at
-                               fixed statistics, and the last loop adds theirs */
+    int32_t direct;         /* set by the driver: the sums' loop leaves in `out`, or where that would
+                               round in `held`, the gradient of x at fixed statistics, and the last
+                               loop adds theirs */
     double eps;
     const void *x, *dy;     /* (N, C, P) */
     void *out;              /* (N, C, P): y or the gradient of x */
@@ -34,6 +35,8 @@ typedef struct {
     const float *v;         /* (C) or null; of TLU the threshold */
     double *moments;        /* (2, N, C) or null: mean and sum of squared deviations */
     double *sums;           /* (SUMS, N, C), set by the driver */
+    float *held;            /* a thread's own, set by the driver; its first is element `held_from` */
+    int64_t held_from;
     float *mean;            /* (N, G), or (N, C) in the B series */
     float *rstd;            /* (N, G), S series and group norms */
     float *var;             /* (N, C), B series */
@@ -81,6 +84,7 @@ typedef struct {
 
 extern const loops loops_baseline;
 #if defined(__x86_64__)
+extern int evonorm_has_bfloat16; /* whether the processor converts to it */
 extern const loops loops_avx2, loops_avx512;
 #endif
 

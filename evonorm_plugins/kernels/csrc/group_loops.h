@@ -73,10 +73,10 @@ INLINE vec activation_grad(int form, const group_vectors *g, vec z, vec dy, vec 
         if (dv) *dv = where(greater(z, g->v), splat(0), some);
         return where(greater(g->v, z), splat(0), some);
     }
-    vec f, by_v_over_f, by_z;
-    swish_grad(z, g->v, g->rate, &f, &by_v_over_f, &by_z);
-    if (dv) *dv = dy * f * by_v_over_f;
-    return dy * by_z;
+    vec by_f, by_v_over_f;
+    swish_grad(z, dy, g->rate, &by_f, &by_v_over_f);
+    if (dv) *dv = by_f * z * by_v_over_f;
+    return by_f * (g->v * by_v_over_f + 1.0f);
 }
 
 INLINE void group_apply_in(int dtype, int last, int form, const problem *p, int64_t n, int64_t c0,
@@ -104,7 +104,7 @@ INLINE void group_reduce_in(int dtype, int last, int form, const problem *p, int
 {
     group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
-    const int direct = dtype == FLOAT32 && form == GATED && p->direct;
+    const int direct = form == GATED && p->direct;
     const int with_v = (form == BOUNDED || form == GATED) && p->v_grad;
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 0, &place, &a);
@@ -121,7 +121,7 @@ INLINE void group_reduce_in(int dtype, int last, int form, const problem *p, int
                 sum_dz_x += only(dz * x, lanes);
                 if (with_v) sum_dv += only(dv, lanes);
                 if (direct) {
-                    store(dtype, p->out, at, lanes, dz * weight);
+                    hold(dtype, p, at, lanes, dz * weight);
                 }
             )
             const int64_t nc = n * p->channels + c + k;
@@ -137,7 +137,7 @@ INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64
 {
     group_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
-    const int direct = dtype == FLOAT32 && form == GATED && p->direct;
+    const int direct = form == GATED && p->direct;
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 1, &place, &a);
         STRANDS(s, k, p->pixels) {
@@ -148,7 +148,7 @@ INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {
-                    dx = load(dtype, p->out, at, lanes);
+                    dx = held(dtype, p, at, lanes);
                 } else {
                     vec z = (x - g.mean) * g.scale + g.bias, dy = load(dtype, p->dy, at, lanes);
                     dx = activation_grad(form, &g, z, dy, NULL) * weight;

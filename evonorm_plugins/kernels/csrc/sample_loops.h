@@ -4,6 +4,12 @@
 INLINE vec exp2_of(vec t)
 {
     t = larger(splat(-122.0f), smaller(splat(122.0f), t));
+#if defined(EVONORM_AVX512)
+    /* 2^t = 2^floor(t) 2^r. The polynomial of least relative error, 7.5e-8, in pairs of terms. */
+    vec r = fraction(t), rr = r * r;
+    vec high = r * 1.8775767e-3f + 8.9893397e-3f, middle = r * 5.5826318e-2f + 2.4015361e-1f;
+    return times_power((high * rr + middle) * rr + (r * 6.9315308e-1f + 0.99999994f), t);
+#else
     /* 2^t = 2^k 2^r, |r| <= 1/2; adding 1.5 * 2^23 rounds to the integer k. */
     vec shifted = t + 12582912.0f, r = t - (shifted - 12582912.0f);
     /* The polynomial of least relative error (9.1e-8) that is 1 at 0. */
@@ -13,18 +19,19 @@ INLINE vec exp2_of(vec t)
     e = e * r + 6.93147e-1f;
     e = e * r + 1.0f;
     return (vec)((ints)e + ((ints)shifted << 23));
+#endif
 }
 
 /* S series: f(x) = x sigmoid(v x), for `rate` = -v / ln(2). */
-INLINE vec swish(vec x, vec rate) { return x * reciprocal(1.0f + exp2_of(x * rate)); }
+INLINE vec swish(vec x, vec rate) { return x / (1.0f + exp2_of(x * rate)); }
 
-/* f and its derivatives: by v divided by f, and by x. */
-INLINE void swish_grad(vec x, vec v, vec rate, vec *f, vec *by_v_over_f, vec *by_x)
+/* A gradient dy times the sigmoid, and f's derivative by v divided by f. dy times f's derivative by x
+   is by_f (1 + v by_v_over_f). */
+INLINE void swish_grad(vec x, vec dy, vec rate, vec *by_f, vec *by_v_over_f)
 {
-    vec e = exp2_of(x * rate), s = reciprocal(1.0f + e), other = e * s; /* 1 - s, all digits */
-    *f = x * s;
+    vec e = exp2_of(x * rate), s = 1.0f / (1.0f + e), other = e * s; /* 1 - s, all digits */
+    *by_f = dy * s;
     *by_v_over_f = x * other;
-    *by_x = s + v * *f * other;
 }
 
 typedef struct {
@@ -70,26 +77,26 @@ INLINE void sample_reduce_of(int dtype, int last, const problem *p, int64_t n, i
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
-    const int direct = dtype == FLOAT32 && p->direct;
+    const int direct = p->direct;
     PARTS(c, width) {
         set_sample_parameters(p, n, c, width, &place, &a);
         STRANDS(s, k, p->pixels) {
             const vec v = of_channels(last, a.v, k), rate = of_channels(last, a.rate, k);
-            const vec scale = of_channels(last, a.scale, k);
+            const vec scale = of_channels(last, a.scale, k), scaled_v = scale * v;
             vec sum_dy = {0}, sum_dy_f = {0}, sum_g = {0};
             EACH(s, at, lanes,
                 ask(dtype, p->x, at + s.ahead);
                 ask(dtype, p->dy, at + s.ahead);
                 vec x = load(dtype, p->x, at, lanes), dy = load(dtype, p->dy, at, lanes);
-                vec f, by_v_over_f, by_x;
-                swish_grad(x, v, rate, &f, &by_v_over_f, &by_x);
-                vec dy_f = only(dy * f, lanes);
+                vec by_f, by_v_over_f;
+                swish_grad(x, dy, rate, &by_f, &by_v_over_f);
+                vec dy_f = only(by_f * x, lanes);
                 sum_dy += dy;
                 sum_dy_f += dy_f;
                 sum_g += only(dy_f * by_v_over_f, lanes);
                 if (direct) {
-                    ask(dtype, p->out, at + s.ahead);
-                    store(dtype, p->out, at, lanes, dy * (scale * by_x));
+                    if (dtype == FLOAT32) ask(dtype, p->out, at + s.ahead);
+                    hold(dtype, p, at, lanes, by_f * (scaled_v * by_v_over_f + scale));
                 }
             )
             const int64_t nc = n * p->channels + c + k;
@@ -106,7 +113,7 @@ INLINE void sample_grad_of(int dtype, int last, const problem *p, int64_t n, int
     sample_parameters a = {{0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
     float slopes[WIDTH] = {0}, means[WIDTH] = {0};
-    const int direct = dtype == FLOAT32 && p->direct;
+    const int direct = p->direct;
     PARTS(c, width) {
         group_place same = place;
         for (int64_t k = 0; k < width; k++, next_channel(&same)) {
@@ -116,16 +123,16 @@ INLINE void sample_grad_of(int dtype, int last, const problem *p, int64_t n, int
         set_sample_parameters(p, n, c, width, &place, &a);
         STRANDS(s, k, p->pixels) {
             const vec v = of_channels(last, a.v, k), rate = of_channels(last, a.rate, k);
-            const vec scale = of_channels(last, a.scale, k);
+            const vec scale = of_channels(last, a.scale, k), scaled_v = scale * v;
             const vec slope = of_channels(last, slopes, k), mean = of_channels(last, means, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
                 if (direct) {
-                    dx = load(dtype, p->out, at, lanes);
+                    dx = held(dtype, p, at, lanes);
                 } else {
-                    vec f, by_v_over_f, by_x;
-                    swish_grad(x, v, rate, &f, &by_v_over_f, &by_x);
-                    dx = load(dtype, p->dy, at, lanes) * (scale * by_x);
+                    vec by_f, by_v_over_f;
+                    swish_grad(x, load(dtype, p->dy, at, lanes), rate, &by_f, &by_v_over_f);
+                    dx = by_f * (scaled_v * by_v_over_f + scale);
                 }
                 store(dtype, p->out, at, lanes, dx + slope * (x - mean));
             )

@@ -76,18 +76,11 @@ INLINE float sum_of(vec x)
 #endif
 }
 
-/* 1 / x, x from 1 to 2^125. */
-INLINE vec reciprocal(vec x)
-{
 #if defined(EVONORM_AVX512)
-    /* A division takes as long as twenty sums on some processors. A step of Newton's method makes 28
-       digits of 14. */
-    vec near = _mm512_rcp14_ps(x);
-    return near + near * (1.0f - x * near);
-#else
-    return 1.0f / x;
+/* t - floor(t), and x 2^floor(t). */
+INLINE vec fraction(vec t) { return _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+INLINE vec times_power(vec x, vec t) { return _mm512_scalef_ps(x, t); }
 #endif
-}
 
 /* ---- half precision ---- */
 
@@ -103,6 +96,7 @@ INLINE vec from_bfloat16(halves h) { return (vec)(__builtin_convertvector(h, bit
 INLINE halves to_bfloat16(vec x)
 {
 #if defined(EVONORM_AVX512)
+    if (evonorm_has_bfloat16) return (halves)_mm512_cvtneps_pbh(x);
     /* GCC would make vectors of the comparison's and the conversion's results. */
     __m512i u = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff));

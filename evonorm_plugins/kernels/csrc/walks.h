@@ -118,6 +118,21 @@ INLINE vec of_channels(int last, const float *parameter, int64_t k)
     return last ? load_floats(parameter + k, LANES) : splat(parameter[0]);
 }
 
+/* What the first loop of the backward pass leaves to the last one. */
+INLINE void hold(int dtype, const problem *p, int64_t at, int n, vec x)
+{
+    if (dtype == FLOAT32)
+        store_floats((float *)p->out + at, n, x);
+    else
+        store_floats(p->held + (at - p->held_from), n, x);
+}
+
+INLINE vec held(int dtype, const problem *p, int64_t at, int n)
+{
+    if (dtype == FLOAT32) return load_floats((const float *)p->out + at, n);
+    return load_floats(p->held + (at - p->held_from), n);
+}
+
 /* Adds the sums over a strand to those of the problem. */
 INLINE void add_sum(const problem *p, int last, int which, int64_t nc, const strand *s, vec sum)
 {
