@@ -9,7 +9,10 @@ LAYERS = (*EVONORMS, "GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS 
 PAIRS = ("BN+ReLU", "GN+ReLU", "GN+SiLU")
 RIVALS = (*PAIRS, "timm", "torch")
 OTHERS = ("apex", "Liger")  # for GPUs
-SHAPES = ("8x256x56x56", "4x64x128x128", "2x256x200x200", "16x512x14x14")
+SHAPES = (
+    *("8x256x56x56", "4x64x128x128", "2x256x200x200"),
+    *("16x512x14x14", "2x2048x7x7", "1x256x50x50"),  # these fit in the caches
+)
 DTYPES = ("float32", "bfloat16", "float16")
 LAYOUTS = ("contiguous", "channels_last")
 PHASES = {"train": ("forward", "backward", "fwd+bwd"), "inference": ("forward",)}

@@ -32,15 +32,20 @@ def layers_report(rows):
     """Times, ratios and memory of all competitors on one shape.
 
     Args:
-        rows: those of one shape, one for each competitor and phase.
+        rows: those of one shape, one for each competitor, phase and dtype. The first dtype has the
+            table, others a column of it.
     """
+    every, rows = rows, first_dtype(rows)
+    others = list(dict.fromkeys(row["dtype"] for row in every if row["dtype"] != rows[0]["dtype"]))
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     by_label = {}
     for row in rows:
         by_label.setdefault(label(row), {})[row["phase"]] = row
     floors = [name for name in by_label if name.startswith("copy")]
     whole = phases[-1]
-    times = [("median ms", *phases, "p10 to p90", "kept MiB", *(f"of {f}" for f in floors))]
+    other = {(label(r), r["dtype"]): r["median_ms"] for r in every if r["phase"] == whole}
+    columns = (*phases, *(f"{whole} {dtype}" for dtype in others))
+    times = [("median ms", *columns, "p10 to p90", "kept MiB", *(f"of {f}" for f in floors))]
     for name, of in by_label.items():
         row = of[whole]
         shares = (by_label[f][whole]["median_ms"] / row["median_ms"] for f in floors)
@@ -48,6 +53,7 @@ def layers_report(rows):
             (
                 name,
                 *(f"{of[phase]['median_ms']:.3f}" for phase in phases),
+                *(f"{other[name, d]:.3f}" if (name, d) in other else "-" for d in others),
                 f"{row['p10_ms']:.3f} to {row['p90_ms']:.3f}",
                 f"{row['kept_MiB']:.2f}",
                 *(f"{100 * share:.0f}%" for share in shares),
@@ -57,7 +63,15 @@ def layers_report(rows):
     head = ", ".join(first[key] for key in ("shape", "dtype", "layout", "mode"))
     head += f", {first['rounds']} rounds"
     parts = [head, aligned(times), f"{whole}: time over that of", aligned(_ratios(rows, whole))]
+    for dtype in others:
+        ratios = _ratios([row for row in every if row["dtype"] == dtype], whole)
+        parts += [f"{whole}: time over that of, {dtype}", aligned(ratios)]
     return "\n\n".join(part for part in parts if part)
+
+
+def first_dtype(rows):
+    """The rows of the dtype that comes first."""
+    return [row for row in rows if row["dtype"] == rows[0]["dtype"]]
 
 
 def _ratios(rows, phase):
@@ -97,8 +111,9 @@ def bars(axes, names, values, colours, title):
 
 
 def plot_layers(rows, path):
-    """Bars for each shape: time of the whole run over that of BN+ReLU."""
+    """Bars for each shape: time of the whole run over that of BN+ReLU, of the first dtype."""
     plt = pyplot()
+    rows = first_dtype(rows)
     whole = rows[-1]["phase"]
     rows = [row for row in rows if row["phase"] == whole]
     shapes = list(dict.fromkeys(row["shape"] for row in rows))

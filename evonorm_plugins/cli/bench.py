@@ -76,7 +76,15 @@ def add_arguments(parser):
         help=f"of {', '.join((*RIVALS, *OTHERS))} (default: {' '.join(RIVALS)})",
     )
     add("--compiled", action="store_true", help="timm and torch by torch.compile too (slow)")
-    add("--dtype", choices=DTYPES, default="float32", help="of the tensors, not the parameters")
+    add(
+        "--dtype",
+        nargs="+",
+        choices=DTYPES,
+        default=DTYPES[:2],
+        metavar="DTYPE",
+        help="of the tensors, not the parameters; a table shows the first, of others a column "
+        f"(of {', '.join(DTYPES)}; default: {' '.join(DTYPES[:2])})",
+    )
     add("--layout", choices=LAYOUTS, default="contiguous")
     add("--mode", choices=PHASES, default="train")
     add("--repeats", type=count, default=50, help="rounds at most (default: %(default)s)")
@@ -107,7 +115,9 @@ def run(args):
     from evonorm_plugins.benchmarks.report import layers_report, plot_layers
 
     begin(args)
-    show(args, run_layers(args), "shape", layers_report, plot_layers)
+    each = [argparse.Namespace(**{**vars(args), "dtype": dtype}) for dtype in args.dtype]
+    rows = [row for options in each for row in run_layers(options)]
+    show(args, rows, "shape", layers_report, plot_layers)
 
 
 def check(args, option, names, base):

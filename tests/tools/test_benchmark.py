@@ -180,9 +180,10 @@ def test_layers(main, tmp_path, capsys):
         ("copy", "existing"),
         ("copy", "fresh"),
     }
-    assert Counter((row["shape"], row["phase"]) for row in rows) == {
-        (shape, phase): len(competitors)
+    assert Counter((row["shape"], row["dtype"], row["phase"]) for row in rows) == {
+        (shape, dtype, phase): len(competitors)
         for shape in shapes
+        for dtype in ("float32", "bfloat16")
         for phase in ("forward", "backward", "fwd+bwd")
     }
     assert {(row["competitor"], row["impl"]) for row in rows} == competitors
@@ -190,12 +191,13 @@ def test_layers(main, tmp_path, capsys):
         assert 0 < float(row["p10_ms"]) <= float(row["median_ms"]) <= float(row["p90_ms"])
         assert (row["rounds"], row["threads"]) == ("4", str(torch.get_num_threads()))
         assert row["torch"] == torch.__version__
-        assert (row["dtype"], row["layout"], row["mode"]) == ("float32", "contiguous", "train")
+        assert (row["layout"], row["mode"]) == ("contiguous", "train")
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["layers.csv", "layers.png"]
     printed = capsys.readouterr()
     assert "2x64x5x5, float32, contiguous, train, 4 rounds" in printed.out
     assert "EvoNormS0 timm" in printed.out
+    assert printed.out.count("fwd+bwd bfloat16") == printed.out.count("of, bfloat16") == 2
     assert "round 4" in printed.err
     assert "round 4" not in printed.out
 
@@ -205,7 +207,7 @@ def test_kept_by_layers(main, tmp_path):
     layers = ["EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2"]
     layers += ["GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej"]
     options = ["--shapes", "8x32x16x16", "--repeats", "1", "--csv", str(out), "--layers", *layers]
-    assert main(["layers", *options]) == 0
+    assert main(["layers", *options, "--dtype", "float32"]) == 0
     kept = {(row["competitor"], row["impl"]): float(row["kept_MiB"]) for row in read(out)}
     size = 8 * 32 * 16 * 16 * 4 / 2**20
     assert kept["EvoNormS0", "torch"] == 0
