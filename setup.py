@@ -9,7 +9,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 LOOPS = ("loops_baseline", "loops_avx2", "loops_avx512")  # one for each instruction set
-STEMS = ("module", "arguments", "tensors", "sizes", "driver")
+STEMS = ("module", "arguments", "tensors", "sizes", "driver", "instructions")
 FORMULAS = ("sample", "group", "batch", "affine", "average")
 CSRC = "evonorm_plugins/kernels/csrc"
 OPENMP = "-fopenmp"

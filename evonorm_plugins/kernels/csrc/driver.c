@@ -17,51 +17,6 @@
 #include <sys/mman.h>
 #endif
 
-static const loops *chosen = &loops_baseline;
-static int level = 0;
-#if defined(__x86_64__)
-int evonorm_has_bfloat16;
-#endif
-
-/* The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512. */
-int evonorm_level(void) { return level; }
-
-/* Use an instruction set from now on, or a lesser one where the processor lacks it. */
-void evonorm_choose(int wanted)
-{
-    level = 0;
-    chosen = &loops_baseline;
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    /* f16c, which some compilers cannot ask for, is older than avx2. */
-    if (wanted >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        level = 1;
-        chosen = &loops_avx2;
-    }
-    if (wanted >= 2 && level == 1 && __builtin_cpu_supports("avx512f")
-        && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")
-        && __builtin_cpu_supports("avx512vl")) {
-        level = 2;
-        chosen = &loops_avx512;
-        evonorm_has_bfloat16 = __builtin_cpu_supports("avx512bf16") != 0;
-    }
-#else
-    (void)wanted;
-#endif
-}
-
-/* The loops of the instruction set in use. */
-const loops *evonorm_loops(void) { return chosen; }
-
-int evonorm_has_openmp(void)
-{
-#if defined(_OPENMP)
-    return 1;
-#else
-    return 0;
-#endif
-}
-
 static void fold(const problem *p, const pass *a, int64_t n0, int64_t n1, int64_t c0, int64_t c1)
 {
     int64_t width = p->groups ? p->channels / p->groups : 1;
@@ -299,7 +254,7 @@ static void transpose(const problem *p, const void *from, void *to, int64_t rows
 /* Whether x is small and its rows, the pixels of a channel, leave most of a vector idle. */
 static int has_short_rows(const problem *p)
 {
-    int64_t elements = p->samples * p->channels * p->pixels, lanes = 4 << level;
+    int64_t elements = p->samples * p->channels * p->pixels, lanes = 4 << at_most(evonorm_level(), 2);
     return !p->channels_last && p->pixels > 1 && 2 * p->pixels <= lanes
            && p->channels >= lanes && bytes_of(p, elements) <= PACKED_BYTES;
 }

@@ -84,7 +84,7 @@ typedef struct {
 
 extern const loops loops_baseline;
 #if defined(__x86_64__)
-extern int evonorm_has_bfloat16; /* whether the processor converts to it */
+extern int evonorm_has_bfloat16; /* whether the processor may convert to it */
 extern const loops loops_avx2, loops_avx512;
 #endif
 
