@@ -94,7 +94,7 @@ INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, in
                 sums[SUM_GX_OWN] += only(to_own * x, lanes);
                 if (direct) {
                     if (dtype == FLOAT32) ask(dtype, p->out, at + s.ahead);
-                    hold(dtype, p, at, lanes, weight * (dy * q - m.slope * to_own));
+                    hold(dtype, p, at, lanes, weight * (rounded(dy * q) - m.slope * to_own));
                 }
             )
             for (int which = 0; which < SUMS; which++)
@@ -134,7 +134,7 @@ INLINE void batch_grad_of(int dtype, int last, const problem *p, int64_t n, int6
                 } else {
                     vec dy = load(dtype, p->dy, at, lanes), q, to_batch, to_own;
                     split_quotient(&m, x, dy, &q, &to_batch, &to_own);
-                    dx = weight * (dy * q - m.slope * to_own);
+                    dx = rounded(weight * (rounded(dy * q) - m.slope * to_own));
                 }
                 dx += own_scale * (x - own_mean) + batch_scale * (x - batch_mean);
                 store(dtype, p->out, at, lanes, dx);

@@ -43,6 +43,7 @@ enum {
     FEW_CHANNELS = 128,      /* of each pixel: less at a time leaves too much of a page unread */
     MANY_CHANNELS = 256,     /* more do not make it faster */
     PACKED_BYTES = 8 << 10,  /* of a tensor, for which the stack has room */
+    SHORT_ROW = 512,         /* pixels: a longer row gains nothing from being read with others */
     HELD_BYTES = 2 << 20,    /* that a thread holds of a part: more would have left the cache */
 };
 
@@ -133,12 +134,13 @@ static void run_pass(problem *p, const plan *l, const pass *a, int steps)
     const int64_t threads = p->threads, width = l->width, fused = width > 0;
     const int64_t columns = fused ? parts_of(p->channels, width) : 0;
     const int64_t rows = p->samples / l->together;
-    int64_t thin = 1;
+    /* By the shape alone, as statistics must be the same bits for any number of threads. */
+    p->run = !p->channels_last && p->pixels < SHORT_ROW ? l->unit : 1;
+    int64_t thin = p->run;
     if (p->channels_last) {
         thin = parts_of(p->channels, enough_columns(p, p->samples));
         thin = parts_of(thin, VECTOR) * VECTOR;
     }
-    p->run = fused && !p->channels_last ? l->unit : 1;
     if (fused && threads == 1) { /* asking OpenMP takes as long as a small tensor does */
         for (int64_t n = 0; n < p->samples; n += l->together)
             for (int64_t c = 0; c < p->channels; c += width) run_part(p, l, a, steps, n, c);

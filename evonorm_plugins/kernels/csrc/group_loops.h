@@ -151,7 +151,7 @@ INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64
                     dx = held(dtype, p, at, lanes);
                 } else {
                     vec z = (x - g.mean) * g.scale + g.bias, dy = load(dtype, p->dy, at, lanes);
-                    dx = activation_grad(form, &g, z, dy, NULL) * weight;
+                    dx = rounded(activation_grad(form, &g, z, dy, NULL) * weight);
                 }
                 store(dtype, p->out, at, lanes, (dx + (slope * (x - centre) + shift)) * rstd);
             )

@@ -132,7 +132,7 @@ INLINE void sample_grad_of(int dtype, int last, const problem *p, int64_t n, int
                 } else {
                     vec by_f, by_v_over_f;
                     swish_grad(x, load(dtype, p->dy, at, lanes), rate, &by_f, &by_v_over_f);
-                    dx = by_f * (scaled_v * by_v_over_f + scale);
+                    dx = rounded(by_f * (scaled_v * by_v_over_f + scale));
                 }
                 store(dtype, p->out, at, lanes, dx + slope * (x - mean));
             )

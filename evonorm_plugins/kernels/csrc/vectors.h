@@ -59,6 +59,22 @@ INLINE vec larger(vec a, vec b) { return where(a > b, a, b); }
 #endif
 #endif
 
+/* x, which the compiler then does not join with a sum into one operation. For what is either kept or
+   computed again, by the number of threads: the bits are the same. */
+INLINE vec rounded(vec x)
+{
+#if defined(__x86_64__) || defined(__aarch64__)
+#if defined(EVONORM_AVX512)
+    __asm__("" : "+v"(x));
+#elif defined(__x86_64__)
+    __asm__("" : "+x"(x));
+#else
+    __asm__("" : "+w"(x));
+#endif
+#endif
+    return x;
+}
+
 /* The lanes before n; zero in the others. */
 INLINE vec only(vec x, int n) { return n == LANES ? x : where(first_lanes(n), x, splat(0)); }
 
