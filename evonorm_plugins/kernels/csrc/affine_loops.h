@@ -13,7 +13,8 @@ INLINE void set_affine_parameters(const problem *p, int64_t n, int64_t c, int64_
         memcpy(a->bias, p->bias + n * p->affine_stride + c, (size_t)width * sizeof(float));
 }
 
-INLINE void affine_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void affine_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                            int64_t c1)
 {
     affine_parameters a = {{0}, {0}};
     PARTS(c, width) {

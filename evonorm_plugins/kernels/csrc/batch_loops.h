@@ -71,7 +71,8 @@ INLINE void batch_apply_of(int dtype, int last, const problem *p, int64_t n, int
 }
 FOR_ALL_DTYPES(batch_apply)
 
-INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void batch_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                            int64_t c1)
 {
     batch_parameters a = {{0}, {0}, {0}, {0}, {0}, {0}, {0}};
     const int direct = p->direct;

@@ -256,7 +256,8 @@ static void transpose(const problem *p, const void *from, void *to, int64_t rows
 /* Whether x is small and its rows, the pixels of a channel, leave most of a vector idle. */
 static int has_short_rows(const problem *p)
 {
-    int64_t elements = p->samples * p->channels * p->pixels, lanes = 4 << at_most(evonorm_level(), 2);
+    int64_t elements = p->samples * p->channels * p->pixels;
+    int64_t lanes = 4 << at_most(evonorm_level(), 2);
     return !p->channels_last && p->pixels > 1 && 2 * p->pixels <= lanes
            && p->channels >= lanes && bytes_of(p, elements) <= PACKED_BYTES;
 }

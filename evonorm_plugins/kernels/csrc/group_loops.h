@@ -143,7 +143,8 @@ INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64
         STRANDS(s, k, p->pixels) {
             const group_vectors g = group_vectors_of(last, &a, k);
             const vec weight = of_channels(last, a.weight, k), rstd = of_channels(last, a.rstd, k);
-            const vec slope = of_channels(last, a.slope, k), centre = of_channels(last, a.centre, k);
+            const vec slope = of_channels(last, a.slope, k);
+            const vec centre = of_channels(last, a.centre, k);
             const vec shift = of_channels(last, a.shift, k);
             EACH(s, at, lanes,
                 vec x = load(dtype, p->x, at, lanes), dx;
@@ -161,13 +162,14 @@ INLINE void group_grad_in(int dtype, int last, int form, const problem *p, int64
 
 /* A loop for all dtypes and forms, from one that takes them as constants. */
 #define FOR_ALL_DTYPES_AND_FORMS(name)                                                             \
-    INLINE void name##_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)          \
+    INLINE void name##_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,            \
+                          int64_t c1)                                                              \
     {                                                                                              \
         switch (form_of(p)) {                                                                      \
-        case PLAIN: name##_in(dtype, last, PLAIN, p, n, c0, c1); break;                                  \
-        case RECTIFIED: name##_in(dtype, last, RECTIFIED, p, n, c0, c1); break;                          \
-        case BOUNDED: name##_in(dtype, last, BOUNDED, p, n, c0, c1); break;                              \
-        default: name##_in(dtype, last, GATED, p, n, c0, c1);                                            \
+        case PLAIN: name##_in(dtype, last, PLAIN, p, n, c0, c1); break;                            \
+        case RECTIFIED: name##_in(dtype, last, RECTIFIED, p, n, c0, c1); break;                    \
+        case BOUNDED: name##_in(dtype, last, BOUNDED, p, n, c0, c1); break;                        \
+        default: name##_in(dtype, last, GATED, p, n, c0, c1);                                      \
         }                                                                                          \
     }                                                                                              \
     FOR_ALL_DTYPES(name)

@@ -7,7 +7,7 @@ static int level = 0;
 int evonorm_has_bfloat16 = 0;
 #endif
 
-/* The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512, 3 that with conversions to bfloat16. */
+/* The instruction set in use: 0 baseline, 1 AVX2, 2 AVX-512, 3 that and conversion to bfloat16. */
 int evonorm_level(void) { return level; }
 
 /* Use an instruction set from now on, or a lesser one where the processor lacks it. */

@@ -14,7 +14,8 @@ INLINE void set_rectified_parameters(const problem *p, int64_t n, int64_t c, int
     }
 }
 
-INLINE void rectified_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                               int64_t c1)
 {
     rectified_parameters a = {{0}, {0}};
     const int64_t next = next_part(p, last, c1 - c0);
@@ -33,7 +34,8 @@ INLINE void rectified_apply_of(int dtype, int last, const problem *p, int64_t n,
 }
 FOR_ALL_DTYPES(rectified_apply)
 
-INLINE void rectified_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                                int64_t c1)
 {
     PARTS(c, width) {
         STRANDS(s, k, p->pixels) {
@@ -53,7 +55,8 @@ INLINE void rectified_reduce_of(int dtype, int last, const problem *p, int64_t n
 }
 FOR_ALL_DTYPES(rectified_reduce)
 
-INLINE void rectified_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void rectified_grad_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                              int64_t c1)
 {
     rectified_parameters a = {{0}, {0}};
     float pulls[WIDTH] = {0};

@@ -52,7 +52,8 @@ INLINE void set_sample_parameters(const problem *p, int64_t n, int64_t c, int64_
     }
 }
 
-INLINE void sample_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void sample_apply_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                            int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);
@@ -73,7 +74,8 @@ INLINE void sample_apply_of(int dtype, int last, const problem *p, int64_t n, in
 }
 FOR_ALL_DTYPES(sample_apply)
 
-INLINE void sample_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0, int64_t c1)
+INLINE void sample_reduce_of(int dtype, int last, const problem *p, int64_t n, int64_t c0,
+                             int64_t c1)
 {
     sample_parameters a = {{0}, {0}, {0}, {0}};
     group_place place = group_place_of(p, n, c0);

@@ -94,7 +94,10 @@ INLINE float sum_of(vec x)
 
 #if defined(EVONORM_AVX512)
 /* t - floor(t), and x 2^floor(t). */
-INLINE vec fraction(vec t) { return _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+INLINE vec fraction(vec t)
+{
+    return _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+}
 INLINE vec times_power(vec x, vec t) { return _mm512_scalef_ps(x, t); }
 #endif
 
