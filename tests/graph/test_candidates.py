@@ -16,7 +16,7 @@ sigmoid, tanh, sqrt = torch.sigmoid, torch.tanh, torch.sqrt
 
 def aggregate(x, over, moment):
     """sqrt(s^2(x)) or sqrt(mu(x^2)) over an index set, of sums that are rounded once."""
-    n, c, h, w = x.shape
+    n, c = x.shape[:2]
     parts = {
         "b,w,h": x.transpose(0, 1).reshape(1, c, -1),
         "w,h": x.reshape(n, c, -1),
