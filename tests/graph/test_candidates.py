@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
-from evonorm_plugins import get_norm_act
+from evonorm_plugins import convert, get_norm_act
+from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.layers.candidates import CANDIDATES, UNNAMED
 from evonorm_plugins.layers.graph.known import KNOWN
+from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.registry import registered_name
 
 EPS, GROUPS, SHAPE = 1e-5, 3, (2, 6, 2, 3)
@@ -120,3 +123,17 @@ def test_ranks_and_duplicates():
     for name, layer in CANDIDATES.items():
         assert registered_name(name) == layer
         KNOWN[layer].check_space(name[10])
+
+
+@pytest.mark.parametrize("name", ["Candidate-B5", "candidate_s10(groups=4)"])
+def test_models_take_them(name):
+    """``convert`` and the classifiers; Detectron2 is tested with every registered name."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    converted, _ = convert(model, name)
+    built = build_model("resnet8_cifar", 10, name)
+    for network in (converted, built):
+        graphs = [m for m in network.modules() if isinstance(m, GraphNormAct)]
+        digests = {m.graph.digest() for m in graphs}
+        assert digests == {KNOWN[registered_name(name.partition("(")[0])].digest()}
+        network(torch.randn(4, 3, 16, 16)).square().mean().backward()
+        assert all(p.grad.isfinite().all() for p in network.parameters())
