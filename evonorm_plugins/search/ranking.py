@@ -36,14 +36,15 @@ def ranking(search, trials):
         trials: records, as :func:`evonorm_plugins.classification.sweep.run_sweep` returns them.
     """
     keys = [key for key in search if key not in ("norm", "seed")]
-    models = list(itertools.product(*(search[key] for key in keys)))
+    # As text: a value may be a list.
+    models = list(itertools.product(*(map(str, search[key]) for key in keys)))
     ranks = []
     for norm in search["norm"]:
         own = [t for t in trials if t["values"]["norm"] == norm]
         finished = [t for t in own if t["status"] == "finished"]
         found = {model: {} for model in models}  # model -> seed -> accuracy
         for t in finished:
-            model = tuple(t["values"][key] for key in keys)
+            model = tuple(str(t["values"][key]) for key in keys)
             found[model][t["values"].get("seed")] = t["val_accuracy"]
         ranks.append(_rank(norm, found, len(own) - len(finished)))
     return sorted(ranks, key=lambda rank: -1 if rank.mean is None else rank.mean, reverse=True)
@@ -51,7 +52,7 @@ def ranking(search, trials):
 
 def _rank(norm, found, lost):
     scores = {
-        ", ".join(map(str, model)) or "accuracy": statistics.fmean(of.values()) if of else None
+        ", ".join(model) or "accuracy": statistics.fmean(of.values()) if of else None
         for model, of in found.items()
     }
     complete = [] if lost else set.intersection(*map(set, found.values()))
