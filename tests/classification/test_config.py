@@ -30,6 +30,11 @@ def test_files_overrides_and_back(tmp_path):
         ({"lr": "fast"}, "lr='fast' is not float"),
         ({"optimizer": "lion"}, "'lion' is not one of sgd, adam"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"holdout": "10%", "val_data": "v"}, "holdout=10% is instead of val_data=v"),
+        ({"holdout": -1}, "holdout=-1 must be at least 0"),
+        ({"holdout": "0%"}, "holdout='0%' is not a number, or a share of all between 0% and 100%"),
+        ({"holdout": "100%"}, "holdout='100%' is not a number, or a share"),
+        ({"holdout": "some"}, "holdout='some' is not a number, or a share"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be below 1"),
         ({"epochs": 0}, "trains nothing"),
         ({"momentum": 0}, "nesterov=true needs momentum"),
@@ -39,11 +44,6 @@ def test_files_overrides_and_back(tmp_path):
         ({"crop_scale": 2}, "at most 1"),
         ({"model_options": {3: 1}}, "{3: 1}: the name of an option is text"),
         ({"holdout": 5, "val_data": "v"}, "holdout=5 is instead of val_data=v"),
-        ({"holdout": "10%", "val_data": "v"}, "holdout=10% is instead of val_data=v"),
-        ({"holdout": -1}, "holdout=-1 must be at least 0"),
-        ({"holdout": "0%"}, "holdout='0%' is not a number, or a share of all between 0% and 100%"),
-        ({"holdout": "100%"}, "holdout='100%' is not a number, or a share"),
-        ({"holdout": "some"}, "holdout='some' is not a number, or a share"),
     ],
 )
 def test_bad_values(values, message):
