@@ -1,6 +1,5 @@
 """Train BigGAN-deep with any norm of evonorm_plugins, in one process or in many."""
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -38,19 +37,12 @@ def add_arguments(parser):
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in output_dir")
     parser.add_argument(
-        "--seeds", type=_seeds, metavar="0,1,2", help="runs after each other, a folder each"
+        "--seeds",
+        type=command.seed_list,
+        metavar="0,1,2",
+        help="runs after each other, a folder each",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options over the file's")
-
-
-def _seeds(text):
-    try:
-        seeds = [int(part) for part in text.split(",")]
-    except ValueError:
-        seeds = []
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds like 0,1,2")
-    return seeds
 
 
 def run(args):

@@ -53,6 +53,17 @@ def parse_args(module: ModuleType, prog: str, argv: list[str]) -> argparse.Names
     return args
 
 
+def seed_list(text: str) -> list[int]:
+    """``0,1,2`` as different integers of at least 0, for argparse."""
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds like 0,1,2")
+    return seeds
+
+
 def _chosen(module: ModuleType, prog: str, argv: list[str]) -> tuple[str, list[str], ModuleType]:
     while argv and argv[0] in getattr(module, "COMMANDS", ()):
         prog, name, argv = f"{prog} {argv[0]}", argv[0], argv[1:]

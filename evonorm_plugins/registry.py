@@ -1,8 +1,8 @@
 """Name -> norm-activation layer.
 
-A name is that of the paper's tables; case, spaces and punctuation do not matter, so ``EvoNormS0``,
-``EvoNorm-S0`` and ``evonorm_s0`` are one. Options can be part of the name, which is how a YAML
-config gives them: ``EvoNormS0(groups=16)``.
+A name is that of the paper's tables, or ``Candidate-B2`` of its Appendix B; case, spaces and
+punctuation do not matter, so ``EvoNormS0``, ``EvoNorm-S0`` and ``evonorm_s0`` are one. Options can
+be part of the name, which is how a YAML config gives them: ``EvoNormS0(groups=16)``.
 
 The path of a layer graph's JSON file, as the layer search exports it, is a name too:
 ``layers/found.json``, ``layers/found.json(groups=16)``.
@@ -10,6 +10,7 @@ The path of a layer graph's JSON file, as the layer search exports it, is a name
 
 import ast
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 
 from evonorm_plugins import layers
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.layers.candidates import UNNAMED, names_of
 
 # Name as registered -> factory(num_features, **options).
 _FACTORIES: dict[str, Callable[..., nn.Module]] = {}
@@ -55,6 +57,14 @@ def register_norm_act(
 def list_norm_acts() -> list[str]:
     """Registered names, in order of registration."""
     return list(_FACTORIES)
+
+
+def registered_name(name: str) -> str | None:
+    """The name as registered of one that is written in another way, or an alias; else None.
+
+    Options in parentheses, and paths of layer graphs, are none of either.
+    """
+    return _NAMES.get(_key(name))
 
 
 def is_norm_act(name: object) -> bool:
@@ -108,6 +118,13 @@ def try_norm_act(name: str | Callable[..., nn.Module], **options: Any) -> nn.Mod
     given = {**(parse_name(name)[1] if isinstance(name, str) else {}), **options}
     size = given.get("group_size")
     return get_norm_act(name, 32 * size if isinstance(size, int) and size > 0 else 32, **options)
+
+
+def _known_graph(num_features: int, *, name: str, **options: Any) -> nn.Module:
+    from evonorm_plugins.layers.graph.known import KNOWN
+    from evonorm_plugins.layers.graph.module import graph_layer
+
+    return graph_layer(KNOWN[name], num_features, **options)
 
 
 def _key(name: str) -> str:
@@ -170,7 +187,8 @@ def _unknown(name: str) -> str:
 
 
 for _name in ("B0", "B1", "B2", "S0", "S1", "S2"):
-    register_norm_act(f"EvoNorm{_name}", getattr(layers, f"EvoNorm{_name}"))
+    _name = f"EvoNorm{_name}"
+    register_norm_act(_name, getattr(layers, _name), aliases=names_of(_name))
 for _name in ("B0", "B1", "B2"):
     register_norm_act(f"SyncEvoNorm{_name}", getattr(layers, f"SyncEvoNorm{_name}"))
 register_norm_act("BN-ReLU", layers.BNReLU)
@@ -186,3 +204,6 @@ register_norm_act("PixelNorm-ReLU", layers.PixelNormReLU)
 register_norm_act("Random", layers.RandomLayer)
 register_norm_act("Random + rej", layers.RandomRejLayer)
 register_norm_act("RS + rej", layers.RSRejLayer)
+for _name in UNNAMED:
+    _factory = functools.partial(_known_graph, name=_name)
+    register_norm_act(_name, _factory, aliases=names_of(_name))

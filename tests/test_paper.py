@@ -10,6 +10,8 @@ from biggan.config import load_config as load_gan
 from evonorm_plugins.classification.config import load_config
 from evonorm_plugins.classification.optim import scaled_lr
 from evonorm_plugins.configs import list_configs
+from evonorm_plugins.layers.candidates import CANDIDATES
+from evonorm_plugins.search import rerank
 from evonorm_plugins.search.config import load_config as load_search
 from evonorm_plugins.search.config import training_config
 
@@ -152,3 +154,21 @@ def test_the_page_names_configs_and_files_that_exist():
         places = [ROOT, ROOT / "evonorm_plugins", ROOT / "evonorm_plugins/layers/graph"]
         places += [ROOT / "evonorm_plugins/search", ROOT / "configs/search"]
         assert any(list(place.glob(file)) for place in places), file
+
+
+def test_the_sweep_of_appendix_b():
+    """Each candidate once, beside BN-ReLU and GN-ReLU, on the anchors of the search."""
+    sweep = yaml.safe_load((ROOT / "configs/candidates_sweep.yaml").read_text())["search"]
+    assert sorted(sweep["norm"]) == sorted({*CANDIDATES.values(), "BN-ReLU", "GN-ReLU"})
+    assert sweep["model"] == load_search("B", ["data=x", "candidates=1"]).anchors
+    assert len(sweep["seed"]) == 2
+
+
+def test_reranking_of_section_5_2():
+    """The ten best on three models, a tenth of the training set held out, three kept."""
+    assert (rerank.COUNT, rerank.KEEP) == (10, 3)
+    page = (ROOT / "docs/search.md").read_text()
+    command = re.search(r"evonorm search rerank .*?(?=\n    evonorm|\n\n)", page, re.DOTALL)[0]
+    models = [load_config(name).model for name in re.findall(r"--config (\S+)", command)]
+    assert models == load_search("B", ["data=x", "candidates=1"]).anchors
+    assert "holdout=10%" in command

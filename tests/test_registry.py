@@ -9,6 +9,7 @@ import torch
 import evonorm_plugins
 from evonorm_plugins import get_norm_act, layers, list_norm_acts, register_norm_act, registry
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.layers.graph.module import GraphNormAct
 
 NAMES = {
     "EvoNormB0": layers.EvoNormB0,
@@ -33,6 +34,14 @@ NAMES = {
     "Random": layers.RandomLayer,
     "Random + rej": layers.RandomRejLayer,
     "RS + rej": layers.RSRejLayer,
+    # Layer graphs.
+    "Candidate-B2": GraphNormAct,
+    "Candidate-B3": GraphNormAct,
+    "Candidate-B4": GraphNormAct,
+    "Candidate-B5": GraphNormAct,
+    "Candidate-B9": GraphNormAct,
+    "Candidate-S1": GraphNormAct,
+    "Candidate-S10": GraphNormAct,
 }
 
 
@@ -75,6 +84,10 @@ def test_names(name):
         ("FRN-TLU", layers.FRN),
         ("random+rej", layers.RandomRejLayer),
         ("RS+rej", layers.RSRejLayer),
+        ("candidate_b2", GraphNormAct),
+        ("Candidate S10", GraphNormAct),
+        ("Candidate-B6", layers.EvoNormB0),
+        ("candidates5", layers.EvoNormS1),
     ],
 )
 def test_aliases(name, layer):

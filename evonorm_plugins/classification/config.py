@@ -21,7 +21,8 @@ class Config:
     # ---- data ----
     data: str = ""  # see docs/classification.md for what it may be
     val_data: str = ""
-    holdout: int = 0  # instead of val_data: images of data, as large a share of every class
+    # Instead of val_data: so many images of data, or "10%" of them; the same share of every class.
+    holdout: int | str = 0
     reader: str = "auto"  # "memory": decoded once; "files": read in every epoch
     resolution: int | None = None  # of what the model is trained on; None: see the docs
     augment: str = "standard"  # or "none", "randaugment"
@@ -122,9 +123,9 @@ def load_config(path, overrides=()):
 
 
 def held_out(overrides):
-    """``key=value`` strings; with ``holdout=NUMBER`` the file's ``val_data`` is not asked for.
+    """``key=value`` strings; with ``holdout=10%`` the file's ``val_data`` is not asked for.
 
-    Images of ``data`` are to decide then, not those.
+    Images of ``data`` are to decide then, not those; so it is with a number.
     """
     values = read_overrides(overrides)
     if values.get("holdout") and "val_data" not in values:

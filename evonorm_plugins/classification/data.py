@@ -159,7 +159,13 @@ def _split(train, val, config):
     if not config.holdout:
         return torch.arange(len(train)), torch.arange(len(val))
     count = len(train)
-    if config.holdout >= count:
+    held = _held_out(config.holdout, count)
+    if not held:
+        raise DataError(
+            f"holdout={config.holdout} of the {count} images of {config.data} is none to validate "
+            "on"
+        )
+    if held >= count:
         raise DataError(
             f"holdout={config.holdout} leaves none of the {count} images of {config.data} to train "
             "on"
@@ -172,7 +178,12 @@ def _split(train, val, config):
     # Of every class those go first whose place in it, as a share of it, is lowest.
     share = (place + 0.5).double() / sizes.repeat_interleave(sizes)
     order = order[share.argsort(stable=True)]
-    return order[config.holdout :].sort().values, order[: config.holdout].sort().values
+    return order[held:].sort().values, order[:held].sort().values
+
+
+def _held_out(holdout, count):
+    """How many of ``count`` images a number, or a share such as ``10%``, is."""
+    return round(float(holdout[:-1]) / 100 * count) if isinstance(holdout, str) else holdout
 
 
 # ---- images in memory: cropped and flipped a batch at a time ----

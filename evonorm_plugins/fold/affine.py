@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from evonorm_plugins import layers
 from evonorm_plugins.fold.absorb import exact
 from evonorm_plugins.layers.baselines import BatchNormAct
+from evonorm_plugins.layers.graph.module import GraphNormAct, SyncGraphNormAct
 
 _TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _BATCH_NORMS = (
@@ -31,6 +32,8 @@ _AFFINE_LAST = (
     layers.RandomRejLayer,
     layers.RSRejLayer,
     layers.SyncRSRejLayer,
+    GraphNormAct,
+    SyncGraphNormAct,
 )
 _AFFINE_LAST_WITHOUT_ACTIVATION = (layers.FRN, layers.PixelNormReLU)
 _ACTIVATIONS = {layers.BNReLU: nn.ReLU, layers.BNSwish1: nn.SiLU}

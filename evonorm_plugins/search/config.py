@@ -37,7 +37,7 @@ class Task:
     # ---- data: keys of the classification config, see docs/classification.md ----
     data: str = ""
     val_data: str = ""
-    holdout: int = 5000  # where there is no val_data: images of data to validate on
+    holdout: int | str = 5000  # where there is no val_data: images of data to validate on, or "10%"
     resolution: int = 24  # of the crops that are trained on
     val_resolution: int | None = None  # of what is validated on; None: the images' own
     flip: bool = True  # not of the paper: a random half of the images is mirrored

@@ -1,9 +1,9 @@
 """Options of a run: one flat dataclass of YAML files, overrides and checkpoints.
 
 A training declares a dataclass whose fields are of the types ``bool``, ``int``, ``float``, ``str``,
-``list`` (of integers), ``list[str]``, ``dict``, or one of these ``| None``, each with a default,
-and two dictionaries beside it: ``CHOICES``, the allowed values of a key, and ``MINIMUM``, the
-lowest number. Then ::
+``list`` (of integers), ``list[str]``, ``dict``, ``int | str`` (a number, or a share of all such as
+``10%``), or one of these ``| None``, each with a default, and two dictionaries beside it:
+``CHOICES``, the allowed values of a key, and ``MINIMUM``, the lowest number. Then ::
 
     config = build(Config, read_values(path, overrides, "gan"), CHOICES, MINIMUM)
 
@@ -90,6 +90,8 @@ def check_minimum(config, minimum):
     """
     for key, lowest in minimum.items():
         value = getattr(config, key)
+        if isinstance(value, str):  # a share: checked where it was read
+            continue
         if value is not None and not lowest <= value < float("inf"):
             raise ConfigError(f"{key}={value} must be at least {lowest}")
         if key.endswith("seed"):
@@ -171,6 +173,7 @@ def _typed(field, value):
         return [(_str if names else _int)(v) for v in read(value)] if read is _list else read(value)
     except (TypeError, ValueError, OverflowError):
         wanted = kind.replace("list", f"list of {'names' if names else 'integers'}")
+        wanted = wanted.replace("int | str", "a number, or a share of all between 0% and 100%")
         raise ConfigError(f"{key}={shown(value)} is not {wanted}") from None
 
 
@@ -182,6 +185,14 @@ def _int(value):
     if isinstance(value, bool) or int(value) != float(value) or abs(int(value)) >= SEEDS:
         raise ValueError
     return int(value)
+
+
+def _int_or_share(value):
+    if not (isinstance(value, str) and value.endswith("%")):
+        return _int(value)
+    if not 0 < float(value[:-1]) < 100:
+        raise ValueError
+    return value.replace(" ", "")
 
 
 def _float(value):
@@ -214,6 +225,7 @@ def _of(kind, value):
 # The beginning of a type's name -> what reads it.
 _READERS = {
     "bool": _bool,
+    "int | str": _int_or_share,
     "int": _int,
     "float": _float,
     "list": _list,

@@ -9,7 +9,8 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers import moving_statistics_of
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
-from evonorm_plugins.layers.graph.module import SyncGraphNormAct
+from evonorm_plugins.layers.graph.module import GraphNormAct, SyncGraphNormAct
+from evonorm_plugins.registry import registered_name
 from evonorm_plugins.training.ema import EMA
 
 Z, Y = torch.linspace(-2, 2, 32).view(4, 8), torch.tensor([0, 1, 2, 0])
@@ -78,3 +79,13 @@ def test_refused(path, tiny):
         tiny(norm=f"{path}(grupos=4)")
     Graph.of(("add", "x", "v0")).save(path)
     assert tiny(norm=f"{path}(groups=4)").norm.endswith("(groups=4)")
+
+
+@pytest.mark.parametrize("name", ["Candidate-B2", "candidate_s1(groups=4)"])
+def test_a_candidate_by_its_name(name, tiny, path):
+    """The same as the file of its graph."""
+    registered = registered_name(name.partition("(")[0])
+    KNOWN[registered].save(path)
+    one, other = (generate(tiny(norm=n)) for n in (name, f"{path}{name[len(registered) :]}"))
+    assert any(isinstance(m, GraphNormAct) for m in one.modules())
+    torch.testing.assert_close(one.conv.weight.grad, other.conv.weight.grad)

@@ -127,6 +127,19 @@ def test_images_held_out(config, make_zip, reader):
     assert sorted(torch.bincount(split(0, 5)[3]).tolist()) == [1, 2, 2]
 
 
+@pytest.mark.parametrize(("holdout", "images"), [("10%", 3), ("22.3%", 6), ("80 %", 22)])
+def test_a_share_held_out(config, make_zip, holdout, images):
+    """The images that the same number would hold out: 27 there are, as many of each class."""
+    path = make_zip("some.zip", per_class=9, classes="abc")
+    options = {"data": path, "val_data": "", "batch_size": 5}
+    share, number = (open_data(config(**options, holdout=h)) for h in (holdout, images))
+    assert share.val_length == images
+    assert len(share.train) == 27 - images
+    for (x, y), (same, labels) in zip(share.val_batches(), number.val_batches(), strict=True):
+        assert torch.equal(x, same)
+        assert torch.equal(y, labels)
+
+
 def test_decoded_once(config, cache, monkeypatch):
     options = config()
     before = open_data(options).train.images
@@ -185,6 +198,7 @@ def test_bad_images(tmp_path, config, make_zip, files, message):
         ({"data": "nowhere.zip"}, "no such folder or file"),
         ({"data": __file__}, "neither a folder nor a .zip"),
         ({"val_data": "", "holdout": 32}, "holdout=32 leaves none of the 32 images"),
+        ({"val_data": "", "holdout": "1%"}, "holdout=1% of the 32 images .* is none to validate"),
         ({"val_data": "", "holdout": 30}, "2 training images are fewer than one update"),
         ({"batch_size": 33}, "32 training images are fewer than one update"),
         ({"resolution": 40}, "resolution=40, but the images are 16x16"),

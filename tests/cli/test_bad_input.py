@@ -317,6 +317,11 @@ search plot top a=text --out text/new.png :: text
 search plot top a=text --out mine.json :: mine.json
 search rerank none.sqlite --config classify.yaml --out new :: none.sqlite
 search rerank text --config classify.yaml --out new :: text
+search rerank --config classify.yaml --out new :: --layers
+search rerank --layers relu(x) --config classify.yaml --out new :: relu
+search ranking none :: none
+search ranking text :: text
+search candidates 3 :: 3
 search simulate --workers 0 :: --workers
 search simulate --candidates many :: --candidates
 search simulate --seconds nan :: --seconds

@@ -1,4 +1,7 @@
-"""The paper's layers as graphs against the modules of :mod:`evonorm_plugins.layers`."""
+"""The paper's layers as graphs against the modules of :mod:`evonorm_plugins.layers`.
+
+Those of Appendix B that are no modules: see test_candidates.py.
+"""
 
 import itertools
 
@@ -6,6 +9,7 @@ import pytest
 import torch
 
 from evonorm_plugins import get_norm_act
+from evonorm_plugins.layers.candidates import UNNAMED
 from evonorm_plugins.layers.graph.known import COMBINED, KNOWN, REJECTED
 from evonorm_plugins.layers.graph.module import GraphNormAct
 from evonorm_plugins.search.filters import trial
@@ -13,7 +17,7 @@ from evonorm_plugins.search.mutation import NODES
 
 CHANNELS, MOMENTUM = 8, 0.3
 WITH_GROUPS = ("EvoNormS", "GN-")
-WITH_BATCH = ("EvoNormB", "BN-", "RS + rej")
+WITH_BATCH = ("EvoNormB", "BN-", "RS + rej", "Candidate-B")
 
 
 def pair(name, device):
@@ -47,7 +51,7 @@ def pair(name, device):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", [n for n in KNOWN if n not in COMBINED])
+@pytest.mark.parametrize("name", [n for n in KNOWN if n not in (*COMBINED, *UNNAMED)])
 def test_equals_the_module(name, training, device):
     """Output and every gradient, to 1e-12; x has zeros, where the ReLUs have their kink."""
     module, layer, same = (m for m in pair(name, device))

@@ -114,14 +114,14 @@ def make(device):
     """
 
     def make(name, channels=8, *, dtype=torch.float32, **options):
-        if name.startswith(("EvoNormS", "GN-")):
+        if name.startswith(("EvoNormS", "GN-", "Candidate-S")):
             options.setdefault("groups", 4)
         layer = evonorm_plugins.get_norm_act(name, channels, **options).to(device, dtype)
         with torch.no_grad():
             for parameter in layer.parameters():
                 parameter.add_(torch.randn(channels).to(parameter), alpha=0.5)
             for key, buffer in layer.named_buffers():
-                if key.endswith("running_var"):
+                if "running_var" in key:
                     buffer.add_(torch.rand(channels).to(buffer))
         return layer
 

@@ -8,8 +8,8 @@ import torch
 from evonorm_plugins import get_norm_act, list_norm_acts
 from evonorm_plugins.errors import ConfigError
 
-WITH_GROUPS = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-"))]
-WITH_MOMENTUM = ["EvoNormB0", "SyncEvoNormB1", "RS + rej", "BN-ReLU", "BN-Swish"]
+WITH_GROUPS = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-", "Candidate-S"))]
+WITH_MOMENTUM = ["EvoNormB0", "SyncEvoNormB1", "RS + rej", "BN-ReLU", "BN-Swish", "Candidate-B2"]
 INFINITE, NAN = float("inf"), float("nan")
 
 

@@ -10,11 +10,18 @@ import torch
 from torch import nn
 
 from evonorm_plugins import get_norm_act, list_norm_acts
+from evonorm_plugins.layers.candidates import UNNAMED
 
 WITH_V = ["EvoNormB0", "EvoNormS0", "SyncEvoNormB0", "BN-PReLU", "BN-Swish", "GN-Swish", "FRN"]
 WITH_RUNNING_VAR = [n for n in list_norm_acts() if "EvoNormB" in n or n == "RS + rej"]
 TORCH = [n for n in list_norm_acts() if n[:3] in ("BN-", "GN-", "LN-")]
 AFFINE = [n for n in list_norm_acts() if "EvoNorm" in n or "Random" in n or n == "RS + rej"]
+AFFINE += UNNAMED
+WITH_GROUPS = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-", "Candidate-S"))]
+WITH_MOMENTUM = [
+    *WITH_RUNNING_VAR,
+    *(n for n in list_norm_acts() if n.startswith(("BN", "Candidate-B"))),
+]
 SHAPES = {
     "odd": (3, 8, 5, 7),
     "row": (2, 8, 1, 9),
@@ -32,8 +39,11 @@ def test_keys_and_initial_values(name):
         expected["v"] = torch.zeros(6) if name == "FRN" else torch.ones(6)
     if name in WITH_RUNNING_VAR:
         expected["running_var"] = torch.ones(6)
+    if name.startswith("Candidate-B"):  # a graph's has the number of its node
+        expected["running_var6" if name == "Candidate-B3" else "running_var4"] = torch.ones(6)
     torch.testing.assert_close(dict(layer.state_dict()), expected)
-    assert set(expected) - {"running_var"} == {k for k, _ in layer.named_parameters()}
+    own = {key for key in expected if not key.startswith("running_var")}
+    assert own == {k for k, _ in layer.named_parameters()}
 
 
 @pytest.mark.parametrize("name", TORCH)
@@ -132,9 +142,9 @@ def test_without_activation_stays_frozen(device):
 
 def test_without_activation_keeps_class_and_options(every, device):
     given = {"eps": 0.01}
-    if every.startswith(("EvoNormS", "GN-")):
+    if every in WITH_GROUPS:
         given["groups"] = 2
-    if every in WITH_RUNNING_VAR or every.startswith("BN"):
+    if every in WITH_MOMENTUM:
         given["momentum"] = 0.3
     layer = get_norm_act(every, 6, dtype=torch.float64, **given).to(device)
     other = layer.without_activation()
@@ -292,7 +302,7 @@ def test_empty_batch_before_a_full_one(own, make, draw):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-@pytest.mark.parametrize("name", [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-"))])
+@pytest.mark.parametrize("name", WITH_GROUPS)
 def test_groups_that_do_not_divide(name, make, draw):
     """48 channels, 32 groups: 24 of 2 channels, as in the authors' code."""
     wanted, used = make(name, 48, groups=32), make(name, 48, groups=24)

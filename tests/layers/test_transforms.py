@@ -9,7 +9,7 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp,
 
 from evonorm_plugins import kernels, list_norm_acts, torch_private
 
-SAMPLE = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-", "LN-"))]
+SAMPLE = [n for n in list_norm_acts() if n.startswith(("EvoNormS", "GN-", "LN-", "Candidate-S"))]
 SAMPLE += ["FRN", "PixelNorm-ReLU", "Random", "Random + rej"]
 BATCH = [n for n in list_norm_acts() if n not in SAMPLE]
 # Of these the moving statistics are ours, not those of torch's norm.
@@ -117,11 +117,12 @@ def test_moving_statistics_that_are_inputs_are_updated(name, make, draw):
 @pytest.mark.parametrize("name", OWN_BATCH)
 def test_moving_statistics_that_are_no_inputs_are_an_error(name, make, draw):
     layer, x = make(name), draw(3, 8, 4, 5)
-    before = layer.running_var.clone()
+    before = {k: b.clone() for k, b in layer.named_buffers()}
+    assert before
     for transformed in (grad(lambda x: layer(x).sum()), vmap(lambda x: layer(x[None]))):
         with pytest.raises(RuntimeError, match=r"moving statistics .* use eval\(\) or freeze\(\)"):
             transformed(x)
-    assert torch.equal(layer.running_var, before)
+    assert all(torch.equal(b, before[k]) for k, b in layer.named_buffers())
     layer.freeze()
     assert vmap(grad(lambda x: layer(x[None]).sum()))(x).shape == x.shape
 

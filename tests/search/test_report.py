@@ -176,57 +176,6 @@ def test_what_is_there_is_not_replaced(path, tmp_path, search):
     assert (status, err.count("\n")) == (2, 1)
 
 
-@pytest.fixture
-def sweeps(monkeypatch):
-    """What sweeps would be run: ``(sweep, resume, address)`` of each."""
-    from evonorm_plugins.classification import sweep
-
-    given = []
-
-    def run(file, overrides, *, resume, address):
-        given.append((sweep.load_sweep(file, overrides), resume, address))
-        return 0
-
-    monkeypatch.setattr(sweep, "main", run)
-    return given
-
-
-def test_reranking_writes_a_sweep(path, tmp_path, sweeps, search):
-    config = tmp_path / "model.yaml"
-    config.write_text("model: mini_inception\nepochs: 1\nholdout: 10\ndata: images\n")
-    out = tmp_path / "again"
-    command = ["rerank", path, "--config", config, "--out", out, "--count", "2"]
-    assert search(*command, "--norms", "BN-ReLU", "--resume")[0] == 0
-    found, resume, address = sweeps[0]
-    layers = [str(out / "layers" / f"{n}.json") for n in (2, 3)]
-    assert found.search["norm"] == [*layers, "BN-ReLU"]
-    assert found.base["model"] == "mini_inception"
-    assert (resume, address) == (True, None)
-    assert Graph.load(layers[0]).digest() == candidates(path)[2].graph.digest()
-    # The same goes on; another one does not take its place.
-    assert search(*command, "--norms", "BN-ReLU", "--resume")[0] == 0
-    kept = (out / "sweep.yaml").read_bytes()
-    assert f"--out {out} is not empty: go on with the sweep in it" in search(*command)[2]
-    status, _, err = search(*command, "--norms", "GN-ReLU", "--resume")
-    assert status == 2
-    assert err.endswith(f"it goes on with: evonorm sweep --resume --config {out}/sweep.yaml\n")
-    assert (out / "sweep.yaml").read_bytes() == kept
-    assert len(sweeps) == 2
-
-
-def test_reranking_as_documented(path, tmp_path, sweeps, search):
-    """Behind ``--norms`` there are options; images held out of the training set decide."""
-    config = tmp_path / "model.yaml"
-    config.write_text("model: mini_inception\nepochs: 1\ndata: a.zip\nval_data: b.zip\n")
-    command = ["rerank", path, "--config", config, "--out", tmp_path / "again"]
-    command += ["--norms", "BN-ReLU", "EvoNormS0(groups=4)", "data=train.zip", "holdout=5000"]
-    assert search(*command)[0] == 0
-    ((sweep, *_),) = sweeps
-    assert sweep.search["norm"][-2:] == ["BN-ReLU", "EvoNormS0(groups=4)"]
-    keys = ("data", "val_data", "holdout")
-    assert [sweep.base[key] for key in keys] == ["train.zip", "", 5000]
-
-
 @pytest.mark.parametrize(
     ("command", "message"),
     [

@@ -106,6 +106,7 @@ def test_data_is_read_once(options):
     assert (len(data.train), data.val_length) == (48, 12)
     counts = sum(torch.bincount(y, minlength=3) for _, y in data.val_batches())
     assert counts.tolist() == [4, 4, 4]
+    assert task_data(task_from_dict(options(holdout="20%"))).val_length == 12
     other = task_data(dataclasses.replace(task, seed=1))
     assert not torch.equal(other.train.images, data.train.images)
 

@@ -12,7 +12,9 @@ COMMANDS = {
     "show": "one candidate, or the whole search in numbers",
     "export": "write a candidate as a layer file, which every norm option takes",
     "plot": "pictures of one search, or of several side by side",
-    "rerank": "train a whole model with each of the best layers",
+    "rerank": "train whole models with each of the best layers, and keep three",
+    "ranking": "the layers of such a sweep, the best first",
+    "candidates": "the twenty candidates of the paper's Appendix B",
     "simulate": "try the driver with workers that only wait",
 }
 EXAMPLES = """

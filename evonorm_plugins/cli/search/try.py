@@ -9,7 +9,6 @@ import sys
 
 from evonorm_plugins.cli.search.common import add_config
 from evonorm_plugins.cli.types import count
-from evonorm_plugins.errors import GraphError
 
 EXAMPLES = """
 examples:
@@ -34,6 +33,7 @@ def run(args):
 
     from evonorm_plugins.search.config import from_dict
     from evonorm_plugins.search.evaluate import evaluate
+    from evonorm_plugins.search.find import find_layer
     from evonorm_plugins.search.report import describe
     from evonorm_plugins.search.store import Candidate
     from evonorm_plugins.training.config import read_values
@@ -50,25 +50,6 @@ def run(args):
     del values["cpu_seconds"]
     status = "passed" if found.filter is None else "rejected"
     print(describe(Candidate(None, graph, status=status, **values)))
-
-
-def find_layer(text):
-    """The graph of a formula, a file or a name. Raises :class:`GraphError`."""
-    from evonorm_plugins.layers.graph.graph import Graph
-    from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
-    from evonorm_plugins.layers.graph.parse import parse
-
-    known = {**KNOWN, **REJECTED}
-    if text in known:
-        return known[text]
-    if text.endswith(".json"):
-        return Graph.load(text)
-    try:
-        return parse(text)
-    except GraphError as error:
-        raise GraphError(
-            f"{error} (a layer is a formula, a .json file or one of {', '.join(known)})"
-        ) from None
 
 
 def _say(stage):

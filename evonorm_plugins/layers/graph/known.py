@@ -1,4 +1,4 @@
-"""The layers of the paper as graphs (arXiv 2004.02967, Tables 2, 3 and 5, Section 3).
+"""The layers of the paper as graphs (arXiv 2004.02967, Tables 2, 3 and 5, Section 3, Appendix B).
 
 Gamma and beta of a norm that an activation follows are v1 and v0, which start as they do; the
 graph's own affine transform comes after the activation. The S layers are of the search space S.
@@ -34,7 +34,9 @@ def _over_max(z):
     return ("div", "x", ("max", ("std_{b,w,h}", "x"), z))
 
 
-_RMS = ("rms_{w,h}", "x")
+_RMS, _GROUP_RMS = ("rms_{w,h}", "x"), ("rms_{w,h,c/g}", "x")
+_LAYER_RMS = ("rms_{w,h,c}", "x")
+_BY_GROUP_RMS = ("div", "x", _GROUP_RMS)
 
 # Name of a registered layer -> the same as a graph.
 KNOWN = {
@@ -46,7 +48,15 @@ KNOWN = {
         ("div", ("mul", "x", ("sigmoid", ("mul", "v1", "x"))), ("std_{w,h,c/g}", "x"))
     ),
     "EvoNormS1": Graph.of(("div", _swish("x"), ("std_{w,h,c/g}", "x"))),
-    "EvoNormS2": Graph.of(("div", _swish("x"), ("rms_{w,h,c/g}", "x"))),
+    "EvoNormS2": Graph.of(("div", _swish("x"), _GROUP_RMS)),
+    # Of Appendix B; layers/candidates.py has the ranks, those of the layers above included.
+    "Candidate-B2": Graph.of(_over_max(("add", "x", _LAYER_RMS))),
+    "Candidate-B3": Graph.of(("neg", ("div", _swish("x"), ("std_{b,w,h}", "x")))),
+    "Candidate-B4": Graph.of(_over_max(("mul", "x", _RMS))),
+    "Candidate-B5": Graph.of(_over_max(("add", _LAYER_RMS, ("neg", "x")))),
+    "Candidate-B9": Graph.of(_over_max(("add", "x", ("std_{w,h}", "x")))),
+    "Candidate-S1": Graph.of(("div", ("mul", "x", ("tanh", ("sigmoid", "x"))), _GROUP_RMS)),
+    "Candidate-S10": Graph.of(("mul", _BY_GROUP_RMS, ("sigmoid", ("max", "x", _BY_GROUP_RMS)))),
     "BN-ReLU": Graph.of(_relu(_normalized("b,w,h"))),
     "BN-PReLU": Graph.of(("max", _scaled("b,w,h"), "v0")),
     "BN-Swish": Graph.of(_swish(_normalized("b,w,h"))),

@@ -196,15 +196,21 @@ def _program(graph):
     return tuple(program)
 
 
-def load_layer(path, num_features, *, cross_replica=False, **options):
-    """The layer of a graph's JSON file, as :meth:`Graph.save` writes it.
+def graph_layer(graph, num_features, *, cross_replica=False, **options):
+    """The layer of a :class:`Graph`.
 
     Args:
         cross_replica: batch statistics are those of all ranks; see :class:`SyncGraphNormAct`.
         options: keyword arguments of :class:`GraphNormAct`.
+    """
+    kind = SyncGraphNormAct if cross_replica else GraphNormAct
+    return kind(num_features, graph=graph, **options)
+
+
+def load_layer(path, num_features, **options):
+    """The layer of a graph's JSON file, as :meth:`Graph.save` writes it; see :func:`graph_layer`.
 
     Raises:
         GraphError: the file cannot be read or holds no graph.
     """
-    kind = SyncGraphNormAct if cross_replica else GraphNormAct
-    return kind(num_features, graph=Graph.load(path), **options)
+    return graph_layer(Graph.load(path), num_features, **options)
