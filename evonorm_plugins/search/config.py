@@ -93,6 +93,9 @@ class Config(Task):
     window: int = 2500  # most recent candidates that passed, which can be parents
     tournament: float = 0.05  # share of the window
     mutations: int = 2  # of a child
+    # Not of the paper, which trains equal candidates again: see evonorm_plugins.search.driver.
+    same: str = "structure"  # or "function": which candidates are equal
+    redraws: int = 0  # proposals drawn anew, at most, in place of one that is known
 
     # ---- size ----
     candidates: int | None = None  # results in all
@@ -108,7 +111,7 @@ class Config(Task):
 
 # The classification config checks the keys that it has.
 TASK_CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"]}
-CHOICES = {"winner": ["pareto", "average"]}
+CHOICES = {"winner": ["pareto", "average"], "same": ["structure", "function"]}
 # Lowest value.
 TASK_MINIMUM = {
     **dict.fromkeys(("groups", "quality_steps", "stability_batch"), 1),
@@ -117,12 +120,14 @@ TASK_MINIMUM = {
 }
 MINIMUM = {
     **dict.fromkeys(("window", "mutations", "candidates", "workers", "cpus_per_worker"), 1),
-    **dict.fromkeys(("random_share", "gpus_per_worker"), 0),
+    **dict.fromkeys(("random_share", "gpus_per_worker", "redraws"), 0),
     **dict.fromkeys(("tournament", "hours"), 1e-12),
 }
 # What a resumed search may have other than before: where it runs, what it reads, when it ends.
 _MAY_CHANGE = ("data", "val_data", "device", "candidates", "hours", "workers", "store")
 _MAY_CHANGE += ("cpus_per_worker", "gpus_per_worker")
+# What a search did that was begun before there were these options.
+_BEFORE = {"same": "structure", "redraws": 0}
 
 
 def load_config(path, overrides=()):
@@ -208,7 +213,7 @@ def check_same(config, saved, path):
     Args:
         saved: the plain dictionary that it was begun with.
     """
-    now = json.loads(json.dumps(to_dict(config)))
+    now, saved = json.loads(json.dumps(to_dict(config))), {**_BEFORE, **saved}
     changed = [k for k in now if k not in _MAY_CHANGE and saved.get(k) != now[k]]
     if changed:
         what = ", ".join(f"{k}={saved.get(k)!r} (now {now[k]!r})" for k in changed)

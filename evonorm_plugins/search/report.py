@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections import Counter
 
 from evonorm_plugins.text_table import aligned
 
@@ -39,11 +40,15 @@ def numbers(store, cpus=1):
         for stage, seconds in c.seconds.items():
             stages[stage] = stages.get(stage, 0) + seconds
     cost = sum(c.cost for c in tried)
+    redrawn = Counter()
+    for c in found:
+        redrawn.update(c.redrawn)
     whole = [c.seconds.get("quality", 0) + c.seconds["training"] for c in tried if c.scores]
     return {
         "results": len(found),
         "different": len(tried),
         "handed_out": len(store.pending()),
+        "redrawn": dict(redrawn),
         "outcomes": outcomes,
         "core_hours": cost * cpus / 3600,
         "stage_seconds": stages,
@@ -60,6 +65,9 @@ def summary(n):
         f"{n['handed_out']} more handed out",
         "                    all  different                  time",
     ]
+    if n["redrawn"]:
+        why = ", ".join(f"{count} by {how}" for how, count in n["redrawn"].items())
+        lines.insert(1, f"proposals that were drawn anew, equal to a known one: {why}")
     for outcome, o in n["outcomes"].items():
         share = o["different"] / n["different"]
         lines.append(

@@ -84,6 +84,8 @@ def run_search(config, *, address=None, resume=False, on_hang=None):
                 candidates=config.candidates,
                 hours=config.hours,
                 seed=config.seed,
+                same=config.same,
+                redraws=config.redraws,
             )
             return {**report.numbers(store, config.cpus_per_worker), "queue": driver.queue()}
         finally:

@@ -18,7 +18,7 @@ from evonorm_plugins.layers.graph.graph import Graph
 
 _LARGEST = 2**63 - 1  # integer that a column holds
 _FORMAT = "evonorm_plugins layer search"
-_VERSION = 1
+_VERSION = 2
 _TABLES = """
 CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE candidates (
@@ -42,6 +42,13 @@ CREATE TABLE candidates (
 CREATE INDEX by_digest ON candidates (digest);
 CREATE INDEX by_status ON candidates (status, finished);
 """
+# What version 2 has beside; a search that is gone on with gets them, those that are read need not.
+_SINCE_2 = """
+ALTER TABLE candidates ADD COLUMN fingerprint TEXT; -- JSON, of one that is no other's equal
+ALTER TABLE candidates ADD COLUMN mark REAL;        -- its first number
+ALTER TABLE candidates ADD COLUMN redrawn TEXT;     -- JSON: why -> proposals drawn before it
+CREATE INDEX by_mark ON candidates (mark);
+"""
 
 
 @dataclass
@@ -63,6 +70,8 @@ class Candidate:
     error: str | None = None
     finished: int | None = None
     finished_at: float | None = None
+    fingerprint: list | None = None
+    redrawn: dict = field(default_factory=dict)
 
     @property
     def score(self):
@@ -109,9 +118,10 @@ class Store:
     def _read_config(self):
         with self._errors():
             about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
-        if about.get("format") != _FORMAT or about.get("version") != str(_VERSION):
-            version = f"{about.get('format')!r} version {about.get('version')!r}"
-            raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version {_VERSION}")
+        self._version = about.get("version")
+        if about.get("format") != _FORMAT or self._version not in ("1", str(_VERSION)):
+            version = f"{about.get('format')!r} version {self._version!r}"
+            raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version 1 or {_VERSION}")
         with self._errors():
             config = json.loads(about["config"])
         if not isinstance(config, dict):
@@ -124,6 +134,9 @@ class Store:
             self._db.execute("PRAGMA journal_mode = WAL")
             # A crash of the machine may take the last results, which are then run again.
             self._db.execute("PRAGMA synchronous = NORMAL")
+            if self._version == "1":
+                version = f"UPDATE about SET value = '{_VERSION}' WHERE key = 'version'"
+                self._db.executescript(f"BEGIN; {_SINCE_2} {version}; COMMIT")
 
     @classmethod
     def create(cls, path, config):
@@ -143,7 +156,7 @@ class Store:
             contextlib.closing(sqlite3.connect(partial)) as db,
             db,
         ):
-            db.executescript(_TABLES)
+            db.executescript(_TABLES + _SINCE_2)
             db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         return cls(path, write=True)
 
@@ -164,11 +177,15 @@ class Store:
     def propose(self, candidate):
         """Add a pending candidate. Its number must be :meth:`next_number`."""
         c = candidate
+        values = {"number": c.number, "digest": c.graph.digest(), "parent": c.parent}
+        values |= {"nodes": json.dumps(c.graph.nodes), "status": "pending", "seed": c.seed}
+        values |= {"attempts": 0, "redrawn": json.dumps(c.redrawn)}
+        if c.fingerprint is not None:
+            values |= {"fingerprint": json.dumps(c.fingerprint), "mark": c.fingerprint[0]}
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
         with self._errors(), self._db:
             self._db.execute(
-                "INSERT INTO candidates (number, digest, nodes, parent, status, seed, attempts) "
-                "VALUES (?, ?, ?, ?, 'pending', ?, 0)",
-                (c.number, c.graph.digest(), json.dumps(c.graph.nodes), c.parent, c.seed),
+                f"INSERT INTO candidates ({names}) VALUES ({marks})", tuple(values.values())
             )
 
     def handed_out(self, number):
@@ -227,6 +244,28 @@ class Store:
         found = self._candidates("digest = ? ORDER BY number LIMIT 1", (digest,))
         return found[0] if found else None
 
+    def find_near(self, fingerprints, tolerance):
+        """The first candidate whose fingerprint is near one of those given, or None.
+
+        Near are those that differ by at most ``tolerance`` in every number. So what is within
+        rounding of each other is found on whichever side of a bound it lies.
+
+        Args:
+            fingerprints: as :func:`evonorm_plugins.search.fingerprint.fingerprints` gives them.
+        """
+
+        def near(a, b):
+            return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+        query = "SELECT number, fingerprint FROM candidates WHERE mark BETWEEN ? AND ?"
+        numbers = [
+            row["number"]
+            for given in fingerprints
+            for row in self._rows(query, (given[0] - tolerance, given[0] + tolerance))
+            if near(given, json.loads(row["fingerprint"]))
+        ]
+        return self[min(numbers)] if numbers else None
+
     def pending(self):
         """Candidates without a result, in order of their numbers."""
         return self._candidates("status = 'pending' ORDER BY number")
@@ -271,8 +310,10 @@ class Store:
             graph = Graph(json.loads(row.pop("nodes")))
             if graph.digest() != digest:
                 raise GraphError(f"its digest is {digest!r}, that of its nodes {graph.digest()!r}")
-            for key in ("scores", "details", "seconds"):
-                row[key] = json.loads(row[key] or "{}")
+            for key in ("scores", "details", "seconds", "redrawn"):
+                row[key] = json.loads(row.get(key) or "{}")
+            row.pop("mark", None)
+            row["fingerprint"] = json.loads(row.get("fingerprint") or "null")
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self.path} is damaged: candidate {row['number']}: {error}"

@@ -137,6 +137,50 @@ def test_an_equal_graph_that_is_being_tried_is_proposed_anew(store):
     assert search.repeated == 0
 
 
+SAME = [Graph([("exp", 0), ("tanh", 0)]), Graph.of(("neg", ("tanh", ("neg", ("neg", "x")))))]
+
+
+def test_a_proposal_that_is_known_is_drawn_anew(store):
+    workers = Inline(1)
+    search = driver(store, workers, [GRAPHS[0], [SAME[0], SAME[0], GRAPHS[1]]], redraws=2)
+    search.run()
+    assert [c.graph for c in store.finished()] == GRAPHS[:2]
+    assert (store[0].redrawn, store[1].redrawn) == ({}, {"structure": 2})
+    assert search.repeated == 0
+
+
+def test_redraws_are_bounded(store):
+    """The last one drawn counts, with the result that is known."""
+    search = driver(store, Inline(1), [GRAPHS[0], [SAME[0]] * 3 + [GRAPHS[1]]], redraws=2)
+    search.run()
+    assert (store[1].graph, store[1].same_as, store[1].redrawn) == (SAME[0], 0, {"structure": 2})
+    assert search.repeated == 1
+
+
+def test_layers_that_do_the_same_are_equal_where_that_is_asked_for(tmp_path):
+    """tanh(-x) is -tanh(x); candidates that are being tried count, too, and those of before."""
+    plan, path = [GRAPHS[0], SAME[1], GRAPHS[1]], tmp_path / "function.sqlite"
+    with Store.create(path, {}) as store:
+        driver(store, Inline(1), plan, same="function").run()
+        assert (store[1].same_as, store[1].fingerprint) == (0, None)
+        assert len(store[0].fingerprint) == 16
+    with Store(path, write=True) as store:
+        plan[3:] = [
+            [Graph.of(("tanh", ("neg", "x"))), GRAPHS[1], GRAPHS[2]],
+            [Graph.of(("exp", ("neg", "x"))), GRAPHS[3]],
+        ]
+        driver(store, Inline(2), plan, same="function", redraws=5).run()
+        assert [store[k].graph for k in (3, 4)] == [GRAPHS[2], GRAPHS[3]]
+        assert store[3].redrawn == {"function": 1, "structure": 1}
+        assert store[4].redrawn == {"function": 1}
+        plan[5:] = [SAME[1]]  # known by the digest of a copy
+        driver(store, Inline(1), plan, same="function").run()
+        assert store[5].same_as == 0
+    with Store.create(tmp_path / "structure.sqlite", {}) as store:
+        driver(store, Inline(1), plan[:3]).run()
+        assert (store[1].same_as, store[1].fingerprint) == (None, None)
+
+
 def test_a_lost_worker_costs_no_candidate(store):
     deaths = {2: 2}
 

@@ -78,6 +78,12 @@ def test_what_a_resumed_search_may_change():
     config = from_dict({"data": "x", "candidates": 5})
     saved = json.loads(json.dumps(to_dict(config)))
     check_same(from_dict({"data": "y", "candidates": 50, "workers": 3}), saved, "s.sqlite")
+    # What was begun before there were these options goes on as it began.
+    for key in ("same", "redraws"):
+        del saved[key]
+    check_same(from_dict({"data": "x", "candidates": 5}), saved, "s.sqlite")
+    with pytest.raises(ConfigError, match=r"begun with same='structure' \(now 'function'\)"):
+        check_same(from_dict({"data": "x", "candidates": 5, "same": "function"}), saved, "s.sqlite")
     message = r"s.sqlite was begun with seed=0 \(now 1\): give the same, or another store"
     with pytest.raises(ConfigError, match=message):
         check_same(from_dict({"data": "x", "candidates": 5, "seed": 1}), saved, "s.sqlite")
