@@ -12,6 +12,7 @@ import torch
 from evonorm_plugins.classification import config as classification
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.search.mutation import MOVES
 from evonorm_plugins.training.config import (
     build,
     check_choices,
@@ -89,10 +90,11 @@ class Config(Task):
 
     # ---- evolution: see evonorm_plugins.search.evolution ----
     random_share: float = 0.5  # of proposals; 1 is random search
-    winner: str = "pareto"  # or "average"
+    winner: str = "pareto"  # or "average", "front"
     window: int = 2500  # most recent candidates that passed, which can be parents
     tournament: float = 0.05  # share of the window
     mutations: int = 2  # of a child
+    moves: list[str] = dataclasses.field(default_factory=lambda: ["node"])  # see mutation.py
     # Not of the paper, which trains equal candidates again: see evonorm_plugins.search.driver.
     same: str = "structure"  # or "function": which candidates are equal
     redraws: int = 0  # proposals drawn anew, at most, in place of one that is known
@@ -111,7 +113,7 @@ class Config(Task):
 
 # The classification config checks the keys that it has.
 TASK_CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"]}
-CHOICES = {"winner": ["pareto", "average"], "same": ["structure", "function"]}
+CHOICES = {"winner": ["pareto", "average", "front"], "same": ["structure", "function"]}
 # Lowest value.
 TASK_MINIMUM = {
     **dict.fromkeys(("groups", "quality_steps", "stability_batch"), 1),
@@ -127,7 +129,7 @@ MINIMUM = {
 _MAY_CHANGE = ("data", "val_data", "device", "candidates", "hours", "workers", "store")
 _MAY_CHANGE += ("cpus_per_worker", "gpus_per_worker")
 # What a search did that was begun before there were these options.
-_BEFORE = {"same": "structure", "redraws": 0}
+_BEFORE = {"moves": ["node"], "same": "structure", "redraws": 0}
 
 
 def load_config(path, overrides=()):
@@ -145,6 +147,7 @@ def from_dict(values):
     check_choices(config, CHOICES)
     check_minimum(config, MINIMUM)
     check_shares(config, ("random_share", "tournament"))
+    _check_names("moves", config.moves, MOVES)
     if config.candidates is None and config.hours is None:
         raise ConfigError("give candidates=NUMBER or hours=NUMBER: when the search is to end")
     return config
@@ -165,11 +168,8 @@ def task_from_dict(values, cls=Task):
         raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")
     if not (task.val_data or task.holdout):
         raise ConfigError("holdout=0 needs val_data: there is nothing to validate on")
-    _check_names("filters", task.filters)
+    _check_names("filters", task.filters, FILTERS)
     _check_names("anchors", task.anchors)
-    for name in task.filters:
-        if name not in FILTERS:
-            raise ConfigError(f"filters={task.filters}: {name!r} is not one of {list(FILTERS)}")
     if not task.anchors:
         raise ConfigError("anchors=[]: give one model at least")
     for name in task.anchors:
@@ -179,8 +179,12 @@ def task_from_dict(values, cls=Task):
     return task
 
 
-def _check_names(key, names):
+def _check_names(key, names, known=None):
+    if not names and key == "moves":
+        raise ConfigError(f"moves=[]: give one of {list(known)} at least")
     for name in names:
+        if known is not None and name not in known:
+            raise ConfigError(f"{key}={names}: {name!r} is not one of {list(known)}")
         if names.count(name) > 1:
             raise ConfigError(f"{key}={names}: {name} is there twice")
 

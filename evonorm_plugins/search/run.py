@@ -27,7 +27,16 @@ from evonorm_plugins.training.ranks import Ranks
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
-_EVOLUTION = ("space", "seed", "window", "tournament", "winner", "random_share", "mutations")
+_EVOLUTION = (
+    "space",
+    "seed",
+    "window",
+    "tournament",
+    "winner",
+    "random_share",
+    "mutations",
+    "moves",
+)
 
 
 class ProxyTask:

@@ -58,6 +58,9 @@ def test_shipped_configs():
         ({"tournament": 5}, "tournament=5.0 is a share, at most 1"),
         ({"tournament": 0}, "tournament=0.0 must be at least"),
         ({"winner": "best"}, "winner='best' is not one of pareto, average"),
+        ({"moves": ["node", "swap"]}, "moves=['node', 'swap']: 'swap' is not one of ['node', "),
+        ({"moves": []}, "moves=[]: give one of ['node', 'live', "),
+        ({"moves": ["live", "live"]}, "moves=['live', 'live']: live is there twice"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"candidates": None}, "give candidates=NUMBER or hours=NUMBER"),
         ({"candidate": 3}, "there is no option 'candidate'; did you mean 'candidates'?"),
@@ -79,7 +82,7 @@ def test_what_a_resumed_search_may_change():
     saved = json.loads(json.dumps(to_dict(config)))
     check_same(from_dict({"data": "y", "candidates": 50, "workers": 3}), saved, "s.sqlite")
     # What was begun before there were these options goes on as it began.
-    for key in ("same", "redraws"):
+    for key in ("same", "redraws", "moves"):
         del saved[key]
     check_same(from_dict({"data": "x", "candidates": 5}), saved, "s.sqlite")
     with pytest.raises(ConfigError, match=r"begun with same='structure' \(now 'function'\)"):
