@@ -26,6 +26,8 @@ from evonorm_plugins.training.config import (
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
 # The cheapest first: what is not stable shows within one or two steps of gradient ascent.
 FILTERS = ("trial", "stability", "quality")
+# Beside them, not of the paper and cheaper; "rungs" and "top" depend on the results before.
+CHEAP_FILTERS = ("propagation", "ascent", "rungs", "top")
 
 
 @dataclasses.dataclass
@@ -75,6 +77,14 @@ class Task:
     stability_steps: int = 100
     stability_lr: float = 0.1
     stability_norm: float = 1e8  # highest norm of the gradient that passes
+    # Of the filters that are not of the paper.
+    propagation_signal: float = 1e-3  # lowest share of what differs between images that passes
+    propagation_gradient: float = 1e-3  # lowest ratio of gradients that passes; 1 over it: highest
+    ascent_steps: int = 2  # of stability, in the filter "ascent"
+    rungs: list[int] = dataclasses.field(default_factory=lambda: [25, 50])  # steps of training
+    rung_share: float = 0.5  # of the accuracies at a rung so far, the best, that go on
+    top_share: float = 0.5  # of what passed the quality filter so far that goes on
+    least_results: int = 20  # of a rung, before which all go on
 
     device: str = "auto"
 
@@ -116,9 +126,11 @@ TASK_CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"
 CHOICES = {"winner": ["pareto", "average", "front"], "same": ["structure", "function"]}
 # Lowest value.
 TASK_MINIMUM = {
-    **dict.fromkeys(("groups", "quality_steps", "stability_batch"), 1),
-    **dict.fromkeys(("stability_steps", "quality_accuracy"), 0),
+    **dict.fromkeys(("groups", "quality_steps", "stability_batch", "least_results"), 1),
+    **dict.fromkeys(("stability_steps", "ascent_steps", "quality_accuracy"), 0),
+    "propagation_signal": 0,
     **dict.fromkeys(("eps", "stability_lr", "stability_norm"), 1e-12),
+    **dict.fromkeys(("rung_share", "top_share", "propagation_gradient"), 1e-12),
 }
 MINIMUM = {
     **dict.fromkeys(("window", "mutations", "candidates", "workers", "cpus_per_worker"), 1),
@@ -163,12 +175,13 @@ def task_from_dict(values, cls=Task):
         ConfigError: names the key or value at fault and what would be right.
     """
     task = build(cls, values, TASK_CHOICES, TASK_MINIMUM)
-    check_shares(task, ("quality_accuracy",))
+    check_shares(task, ("quality_accuracy", "rung_share", "top_share"))
+    check_shares(task, ("propagation_signal", "propagation_gradient"))
     if not task.data:
         raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")
     if not (task.val_data or task.holdout):
         raise ConfigError("holdout=0 needs val_data: there is nothing to validate on")
-    _check_names("filters", task.filters, FILTERS)
+    _check_names("filters", task.filters, (*FILTERS, *CHEAP_FILTERS))
     _check_names("anchors", task.anchors)
     if not task.anchors:
         raise ConfigError("anchors=[]: give one model at least")
@@ -200,6 +213,19 @@ def _check_model(task, key, name):
 
 
 def _check_filters(task):
+    place = {name: k for k, name in enumerate(task.filters)}
+    for before, after in (("rungs", "quality"), ("quality", "top")):
+        if before in place and after in place and place[after] < place[before]:
+            raise ConfigError(f"filters={task.filters}: {before} must come before {after}")
+    if "top" in place and "quality" not in place:
+        raise ConfigError(f"filters={task.filters}: top needs quality before it")
+    last = task.quality_steps - 1
+    ladder = [0, *task.rungs, last + 1]
+    if "rungs" in place and (not task.rungs or ladder != sorted(set(ladder))):
+        raise ConfigError(
+            f"rungs={task.rungs}: give numbers of steps, each larger than the one before, from 1 "
+            f"to quality_steps - 1 = {last}"
+        )
     if task.training_steps < task.quality_steps and "quality" in task.filters:
         raise ConfigError(
             f"quality_steps={task.quality_steps} are more than the {task.training_steps} steps of "

@@ -36,6 +36,8 @@ class Driver:
         seed: of the candidates' training, for the record.
         same: which candidates are equal: "structure", those with the same digest; "function", also
             those that :mod:`evonorm_plugins.search.fingerprint` finds to do the same.
+        bars: :class:`evonorm_plugins.search.halving.Bars` without candidates, which evaluations
+            are given; None where no filter takes them.
         redraws: proposals that are drawn anew, at most, where one is equal to one with a result.
 
     ``on_result``, where it is set, is called with each :class:`Candidate` that has a result, and
@@ -53,10 +55,14 @@ class Driver:
         seed=0,
         same="structure",
         redraws=0,
+        bars=None,
     ):
         self.store, self.workers, self.evolution = store, workers, evolution
         self.candidates, self.seed, self.on_result = candidates, seed, None
-        self.by_function, self.redraws = same == "function", redraws
+        self.by_function, self.redraws, self.bars = same == "function", redraws, bars
+        if bars:
+            for candidate in store.finished():
+                self._compare(candidate)
         self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
         for candidate in store.recent(evolution.window.maxlen):
             evolution.add(candidate.number, candidate.graph, candidate.scores.values())
@@ -106,7 +112,8 @@ class Driver:
                 continue
             candidate.attempts = self.store.handed_out(candidate.number)
             self._running[candidate.number] = candidate
-            self.workers.submit(candidate.number, candidate.graph)
+            bars = {"bars": self.bars.now()} if self.bars else {}
+            self.workers.submit(candidate.number, candidate.graph, **bars)
 
     def _propose(self):
         """A new candidate for a worker, or None where its result is known already."""
@@ -172,12 +179,17 @@ class Driver:
         candidate.status, candidate.finished = status, place
         for key, value in values.items():
             setattr(candidate, key, value)
+        self._compare(candidate)
         self.done += 1
         self.counts[candidate.filter or status] += 1
         if status == "passed":
             self.evolution.add(candidate.number, candidate.graph, candidate.scores.values())
         if self.on_result:
             self.on_result(candidate, self)
+
+    def _compare(self, candidate):
+        if self.bars and candidate.same_as is None:
+            self.bars.add(candidate.details)
 
     def queue(self):
         """How long results waited for the driver in this run, and workers for candidates.

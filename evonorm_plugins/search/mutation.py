@@ -63,6 +63,16 @@ def mutate(graph, rng, space="B", times=1, moves=("node",), other=None):
     return Graph.unchecked(nodes)
 
 
+def padded(graph, rng, space="B"):
+    """A graph of :data:`NODES` operations that computes the same: random dead ones are in front.
+
+    Args:
+        graph: with at most so many live nodes.
+        rng, space: as for :func:`random_graph`.
+    """
+    return Graph.unchecked(_padded(graph.pruned().nodes, operations_of(space), rng.random))
+
+
 def _moved(nodes, move, operations, draw, other):
     if move in ("insert", "remove", "crossover"):
         live = Graph.unchecked(nodes).pruned().nodes

@@ -9,8 +9,8 @@ from evonorm_plugins.text_table import aligned
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
-_OUTCOMES = ("not finite", "constant", "flat", "stability", "quality")
-_OUTCOMES += ("training", "passed", "failed")
+_OUTCOMES = ("not finite", "constant", "flat", "propagation", "ascent", "rungs", "stability")
+_OUTCOMES += ("quality", "top", "training", "passed", "failed")
 
 
 def numbers(store, cpus=1):

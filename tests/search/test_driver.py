@@ -8,6 +8,7 @@ from evonorm_plugins.errors import RunError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.driver import Driver, queue_text
 from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.halving import Bars
 from evonorm_plugins.search.store import Store
 
 GRAPHS = [
@@ -31,15 +32,16 @@ class Inline:
     """Workers that evaluate at once; ``answer(number, graph)`` is an evaluation or an error."""
 
     def __init__(self, slots, answer=None, order=lambda waiting: waiting):
-        self.slots, self.waiting, self.seen = slots, [], []
+        self.slots, self.waiting, self.seen, self.options = slots, [], [], []
         self.answer, self.order = answer or (lambda number, graph: passed(0.5)), order
 
     @property
     def free(self):
         return self.slots - len(self.waiting)
 
-    def submit(self, number, graph):
+    def submit(self, number, graph, **options):
         self.seen.append(number)
+        self.options.append(options)
         self.waiting.append((number, graph))
 
     def wait(self, seconds):
@@ -179,6 +181,32 @@ def test_layers_that_do_the_same_are_equal_where_that_is_asked_for(tmp_path):
     with Store.create(tmp_path / "structure.sqlite", {}) as store:
         driver(store, Inline(1), plan[:3]).run()
         assert (store[1].same_as, store[1].fingerprint) == (None, None)
+
+
+def test_candidates_are_compared_with_those_before_them(tmp_path):
+    """The same with a stop in between; what is equal to another does not count twice."""
+
+    def answer(number, graph):
+        found = evaluation("rungs", {})
+        found.details = {"rungs": {"25": {"a": number / 10}}}
+        return {"evaluation": found}
+
+    plan = [*GRAPHS[:2], SAME[0], *GRAPHS[2:]]
+
+    def given(name, stops):
+        seen = []
+        with Store.create(tmp_path / name, {}) as store:
+            for until in (*stops, len(plan)):
+                workers = Inline(1, answer)
+                search = driver(store, workers, plan, until, bars=Bars(0.5, 0.5, least=2))
+                search.run()
+                seen += [options["bars"] for options in workers.options]
+        return seen
+
+    bars = given("whole", [])
+    # Of 0 and 0.1, then of 0.3 and 0.4 as well.
+    assert bars == [{}, {"25": {}}, *({"25": {"a": bar}} for bar in (0.1, 0.1, 0.3))]
+    assert given("stopped", [1, 4]) == bars
 
 
 def test_a_lost_worker_costs_no_candidate(store):

@@ -7,6 +7,7 @@ search runs or after it. docs/search.md explains both.
 COMMANDS = {
     "run": "search, from the beginning or from where it stopped",
     "try": "put one layer through the filters and train it, as a search does",
+    "filters": "measure what the filters of a search cost, refuse and refuse wrongly",
     "layer": "write a formula as a layer file, which every norm option takes",
     "top": "the best layers of a search",
     "show": "one candidate, or the whole search in numbers",
