@@ -23,7 +23,7 @@ _MOVED = 0.25
 _NUDGE, _SENSITIVE = 1e-10, 1e-6
 
 
-def fingerprints(graph):
+def fingerprints(graph, *, affine=True):
     """Fingerprints of a layer and of the three that signs make of it.
 
     A fingerprint is :data:`SIZE` numbers: random projections of the output and of the gradient of
@@ -32,6 +32,9 @@ def fingerprints(graph):
     shifted and scaled to mean 0 and variance 1, as gamma and beta behind it can. So
     ``tanh(x) * v1 + v0`` is ``tanh(x)``: both start as the same network, and can be the same
     function ever after. ``0.5 * tanh(x)`` is not: it starts as another one.
+
+    Args:
+        affine: False tells layers apart that gamma and beta make equal.
 
     Returns:
         ``[of f(x), of -f(x), of f(-x), of -f(-x)]``. Convolutions before and after a layer absorb
@@ -49,7 +52,8 @@ def fingerprints(graph):
     ys = [[_output(nodes, x, v) for x in own] for own, v in zip(xs, values, strict=True)]
     if not ys[0][0].requires_grad:
         return None
-    ys[1] = _standardised(ys[1])
+    if affine:
+        ys[1] = _standardised(ys[1])
     weighted = sum((y * w).sum() for own in ys for y, w in zip(own, probes["weights"], strict=True))
     leaves = [x for own in xs for x in own]
     gradients = torch.autograd.grad(weighted, leaves, allow_unused=True, materialize_grads=True)

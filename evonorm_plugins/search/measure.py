@@ -27,7 +27,7 @@ def sample(config, number):
     children of the paper's layers take turns, as in evolution. They are drawn until one passes the
     trial; ``tries`` is how many were.
     """
-    known = _known(config.space)
+    known = known_layers(config.space)
     if number < len(known):
         return known[number], 1
     rng = random.Random(f"{config.seed}/sample/{number}")
@@ -42,7 +42,8 @@ def sample(config, number):
     return graph, _TRIES
 
 
-def _known(space):
+def known_layers(space):
+    """The paper's layers that belong to a search space and pass the trial, each once."""
     found = {}
     for graph in KNOWN.values():
         try:

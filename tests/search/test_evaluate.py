@@ -124,7 +124,7 @@ def test_the_same_every_time(options):
 )
 def test_order_and_early_end(options, calls, filters, refusing, called, result):
     calls.refusing = refusing
-    found = evaluate(S0, task_from_dict(options(filters=filters)))
+    found = evaluate(S0, task_from_dict(options(filters=filters, rungs=[1])))
     assert found.filter == result
     assert calls == called + ([] if result else ANCHORS)
     assert found.scores == ({} if result else dict.fromkeys(ANCHORS, 0.5))

@@ -76,7 +76,7 @@ def test_shipped_configs():
         ({"filters": ["rungs"], "rungs": [100]}, "from 1 to quality_steps - 1 = 99"),
         ({"rung_share": 2}, "rung_share=2.0 is a share, at most 1"),
         ({"top_share": 0}, "top_share=0.0 must be at least"),
-        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality']"),
+        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality', 'propag"),
     ],
 )
 def test_bad_options(values, message):
