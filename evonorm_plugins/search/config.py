@@ -78,7 +78,7 @@ class Task:
     stability_lr: float = 0.1
     stability_norm: float = 1e8  # highest norm of the gradient that passes
     # Of the filters that are not of the paper.
-    propagation_signal: float = 1e-3  # lowest share of what differs between images that passes
+    propagation_signal: float = 0.01  # lowest share of what differs between images that passes
     propagation_gradient: float = 1e-3  # lowest ratio of gradients that passes; 1 over it: highest
     ascent_steps: int = 2  # of stability, in the filter "ascent"
     rungs: list[int] = dataclasses.field(default_factory=lambda: [25, 50])  # steps of training

@@ -180,7 +180,7 @@ def test_propagation(options):
     assert passed
     assert list(found) == ["resnet50_cifar", "mobilenetv2_cifar"]
     for numbers in found.values():
-        assert 0.001 < numbers["signal"] <= 1
+        assert 0.01 < numbers["signal"] <= 1
         assert 0.001 < numbers["gradient"] < 1000
     assert propagation(KNOWN["EvoNormS0"], task) == (passed, found)
 
@@ -192,7 +192,7 @@ def test_what_does_not_propagate_is_refused_at_the_first_anchor(options):
     # Every layer halves what differs between images; after 50 nothing does.
     passed, found = propagation(parse("std_{w,h}(sigmoid(x)) * x + v1"), task)
     assert not passed
-    assert found["resnet50_cifar"]["signal"] < 0.001
+    assert found["resnet50_cifar"]["signal"] < 0.01
     shrinking, vanishing = (
         options(**{f"propagation_{key}": 1.0}) for key in ("signal", "gradient")
     )

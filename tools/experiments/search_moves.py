@@ -38,6 +38,7 @@ VARIANTS = {
     "live, crossover": {"moves": ["live", "crossover"]},
     "all": {"moves": ["live", "insert", "remove", "crossover"]},
     "the front": {"winner": "front"},
+    "all, the front": {"moves": ["live", "insert", "remove", "crossover"], "winner": "front"},
     "random": {"random_share": 1.0},
 }
 
@@ -98,9 +99,10 @@ def search(options, seed, evaluator, candidates, same):
         return len(found), len(scores), scores[0], statistics.fmean(scores[:10]), redrawn
 
 
-def compare(evaluator, candidates, seeds, same):
+def compare(evaluator, variants, candidates, seeds, same):
     rows = [["variant", "different", "passed", "best", "best ten", "of seeds", "redrawn"]]
-    for name, options in VARIANTS.items():
+    for name in variants:
+        options = VARIANTS[name]
         found = [search(options, seed, evaluator, candidates, same) for seed in range(seeds)]
         mean = [statistics.fmean(column) for column in zip(*found, strict=True)]
         ten = " ".join(f"{run[3]:.4f}" for run in found)
@@ -119,6 +121,7 @@ def main():
     parser.add_argument("--simulated", action="store_true", help="scores that cost nothing")
     parser.add_argument("--table", help="the store of scores, made where there is none")
     parser.add_argument("--config", help="of the search whose scores they are")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="NAME")
     parser.add_argument("--candidates", type=int, default=200, help="of each search")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -126,7 +129,7 @@ def main():
     if args.simulated:
         # These scores are those of a structure.
         simulated = functools.partial(simulate, seconds=1.0)
-        return compare(simulated, args.candidates, args.seeds, "structure")
+        return compare(simulated, args.variants, args.candidates, args.seeds, "structure")
     if not (args.table and args.config):
         parser.error("give --simulated, or --table and --config")
     values = read_values(args.config, args.overrides, "search")
@@ -134,7 +137,7 @@ def main():
     path = Path(args.table)
     with Store(path, write=True) if path.exists() else Store.create(path, to_dict(task)) as store:
         table = Table(store, task)
-        compare(table, args.candidates, args.seeds, "function")
+        compare(table, args.variants, args.candidates, args.seeds, "function")
         print(f"{table.trained} trained, {len(store)} in {path}", file=sys.stderr)
 
 
