@@ -5,50 +5,20 @@ in it too, and a result is counted once.
 """
 
 import contextlib
-import fcntl
 import json
 import sqlite3
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evonorm_plugins.errors import GraphError, NoSpaceError, RunError, StoreError
+from evonorm_plugins.errors import GraphError, StoreError
 from evonorm_plugins.files import replacing
 from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.search.store_file import SINCE_2, TABLES, explained, lock_file, uri
 
 _LARGEST = 2**63 - 1  # integer that a column holds
 _FORMAT = "evonorm_plugins layer search"
 _VERSION = 2
-_TABLES = """
-CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE candidates (
-    number INTEGER PRIMARY KEY,  -- in the order of proposals, from 0
-    digest TEXT NOT NULL,        -- the same for structurally equal graphs
-    nodes TEXT NOT NULL,         -- JSON
-    parent INTEGER,              -- the number of what it was mutated from
-    status TEXT NOT NULL,        -- pending, passed, rejected, failed
-    filter TEXT,                 -- which one rejected it
-    scores TEXT,                 -- JSON: anchor architecture -> validation accuracy
-    details TEXT,                -- JSON: what the filters measured
-    seconds TEXT,                -- JSON: stage -> seconds of a worker
-    cost REAL NOT NULL DEFAULT 0, -- their sum
-    seed INTEGER,                -- of its training
-    same_as INTEGER,             -- the number of the equal candidate whose result this is
-    attempts INTEGER NOT NULL,   -- workers that it was handed to
-    error TEXT,                  -- of a failed one
-    finished INTEGER UNIQUE,     -- in the order of results, from 0
-    finished_at REAL             -- Unix time
-) STRICT;
-CREATE INDEX by_digest ON candidates (digest);
-CREATE INDEX by_status ON candidates (status, finished);
-"""
-# What version 2 has beside; a search that is gone on with gets them, those that are read need not.
-_SINCE_2 = """
-ALTER TABLE candidates ADD COLUMN fingerprint TEXT; -- JSON, of one that is no other's equal
-ALTER TABLE candidates ADD COLUMN mark REAL;        -- its first number
-ALTER TABLE candidates ADD COLUMN redrawn TEXT;     -- JSON: why -> proposals drawn before it
-CREATE INDEX by_mark ON candidates (mark);
-"""
 
 
 @dataclass
@@ -105,7 +75,7 @@ class Store:
             raise StoreError(f"there is no search in {self.path}")
         self._lock = None
         with self._errors():
-            self._db = sqlite3.connect(_uri(self.path, write), uri=True)
+            self._db = sqlite3.connect(uri(self.path, write), uri=True)
             self._db.row_factory = sqlite3.Row
         try:
             self.config = self._read_config()
@@ -129,14 +99,14 @@ class Store:
         return config
 
     def _begin_writing(self):
-        self._lock = _lock(self.path)
+        self._lock = lock_file(self.path)
         with self._errors():
             self._db.execute("PRAGMA journal_mode = WAL")
             # A crash of the machine may take the last results, which are then run again.
             self._db.execute("PRAGMA synchronous = NORMAL")
             if self._version == "1":
                 version = f"UPDATE about SET value = '{_VERSION}' WHERE key = 'version'"
-                self._db.executescript(f"BEGIN; {_SINCE_2} {version}; COMMIT")
+                self._db.executescript(f"BEGIN; {SINCE_2} {version}; COMMIT")
 
     @classmethod
     def create(cls, path, config):
@@ -152,11 +122,11 @@ class Store:
         about = {"format": _FORMAT, "version": str(_VERSION), "config": json.dumps(config)}
         with (
             replacing(path) as partial,
-            _explained(path),
+            explained(path),
             contextlib.closing(sqlite3.connect(partial)) as db,
             db,
         ):
-            db.executescript(_TABLES + _SINCE_2)
+            db.executescript(TABLES + SINCE_2)
             db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         return cls(path, write=True)
 
@@ -321,43 +291,4 @@ class Store:
         return Candidate(graph=graph, **row)
 
     def _errors(self):
-        return _explained(self.path)
-
-
-@contextlib.contextmanager
-def _explained(path):
-    """SQLite's errors as those of this package."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "no such column" in str(error):
-            raise StoreError(f"{path} is no search's file: {error}") from None
-        kind = NoSpaceError if "full" in str(error) else RunError
-        raise kind(f"{path} cannot be used: {error}") from None
-    except (sqlite3.Error, KeyError, json.JSONDecodeError, RecursionError) as error:
-        raise StoreError(f"{path} is no search's file or is damaged: {error}") from None
-
-
-def _uri(path, write):
-    """What SQLite opens.
-
-    Even a reader would leave ``-wal`` and ``-shm`` files beside a file that was once written by a
-    search, unless it is told that nobody writes: there is no log then whose lines it could miss.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    mode = "mode=rw" if write else "mode=ro" if log.exists() else "mode=ro&immutable=1"
-    return f"{path.absolute().as_uri()}?{mode}"
-
-
-def _lock(path):
-    """Held until the file is closed or the process ends, however it ends."""
-    try:
-        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed by the store)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise RunError(f"{path} is being written by another process") from None
-    return lock
+        return explained(self.path)
