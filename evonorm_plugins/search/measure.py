@@ -129,18 +129,21 @@ def _refused(name, candidates, config):
     """Numbers of the candidates that a filter refuses."""
     if name not in ("rungs", "top"):
         return {c.number for c in candidates if name in c.details["refused"]}
+    # The bars of a search are those of what it draws, not of the paper's layers.
+    first = len(known_layers(config.space))
+    drawn = [c for c in candidates if c.number >= first] or candidates
     bars = Bars(config.rung_share, config.top_share, 1)
-    for c in candidates:
+    for c in drawn:
         bars.add({key: c.details[key] for key in (name,) if key in c.details})
     bars = bars.now()
     if name == "top":
-        return {c.number for c in candidates if c.details["top"] < bars["top"]}
+        return {c.number for c in candidates if c.details["top"] < bars.get("top", 0)}
     return {
         c.number
         for c in candidates
         if name in c.details["refused"]
         or any(
-            accuracy < bars[rung][anchor]
+            accuracy < bars.get(rung, {}).get(anchor, 0)
             for rung, accuracies in c.details["rungs"].items()
             for anchor, accuracy in accuracies.items()
         )

@@ -2,10 +2,14 @@
 
 import dataclasses
 import statistics
+import time
 from collections import Counter
 
+from evonorm_plugins.search.evolution import pareto_front
 from evonorm_plugins.text_table import aligned
 
+# Results that a rate is over.
+_RECENT = 100
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
@@ -91,6 +95,41 @@ def summary(n):
         shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in n["stage_seconds"].items())
         lines.append(f"time of workers: {shares}")
     return "\n".join(lines)
+
+
+def page(store):
+    """What a search has come to, for those who follow it, as text."""
+    parts = [summary(numbers(store, store.config.get("cpus_per_worker", 1)))]
+    found = different(store.finished())
+    if found:
+        parts.append(_pace(found))
+    passed = [c for c in found if c.status == "passed"]
+    if passed:
+        best = store.best(TOP)
+        front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
+        front.sort(key=lambda c: -c.score)
+        parts += ["", f"the best {len(best)}:", table(best)]
+        parts += ["", f"the front, {len(front)} that no other beats:", table(front[:TOP])]
+        parts += ["", "the best one and its ancestors:", table(ancestors(store, best[0]))]
+    return "\n".join(parts)
+
+
+def _pace(found):
+    """Of the last results, by the clock: how fast they came and how long ago."""
+    times = [c.finished_at for c in found[-_RECENT:]]
+    ago = f"the last result {time.time() - times[-1]:.0f} s ago"
+    if times[-1] <= times[0]:
+        return ago
+    rate = (len(times) - 1) / (times[-1] - times[0]) * 3600
+    return f"{rate:.0f} different candidates an hour over the last {len(times)}; {ago}"
+
+
+def ancestors(store, candidate):
+    """A candidate, its parent, and so on: the first that was not mutated from another is last."""
+    line = [candidate]
+    while line[-1].parent is not None:
+        line.append(store[line[-1].parent])
+    return line
 
 
 def plain(candidate):

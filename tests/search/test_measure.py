@@ -68,6 +68,17 @@ def test_numbers_by_hand(config):
     assert lines[-2] == "1 are trained; lost: 75.0% of the good, 0.0% of the best"
 
 
+def test_bars_are_those_of_what_is_drawn(config):
+    """The paper's layers, first in the sample, are compared with the others."""
+    shifted = [*candidates()]
+    for c in shifted[1:]:
+        c.number += 100
+    found = numbers(shifted, config)
+    rows = {row["filter"]: row for row in found["filters"]}
+    # Of 0.3, 0.6, 0.5, 0.2, the four that are drawn, the best 3; of 0.5, 0.4, 0.5 the best 2.
+    assert [rows[name]["refused"] for name in ("rungs", "top")] == [1, 1]
+
+
 def test_nothing_good(config):
     found = numbers([c for c in candidates() if c.number > 3], config)
     assert (found["good"], found["good_lost"], found["best_lost"]) == (0, 0, 0)

@@ -11,6 +11,7 @@ COMMANDS = {
     "layer": "write a formula as a layer file, which every norm option takes",
     "top": "the best layers of a search",
     "show": "one candidate, or the whole search in numbers",
+    "watch": "follow a search: counts, rates, best layers, ancestors of the best",
     "export": "write a candidate as a layer file, which every norm option takes",
     "plot": "pictures of one search, or of several side by side",
     "rerank": "train a whole model with each of the best layers",
