@@ -126,5 +126,5 @@ def test_the_command(options, tmp_path, search):
     assert f"store={store} holds no search: name another one" in err
     status, _, err = search(*command, "candidates=2", "hours=1", "rung_share=0.1")
     assert (status, err.count("\n")) == (2, 1)
-    assert "was begun with rung_share=0.5 (now 0.1)" in err
+    assert "was begun with rung_share=0.8 (now 0.1)" in err
     assert search("filters", "--config", path, "hours=1")[0] == 2
