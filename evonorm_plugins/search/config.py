@@ -83,7 +83,7 @@ class Task:
     ascent_steps: int = 2  # of stability, in the filter "ascent"
     rungs: list[int] = dataclasses.field(default_factory=lambda: [25, 50])  # steps of training
     rung_share: float = 0.8  # of the accuracies at a rung so far, the best, that go on
-    top_share: float = 0.5  # of what passed the quality filter so far that goes on
+    top_share: float = 0.75  # of what passed the quality filter so far that goes on
     least_results: int = 20  # of a rung, before which all go on
 
     device: str = "auto"
