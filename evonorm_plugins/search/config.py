@@ -140,8 +140,9 @@ MINIMUM = {
 # What a resumed search may have other than before: where it runs, what it reads, when it ends.
 _MAY_CHANGE = ("data", "val_data", "device", "candidates", "hours", "workers", "store")
 _MAY_CHANGE += ("cpus_per_worker", "gpus_per_worker")
-# What a search did that was begun before there were these options.
-_BEFORE = {"moves": ["node"], "same": "structure", "redraws": 0}
+# Options that searches of version 1 had not: these did as the defaults say.
+SINCE_2 = ("moves", "same", "redraws", "propagation_signal", "propagation_gradient")
+SINCE_2 += ("ascent_steps", "rungs", "rung_share", "top_share", "least_results")
 
 
 def load_config(path, overrides=()):
@@ -243,11 +244,15 @@ def check_same(config, saved, path):
     Args:
         saved: the plain dictionary that it was begun with.
     """
-    now, saved = json.loads(json.dumps(to_dict(config))), {**_BEFORE, **saved}
+    now, saved = json.loads(json.dumps(to_dict(config))), {**_before(), **saved}
     changed = [k for k in now if k not in _MAY_CHANGE and saved.get(k) != now[k]]
     if changed:
         what = ", ".join(f"{k}={saved.get(k)!r} (now {now[k]!r})" for k in changed)
         raise ConfigError(f"{path} was begun with {what}: give the same, or another store")
+
+
+def _before():
+    return {key: value for key, value in to_dict(Config()).items() if key in SINCE_2}
 
 
 _SAME_IN_TRAINING = ("lr", "momentum", "weight_decay", "clip_grad", "device")

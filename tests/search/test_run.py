@@ -10,7 +10,13 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.search import run
-from evonorm_plugins.search.config import check_same, from_dict, load_config, training_config
+from evonorm_plugins.search.config import (
+    SINCE_2,
+    check_same,
+    from_dict,
+    load_config,
+    training_config,
+)
 from evonorm_plugins.search.run import open_store
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.training.config import to_dict
@@ -90,7 +96,7 @@ def test_what_a_resumed_search_may_change():
     saved = json.loads(json.dumps(to_dict(config)))
     check_same(from_dict({"data": "y", "candidates": 50, "workers": 3}), saved, "s.sqlite")
     # What was begun before there were these options goes on as it began.
-    for key in ("same", "redraws", "moves"):
+    for key in SINCE_2:
         del saved[key]
     check_same(from_dict({"data": "x", "candidates": 5}), saved, "s.sqlite")
     with pytest.raises(ConfigError, match=r"begun with same='structure' \(now 'function'\)"):
