@@ -63,10 +63,10 @@ def test_the_last_part_of_a_name_is_enough_where_one_ends_in_it():
         ("digits32_EvoNormSO", "gan", "did you mean digits32_EvoNormS0 or "),
         ("mask_rcnn_r_101_fpn_gn", "detectron2", "_R_101_FPN_GN"),
         ("configs/digits32_EvoNormS0.yam", "gan", "did you mean digits32_EvoNormS0"),
-        ("zzz", "search", "known: B, B_paper, S, S_paper, random, small"),
-        ("", "search", "known: B, B_paper, S, S_paper, random, small"),
+        ("zzz", "search", "known: B, B_paper, S, S_paper, quick, random, small"),
+        ("", "search", "known: B, B_paper, S, S_paper, quick, random, small"),
         ("a\0b", "search", r"'a\x00b'"),
-        ("B" * 5000, "search", "known: B, B_paper, S, S_paper, random, small"),
+        ("B" * 5000, "search", "known: B, B_paper, S, S_paper, quick, random, small"),
         ("../B", "search", "'../B' is no file and no search config"),
         ("/tmp", "search", "'/tmp' is a folder, not a file"),
         (

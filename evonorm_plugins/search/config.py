@@ -12,6 +12,7 @@ import torch
 from evonorm_plugins.classification import config as classification
 from evonorm_plugins.classification.models import build_model
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.search.mutation import MOVES
 from evonorm_plugins.training.config import (
     build,
     check_choices,
@@ -25,6 +26,8 @@ from evonorm_plugins.training.config import (
 TRAINING = {"B": (2000, "constant"), "S": (5000, "cosine")}
 # The cheapest first: what is not stable shows within one or two steps of gradient ascent.
 FILTERS = ("trial", "stability", "quality")
+# Beside them, not of the paper and cheaper; "rungs" and "top" depend on the results before.
+CHEAP_FILTERS = ("propagation", "ascent", "rungs", "top")
 
 
 @dataclasses.dataclass
@@ -74,6 +77,14 @@ class Task:
     stability_steps: int = 100
     stability_lr: float = 0.1
     stability_norm: float = 1e8  # highest norm of the gradient that passes
+    # Of the filters that are not of the paper.
+    propagation_signal: float = 0.01  # lowest share of what differs between images that passes
+    propagation_gradient: float = 1e-3  # lowest ratio of gradients that passes; 1 over it: highest
+    ascent_steps: int = 2  # of stability, in the filter "ascent"
+    rungs: list[int] = dataclasses.field(default_factory=lambda: [25, 50])  # steps of training
+    rung_share: float = 0.8  # of the accuracies at a rung so far, the best, that go on
+    top_share: float = 0.75  # of what passed the quality filter so far that goes on
+    least_results: int = 20  # of a rung, before which all go on
 
     device: str = "auto"
 
@@ -89,10 +100,14 @@ class Config(Task):
 
     # ---- evolution: see evonorm_plugins.search.evolution ----
     random_share: float = 0.5  # of proposals; 1 is random search
-    winner: str = "pareto"  # or "average"
+    winner: str = "pareto"  # or "average", "front"
     window: int = 2500  # most recent candidates that passed, which can be parents
     tournament: float = 0.05  # share of the window
     mutations: int = 2  # of a child
+    moves: list[str] = dataclasses.field(default_factory=lambda: ["node"])  # see mutation.py
+    # Not of the paper, which trains equal candidates again: see evonorm_plugins.search.driver.
+    same: str = "structure"  # or "function": which candidates are equal
+    redraws: int = 0  # proposals drawn anew, at most, in place of one that is known
 
     # ---- size ----
     candidates: int | None = None  # results in all
@@ -108,21 +123,26 @@ class Config(Task):
 
 # The classification config checks the keys that it has.
 TASK_CHOICES = {"space": list(TRAINING), "schedule": [None, "constant", "cosine"]}
-CHOICES = {"winner": ["pareto", "average"]}
+CHOICES = {"winner": ["pareto", "average", "front"], "same": ["structure", "function"]}
 # Lowest value.
 TASK_MINIMUM = {
-    **dict.fromkeys(("groups", "quality_steps", "stability_batch"), 1),
-    **dict.fromkeys(("stability_steps", "quality_accuracy"), 0),
+    **dict.fromkeys(("groups", "quality_steps", "stability_batch", "least_results"), 1),
+    **dict.fromkeys(("stability_steps", "ascent_steps", "quality_accuracy"), 0),
+    "propagation_signal": 0,
     **dict.fromkeys(("eps", "stability_lr", "stability_norm"), 1e-12),
+    **dict.fromkeys(("rung_share", "top_share", "propagation_gradient"), 1e-12),
 }
 MINIMUM = {
     **dict.fromkeys(("window", "mutations", "candidates", "workers", "cpus_per_worker"), 1),
-    **dict.fromkeys(("random_share", "gpus_per_worker"), 0),
+    **dict.fromkeys(("random_share", "gpus_per_worker", "redraws"), 0),
     **dict.fromkeys(("tournament", "hours"), 1e-12),
 }
 # What a resumed search may have other than before: where it runs, what it reads, when it ends.
 _MAY_CHANGE = ("data", "val_data", "device", "candidates", "hours", "workers", "store")
 _MAY_CHANGE += ("cpus_per_worker", "gpus_per_worker")
+# Options that searches of version 1 had not: these did as the defaults say.
+SINCE_2 = ("moves", "same", "redraws", "propagation_signal", "propagation_gradient")
+SINCE_2 += ("ascent_steps", "rungs", "rung_share", "top_share", "least_results")
 
 
 def load_config(path, overrides=()):
@@ -140,6 +160,7 @@ def from_dict(values):
     check_choices(config, CHOICES)
     check_minimum(config, MINIMUM)
     check_shares(config, ("random_share", "tournament"))
+    _check_names("moves", config.moves, MOVES)
     if config.candidates is None and config.hours is None:
         raise ConfigError("give candidates=NUMBER or hours=NUMBER: when the search is to end")
     return config
@@ -155,16 +176,14 @@ def task_from_dict(values, cls=Task):
         ConfigError: names the key or value at fault and what would be right.
     """
     task = build(cls, values, TASK_CHOICES, TASK_MINIMUM)
-    check_shares(task, ("quality_accuracy",))
+    check_shares(task, ("quality_accuracy", "rung_share", "top_share"))
+    check_shares(task, ("propagation_signal", "propagation_gradient"))
     if not task.data:
         raise ConfigError(f"data={task.data!r}: give the images to train on, data=PATH")
     if not (task.val_data or task.holdout):
         raise ConfigError("holdout=0 needs val_data: there is nothing to validate on")
-    _check_names("filters", task.filters)
+    _check_names("filters", task.filters, (*FILTERS, *CHEAP_FILTERS))
     _check_names("anchors", task.anchors)
-    for name in task.filters:
-        if name not in FILTERS:
-            raise ConfigError(f"filters={task.filters}: {name!r} is not one of {list(FILTERS)}")
     if not task.anchors:
         raise ConfigError("anchors=[]: give one model at least")
     for name in task.anchors:
@@ -174,8 +193,12 @@ def task_from_dict(values, cls=Task):
     return task
 
 
-def _check_names(key, names):
+def _check_names(key, names, known=None):
+    if not names and key == "moves":
+        raise ConfigError(f"moves=[]: give one of {list(known)} at least")
     for name in names:
+        if known is not None and name not in known:
+            raise ConfigError(f"{key}={names}: {name!r} is not one of {list(known)}")
         if names.count(name) > 1:
             raise ConfigError(f"{key}={names}: {name} is there twice")
 
@@ -191,6 +214,19 @@ def _check_model(task, key, name):
 
 
 def _check_filters(task):
+    place = {name: k for k, name in enumerate(task.filters)}
+    for before, after in (("rungs", "quality"), ("quality", "top")):
+        if before in place and after in place and place[after] < place[before]:
+            raise ConfigError(f"filters={task.filters}: {before} must come before {after}")
+    if "top" in place and "quality" not in place:
+        raise ConfigError(f"filters={task.filters}: top needs quality before it")
+    last = task.quality_steps - 1
+    ladder = [0, *task.rungs, last + 1]
+    if "rungs" in place and (not task.rungs or ladder != sorted(set(ladder))):
+        raise ConfigError(
+            f"rungs={task.rungs}: give numbers of steps, each larger than the one before, from 1 "
+            f"to quality_steps - 1 = {last}"
+        )
     if task.training_steps < task.quality_steps and "quality" in task.filters:
         raise ConfigError(
             f"quality_steps={task.quality_steps} are more than the {task.training_steps} steps of "
@@ -208,11 +244,15 @@ def check_same(config, saved, path):
     Args:
         saved: the plain dictionary that it was begun with.
     """
-    now = json.loads(json.dumps(to_dict(config)))
+    now, saved = json.loads(json.dumps(to_dict(config))), {**_before(), **saved}
     changed = [k for k in now if k not in _MAY_CHANGE and saved.get(k) != now[k]]
     if changed:
         what = ", ".join(f"{k}={saved.get(k)!r} (now {now[k]!r})" for k in changed)
         raise ConfigError(f"{path} was begun with {what}: give the same, or another store")
+
+
+def _before():
+    return {key: value for key, value in to_dict(Config()).items() if key in SINCE_2}
 
 
 _SAME_IN_TRAINING = ("lr", "momentum", "weight_decay", "clip_grad", "device")

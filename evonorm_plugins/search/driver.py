@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 
 from evonorm_plugins.errors import RunError
+from evonorm_plugins.search.fingerprint import TOLERANCE, fingerprints
 from evonorm_plugins.search.store import Candidate
 
 # A candidate that so many workers died with is not handed out again.
@@ -22,8 +23,8 @@ _WAIT_SECONDS = 1.0
 class Driver:
     """One search, from its first candidate or from where its store left off.
 
-    A candidate that is structurally equal to one that has a result gets that result, without a
-    worker; one that is equal to another that is being evaluated is proposed anew.
+    A candidate that is equal to one that has a result gets that result, without a worker; one that
+    is equal to another that is being evaluated is proposed anew.
 
     Args:
         store: :class:`Store`, open for writing.
@@ -33,21 +34,42 @@ class Driver:
         hours: from now on; then no more candidates are handed out, and those that workers have
             are waited for. None for no such end.
         seed: of the candidates' training, for the record.
+        same: which candidates are equal: "structure", those with the same digest; "function", also
+            those that :mod:`evonorm_plugins.search.fingerprint` finds to do the same.
+        bars: :class:`evonorm_plugins.search.halving.Bars` without candidates, which evaluations
+            are given; None where no filter takes them.
+        redraws: proposals that are drawn anew, at most, where one is equal to one with a result.
 
     ``on_result``, where it is set, is called with each :class:`Candidate` that has a result, and
     this driver.
     """
 
-    def __init__(self, store, workers, evolution, *, candidates=None, hours=None, seed=0):
+    def __init__(
+        self,
+        store,
+        workers,
+        evolution,
+        *,
+        candidates=None,
+        hours=None,
+        seed=0,
+        same="structure",
+        redraws=0,
+        bars=None,
+    ):
         self.store, self.workers, self.evolution = store, workers, evolution
         self.candidates, self.seed, self.on_result = candidates, seed, None
+        self.by_function, self.redraws, self.bars = same == "function", redraws, bars
+        if bars:
+            for candidate in store.finished():
+                self._compare(candidate)
         self._end = math.inf if hours is None else time.monotonic() + 3600 * hours
         for candidate in store.recent(evolution.window.maxlen):
             evolution.add(candidate.number, candidate.graph, candidate.scores.values())
         # Those that an earlier driver had handed out are handed out again, before new ones.
         self._again = deque(store.pending())
         self._next = store.next_number()
-        self._running, self._digests = {}, {c.graph.digest() for c in self._again}
+        self._running = {}
         self.done, self.counts = len(store), Counter(store.counts())
         self.repeated, self._failures = 0, 0
         # Of this run: times of workers, see Result, and how many results came at once.
@@ -90,25 +112,38 @@ class Driver:
                 continue
             candidate.attempts = self.store.handed_out(candidate.number)
             self._running[candidate.number] = candidate
-            self.workers.submit(candidate.number, candidate.graph)
+            bars = {"bars": self.bars.now()} if self.bars else {}
+            self.workers.submit(candidate.number, candidate.graph, **bars)
 
     def _propose(self):
         """A new candidate for a worker, or None where its result is known already."""
-        attempt, digest = 0, None
-        while digest is None or digest in self._digests:
-            graph, parent = self.evolution.propose(self._next, attempt)
-            digest, attempt = graph.digest(), attempt + 1
-        known = self.store.find(digest)
+        redrawn = Counter()
+        while True:
+            graph, parent = self.evolution.propose(self._next, redrawn.total())
+            known, how, fingerprint = self._known(graph)
+            if known is None or (known.status != "pending" and redrawn.total() >= self.redraws):
+                break
+            redrawn[how] += 1
         candidate = Candidate(self._next, graph, parent=parent, seed=self.seed)
+        candidate.fingerprint, candidate.redrawn = fingerprint, dict(redrawn)
         self.store.propose(candidate)
         self._next += 1
         if known is None:
-            self._digests.add(digest)
             return candidate
         self.repeated += 1
         same = {key: getattr(known, key) for key in ("filter", "scores", "details", "error")}
-        self._record(candidate, known.status, same_as=known.number, **same)
+        first = known.number if known.same_as is None else known.same_as
+        self._record(candidate, known.status, same_as=first, **same)
         return None
+
+    def _known(self, graph):
+        """``(equal candidate or None, how it is equal, fingerprint of a graph that is new)``."""
+        found = self.store.find(graph.digest())
+        if found is not None or not self.by_function:
+            return found, "structure", None
+        own = fingerprints(graph)
+        found = self.store.find_near(own, TOLERANCE) if own else None
+        return found, "function", None if found or not own else own[0]
 
     def _take(self, result):
         candidate = self._running.pop(result.number)
@@ -141,16 +176,20 @@ class Driver:
         place = self.store.record(candidate.number, status, **values)
         if place is None:
             return
-        self._digests.discard(candidate.graph.digest())
         candidate.status, candidate.finished = status, place
         for key, value in values.items():
             setattr(candidate, key, value)
+        self._compare(candidate)
         self.done += 1
         self.counts[candidate.filter or status] += 1
         if status == "passed":
             self.evolution.add(candidate.number, candidate.graph, candidate.scores.values())
         if self.on_result:
             self.on_result(candidate, self)
+
+    def _compare(self, candidate):
+        if self.bars and candidate.same_as is None:
+            self.bars.add(candidate.details)
 
     def queue(self):
         """How long results waited for the driver in this run, and workers for candidates.

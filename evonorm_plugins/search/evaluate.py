@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import statistics
 import time
 
 from evonorm_plugins.search import filters
@@ -16,8 +17,9 @@ class Evaluation:
 
     ``filter`` is None for a candidate that passed, or what refused it: ``"not finite"``,
     ``"constant"`` or ``"flat"`` (see :func:`evonorm_plugins.search.filters.trial`), ``"quality"``
-    or ``"stability"`` (see :mod:`evonorm_plugins.search.filters`), or ``"training"``: a loss or
-    gradient of a whole training was not finite.
+    or another of :mod:`evonorm_plugins.search.filters`; ``"top"``, not among the best so far that
+    passed the quality filter; or ``"training"``: a loss or gradient of a whole training was not
+    finite.
 
     ``scores`` is ``{anchor: validation accuracy, 0 to 1}`` of whole trainings, empty for what was
     refused.
@@ -25,11 +27,13 @@ class Evaluation:
     ``details`` holds, as far as it was found out: ``"quality"``, ``{anchor: validation accuracy
     after task.quality_steps}``; ``"gradient_norm"``, the largest norm that the stability test
     reached (infinite where it overflowed), after ``"ascent_steps"`` steps; ``"not_finite"``,
-    ``{anchor: number of the step that was not}``.
+    ``{anchor: number of the step that was not}``; ``"propagation"`` and ``"rungs"``, what these
+    filters found; ``"top"``, the mean of ``"quality"`` of what came to that filter; ``"refused"``,
+    all filters that refuse it, where they were all asked.
 
     ``seconds`` and ``cpu_seconds`` are ``{stage: seconds}``, elapsed and of this process's threads,
-    for ``"trial"``, ``"quality"``, ``"stability"`` and ``"training"``: the steps after those of
-    ``"quality"``, and the validation.
+    by the names of the filters, and for ``"training"``: the steps after those of ``"quality"``, and
+    the validation.
     """
 
     filter: str | None = None
@@ -39,7 +43,7 @@ class Evaluation:
     cpu_seconds: dict = dataclasses.field(default_factory=dict)
 
 
-def evaluate(graph, task, *, progress=None):
+def evaluate(graph, task, *, bars=None, ask_all=False, progress=None):
     """Put one candidate through the filters, in the order of ``task.filters``, and train it.
 
     The first filter that refuses it ends the evaluation. Trainings go on from where the quality
@@ -53,17 +57,22 @@ def evaluate(graph, task, *, progress=None):
     Args:
         graph: :class:`evonorm_plugins.layers.graph.graph.Graph`.
         task: a checked :class:`evonorm_plugins.search.config.Task`.
+        bars: of the filters ``"rungs"`` and ``"top"``, see
+            :class:`evonorm_plugins.search.halving.Bars`; None refuses nothing by them.
+        ask_all: go on after a refusal, but for that of the trial: every filter is asked, and the
+            candidate trained. What refused it first is ``filter``.
         progress: called with the name of what begins: a filter, or ``"training ANCHOR"``.
 
     Raises:
         ConfigError, DataError: a bad task; never for what a candidate does.
     """
-    return _Run(graph.canonical(), task, progress).evaluate()
+    return _Run(graph.canonical(), task, bars or {}, ask_all, progress).evaluate()
 
 
 class _Run:
-    def __init__(self, graph, task, progress):
+    def __init__(self, graph, task, bars, ask_all, progress):
         self.graph, self.task = graph, task
+        self.bars, self.ask_all = bars, ask_all
         self.progress = progress or (lambda stage: None)
         self.trainings, self.found = {}, Evaluation()
         # What is wrong with them is said now, and reading images is no candidate's time.
@@ -71,13 +80,20 @@ class _Run:
         Ranks(task.device)
 
     def evaluate(self):
-        stages = {"trial": self.trial, "stability": self.stability, "quality": self.quality}
+        refused = []
         for name in self.task.filters:
             self.progress(name)
             with self._timed(name):
-                self.found.filter = stages[name]()
-            if self.found.filter:
-                return self._finished()
+                reason = getattr(self, name)()
+            if reason:
+                refused.append(reason)
+                if name == "trial" or not self.ask_all:
+                    break
+        if self.ask_all:
+            self.found.details["refused"] = refused
+        self.found.filter = refused[0] if refused else None
+        if refused and (name == "trial" or not self.ask_all):
+            return self._finished()
         with self._timed("training"):
             self.train()
         return self._finished()
@@ -85,15 +101,37 @@ class _Run:
     def trial(self):
         return filters.trial(self.graph)
 
+    def propagation(self):
+        passed, self.found.details["propagation"] = filters.propagation(self.graph, self.task)
+        return None if passed else "propagation"
+
+    def rungs(self):
+        passed, found = filters.rungs(self._trainings(), self.task, self.bars)
+        self.found.details["rungs"] = found
+        return None if passed else "rungs"
+
     def quality(self):
-        trainings = ((anchor, self._training(anchor)) for anchor in self.task.anchors)
-        passed, self.found.details["quality"] = filters.quality(trainings, self.task)
+        passed, self.found.details["quality"] = filters.quality(self._trainings(), self.task)
         return None if passed else "quality"
 
+    def top(self):
+        mean = statistics.fmean(self.found.details["quality"].values())
+        self.found.details["top"] = mean
+        return None if mean >= self.bars.get("top", 0) else "top"
+
+    def ascent(self):
+        return self._climbed(filters.ascent, "ascent")
+
     def stability(self):
-        passed, norms = filters.stability(self.graph, self.task)
+        return self._climbed(filters.stability, "stability")
+
+    def _climbed(self, climb, name):
+        passed, norms = climb(self.graph, self.task)
         self.found.details |= {"gradient_norm": max(norms), "ascent_steps": len(norms) - 1}
-        return None if passed else "stability"
+        return None if passed else name
+
+    def _trainings(self):
+        return ((anchor, self._training(anchor)) for anchor in self.task.anchors)
 
     def train(self):
         scores = {}
@@ -101,7 +139,7 @@ class _Run:
             self.progress(f"training {anchor}")
             training = self._training(anchor)
             if not training.go_on(self.task.training_steps) and self.task.filters:
-                self.found.filter = "training"
+                self.found.filter = self.found.filter or "training"
                 return
             scores[anchor] = training.accuracy()
         self.found.scores = scores

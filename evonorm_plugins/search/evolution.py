@@ -19,9 +19,12 @@ class Evolution:
         window: genotypes that can be parents, the most recent ones.
         tournament: share of them that takes part in a tournament.
         winner: "pareto": a random one of those that no other beats on every anchor architecture;
-            "average": the one with the best mean over them.
+            "average": the one with the best mean over them. "front" holds no tournament: a random
+            one of the window that no other of it beats.
         random_share: 1 is random search.
         mutations: of a child.
+        moves: what a mutation can be, see :func:`evonorm_plugins.search.mutation.mutate`; for a
+            crossover there is another tournament.
 
     Only genotypes with scores, those that no filter rejected, are ever in the window.
     """
@@ -36,9 +39,11 @@ class Evolution:
         winner="pareto",
         random_share=0.5,
         mutations=2,
+        moves=("node",),
     ):
         self.space, self.seed, self.tournament = space, seed, tournament
         self.winner, self.random_share, self.mutations = winner, random_share, mutations
+        self.moves = tuple(moves)
         self.window = deque(maxlen=window)
 
     def propose(self, number, attempt=0):
@@ -50,9 +55,10 @@ class Evolution:
         rng = random.Random(f"{self.seed}/{number}/{attempt}")
         if not self.window or rng.random() < self.random_share:
             return random_graph(rng, self.space), None
-        size = max(1, math.ceil(self.tournament * len(self.window)))
-        parent = self._winner(rng.sample(self.window, size), rng)
-        return mutate(parent[1], rng, self.space, self.mutations), parent[0]
+        parent = self._winner(rng)
+        other = self._winner(rng)[1] if "crossover" in self.moves else None
+        child = mutate(parent[1], rng, self.space, self.mutations, self.moves, other)
+        return child, parent[0]
 
     def add(self, number, graph, scores):
         """Take a candidate that passed into the window.
@@ -62,7 +68,11 @@ class Evolution:
         """
         self.window.append((number, graph, tuple(scores)))
 
-    def _winner(self, members, rng):
+    def _winner(self, rng):
+        members = self.window
+        if self.winner != "front":
+            size = max(1, math.ceil(self.tournament * len(members)))
+            members = rng.sample(members, size)
         if self.winner == "average":
             return max(members, key=lambda member: sum(member[2]))
         return rng.choice(pareto_front(members, key=lambda member: member[2]))

@@ -1,9 +1,11 @@
 """What refuses a candidate: no sense on one batch, too little learnt, gradients without bounds.
 
 Source: Liu, Brock, Simonyan, Le, "Evolving Normalization-Activation Layers" (arXiv 2004.02967),
-Section 4.4; :func:`trial`, which needs no network, is ours.
+Section 4.4, for :func:`quality` and :func:`stability`. The others are ours: they cost less and come
+before.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -48,6 +50,94 @@ def trial(graph, *, seed=0):
     return "flat" if (a - a[:, :, :1, :1]).abs().max() <= rounding else None
 
 
+def propagation(graph, task):
+    """Whether images and gradients go through each anchor as it is initialised, up to the first
+    that they do not.
+
+    It takes one step forward and backward, on the images of :func:`stability`. ``signal`` is how
+    much of what the last layer of the graph gives differs between images: the deviation over them
+    of its mean over space, over the root mean square of that, from 0 to 1. ``gradient`` is the norm
+    of the gradient of the first convolution with weights over that of the last one.
+
+    Returns:
+        ``(passed, {anchor: {"signal": ..., "gradient": ...}})``; refused is a signal below
+        ``task.propagation_signal``, and a gradient ratio outside of ``task.propagation_gradient``
+        and 1 over that; either where it is not finite.
+
+    Raises:
+        ConfigError, DataError: as for :class:`evonorm_plugins.search.trainer.Training`.
+    """
+    found = {}
+    for anchor in task.anchors:
+        signal, ratio = _through(*_first_batch(graph, task, anchor))
+        found[anchor] = {"signal": _or_none(signal), "gradient": _or_none(ratio)}
+        lowest = task.propagation_gradient
+        if not (signal >= task.propagation_signal and lowest <= ratio <= 1 / lowest):
+            return False, found
+    return True, found
+
+
+def _through(training, loss):
+    given = []
+    layers = [m for m in training.trainer.model.modules() if isinstance(m, GraphNormAct)]
+    for layer in layers:
+        if layer.apply_act:
+            layer.register_forward_hook(lambda layer, x, y: given.append(y.detach()))
+    with training.own_random_numbers():
+        gradients = torch.autograd.grad(loss(), _convolutions(training), materialize_grads=True)
+    pooled = given[-1].double().mean((2, 3))
+    signal = (pooled.var(0, correction=0).mean() / pooled.square().mean()).sqrt().item()
+    first, last = (g.double().norm().item() for g in (gradients[0], gradients[-1]))
+    return signal, first / last if last else math.nan
+
+
+def _or_none(number):
+    """JSON has no NaN and no infinity."""
+    return number if math.isfinite(number) else None
+
+
+def ascent(graph, task):
+    """The first ``task.ascent_steps`` steps of :func:`stability`, which refuse most of what all
+    would; arguments, results and errors are its own."""
+    return stability(graph, dataclasses.replace(task, stability_steps=task.ascent_steps))
+
+
+def rungs(trainings, task, bars):
+    """Train each anchor for as many steps as each of ``task.rungs`` says, one rung after the other,
+    up to the first anchor that is worse than the bar: successive halving.
+
+    Args:
+        trainings: as for :func:`quality`, which goes on from there.
+        bars: ``{str(rung): {anchor: lowest accuracy that goes on}}``; where there is none, all do.
+
+    Returns:
+        ``(passed, {str(rung): {anchor: accuracy from 0 to 1}})``. A loss that is not finite does
+        not pass.
+    """
+    found, trainings = {}, _kept(trainings)
+    for steps in task.rungs:
+        own, lowest = found.setdefault(str(steps), {}), bars.get(str(steps), {})
+        for anchor, training in trainings():
+            finite = training.go_on(steps)
+            own[anchor] = training.accuracy()
+            if not finite or own[anchor] < lowest.get(anchor, 0):
+                return False, found
+    return True, found
+
+
+def _kept(pairs):
+    """A function that gives the pairs of an iterable as often as it is called."""
+    pairs, seen = iter(pairs), []
+
+    def again():
+        yield from seen
+        for pair in pairs:
+            seen.append(pair)
+            yield pair
+
+    return again
+
+
 def quality(trainings, task):
     """Train each anchor for ``task.quality_steps`` steps, up to the first that learns too little.
 
@@ -85,20 +175,29 @@ def stability(graph, task):
     Raises:
         ConfigError, DataError: as for :class:`evonorm_plugins.search.trainer.Training`.
     """
-    training = Training(graph, task, task.stability_anchor)
-    model = training.trainer.model.train()
-    images, labels = (part[: task.stability_batch] for part in next(training.data.train.batches(0)))
-    images, labels = training.trainer.inputs(images), labels.to(training.device)
-    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
+    training, loss = _first_batch(graph, task, task.stability_anchor)
     with training.own_random_numbers():
         norms = gradient_ascent(
-            lambda: nn.functional.cross_entropy(model(images), labels),
-            weights,
+            loss,
+            _convolutions(training),
             steps=task.stability_steps,
             lr=task.stability_lr,
             limit=task.stability_norm,
         )
     return norms[-1] <= task.stability_norm, norms
+
+
+def _first_batch(graph, task, anchor):
+    """A training that has not begun, and what gives the loss of its first images."""
+    training = Training(graph, task, anchor)
+    model = training.trainer.model.train()
+    images, labels = (part[: task.stability_batch] for part in next(training.data.train.batches(0)))
+    images, labels = training.trainer.inputs(images), labels.to(training.device)
+    return training, lambda: nn.functional.cross_entropy(model(images), labels)
+
+
+def _convolutions(training):
+    return [m.weight for m in training.trainer.model.modules() if isinstance(m, nn.Conv2d)]
 
 
 def gradient_ascent(loss, weights, *, steps, lr, limit=math.inf):

@@ -2,14 +2,19 @@
 
 import dataclasses
 import statistics
+import time
+from collections import Counter
 
+from evonorm_plugins.search.evolution import pareto_front
 from evonorm_plugins.text_table import aligned
 
+# Results that a rate is over.
+_RECENT = 100
 # Best candidates whose mean is the measure of progress (paper, Figure 10).
 TOP = 10
 # In the order of their costs.
-_OUTCOMES = ("not finite", "constant", "flat", "stability", "quality")
-_OUTCOMES += ("training", "passed", "failed")
+_OUTCOMES = ("not finite", "constant", "flat", "propagation", "ascent", "rungs", "stability")
+_OUTCOMES += ("quality", "top", "training", "passed", "failed")
 
 
 def numbers(store, cpus=1):
@@ -39,11 +44,15 @@ def numbers(store, cpus=1):
         for stage, seconds in c.seconds.items():
             stages[stage] = stages.get(stage, 0) + seconds
     cost = sum(c.cost for c in tried)
+    redrawn = Counter()
+    for c in found:
+        redrawn.update(c.redrawn)
     whole = [c.seconds.get("quality", 0) + c.seconds["training"] for c in tried if c.scores]
     return {
         "results": len(found),
         "different": len(tried),
         "handed_out": len(store.pending()),
+        "redrawn": dict(redrawn),
         "outcomes": outcomes,
         "core_hours": cost * cpus / 3600,
         "stage_seconds": stages,
@@ -60,6 +69,9 @@ def summary(n):
         f"{n['handed_out']} more handed out",
         "                    all  different                  time",
     ]
+    if n["redrawn"]:
+        why = ", ".join(f"{count} by {how}" for how, count in n["redrawn"].items())
+        lines.insert(1, f"proposals that were drawn anew, equal to a known one: {why}")
     for outcome, o in n["outcomes"].items():
         share = o["different"] / n["different"]
         lines.append(
@@ -83,6 +95,41 @@ def summary(n):
         shares = ", ".join(f"{stage} {s / total:.1%}" for stage, s in n["stage_seconds"].items())
         lines.append(f"time of workers: {shares}")
     return "\n".join(lines)
+
+
+def page(store):
+    """What a search has come to, for those who follow it, as text."""
+    parts = [summary(numbers(store, store.config.get("cpus_per_worker", 1)))]
+    found = different(store.finished())
+    if found:
+        parts.append(_pace(found))
+    passed = [c for c in found if c.status == "passed"]
+    if passed:
+        best = store.best(TOP)
+        front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
+        front.sort(key=lambda c: -c.score)
+        parts += ["", f"the best {len(best)}:", table(best)]
+        parts += ["", f"the front, {len(front)} that no other beats:", table(front[:TOP])]
+        parts += ["", "the best one and its ancestors:", table(ancestors(store, best[0]))]
+    return "\n".join(parts)
+
+
+def _pace(found):
+    """Of the last results, by the clock: how fast they came and how long ago."""
+    times = [c.finished_at for c in found[-_RECENT:]]
+    ago = f"the last result {time.time() - times[-1]:.0f} s ago"
+    if times[-1] <= times[0]:
+        return ago
+    rate = (len(times) - 1) / (times[-1] - times[0]) * 3600
+    return f"{rate:.0f} different candidates an hour over the last {len(times)}; {ago}"
+
+
+def ancestors(store, candidate):
+    """A candidate, its parent, and so on: the first that was not mutated from another is last."""
+    line = [candidate]
+    while line[-1].parent is not None:
+        line.append(store[line[-1].parent])
+    return line
 
 
 def plain(candidate):

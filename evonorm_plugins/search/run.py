@@ -18,6 +18,7 @@ from evonorm_plugins.search.data import check_data, task_data
 from evonorm_plugins.search.driver import Driver
 from evonorm_plugins.search.evaluate import evaluate
 from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.halving import Bars
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
@@ -27,7 +28,16 @@ from evonorm_plugins.training.ranks import Ranks
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
-_EVOLUTION = ("space", "seed", "window", "tournament", "winner", "random_share", "mutations")
+_EVOLUTION = (
+    "space",
+    "seed",
+    "window",
+    "tournament",
+    "winner",
+    "random_share",
+    "mutations",
+    "moves",
+)
 
 
 class ProxyTask:
@@ -84,10 +94,20 @@ def run_search(config, *, address=None, resume=False, on_hang=None):
                 candidates=config.candidates,
                 hours=config.hours,
                 seed=config.seed,
+                same=config.same,
+                redraws=config.redraws,
+                bars=_bars(config),
             )
             return {**report.numbers(store, config.cpus_per_worker), "queue": driver.queue()}
         finally:
             ray.shutdown()
+
+
+def _bars(config):
+    """Of the filters that compare a candidate with those before it, or None."""
+    if not {"rungs", "top"} & set(config.filters):
+        return None
+    return Bars(config.rung_share, config.top_share, config.least_results)
 
 
 def drive(store, workers, evolution, **options):
@@ -160,10 +180,12 @@ def _check_task(config, address):
     check_data(config)
 
 
-def open_store(config, resume, check=lambda: None):
+def open_store(config, resume, check=lambda: None, kind="search"):
     """The :class:`Store` of a search, open for writing, made if there is none.
 
     Args:
+        kind: what its candidates are: "search", or "filters", a sample that all filters were asked
+            about.
         check: called once it is known that the search can begin or go on, before a file is made.
 
     Raises:
@@ -181,6 +203,9 @@ def open_store(config, resume, check=lambda: None):
                         f"store={path} holds a search already: go on with --resume, or name "
                         "another one"
                     )
+                if store.config.get("kind", "search") != kind:
+                    other = {"search": "search", "filters": "sample of filters"}[kind]
+                    raise ConfigError(f"store={path} holds no {other}: name another one")
                 check_same(config, store.config, path)
             check()
         except BaseException:
@@ -192,7 +217,7 @@ def open_store(config, resume, check=lambda: None):
         path.unlink()
     else:
         check()
-    return Store.create(path, to_dict(config))
+    return Store.create(path, {**to_dict(config), "kind": kind})
 
 
 def _room(ray, cpus, gpus):

@@ -5,43 +5,20 @@ in it too, and a result is counted once.
 """
 
 import contextlib
-import fcntl
 import json
 import sqlite3
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evonorm_plugins.errors import GraphError, NoSpaceError, RunError, StoreError
+from evonorm_plugins.errors import GraphError, StoreError
 from evonorm_plugins.files import replacing
 from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.search.store_file import SINCE_2, TABLES, explained, lock_file, uri
 
 _LARGEST = 2**63 - 1  # integer that a column holds
 _FORMAT = "evonorm_plugins layer search"
-_VERSION = 1
-_TABLES = """
-CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE candidates (
-    number INTEGER PRIMARY KEY,  -- in the order of proposals, from 0
-    digest TEXT NOT NULL,        -- the same for structurally equal graphs
-    nodes TEXT NOT NULL,         -- JSON
-    parent INTEGER,              -- the number of what it was mutated from
-    status TEXT NOT NULL,        -- pending, passed, rejected, failed
-    filter TEXT,                 -- which one rejected it
-    scores TEXT,                 -- JSON: anchor architecture -> validation accuracy
-    details TEXT,                -- JSON: what the filters measured
-    seconds TEXT,                -- JSON: stage -> seconds of a worker
-    cost REAL NOT NULL DEFAULT 0, -- their sum
-    seed INTEGER,                -- of its training
-    same_as INTEGER,             -- the number of the equal candidate whose result this is
-    attempts INTEGER NOT NULL,   -- workers that it was handed to
-    error TEXT,                  -- of a failed one
-    finished INTEGER UNIQUE,     -- in the order of results, from 0
-    finished_at REAL             -- Unix time
-) STRICT;
-CREATE INDEX by_digest ON candidates (digest);
-CREATE INDEX by_status ON candidates (status, finished);
-"""
+_VERSION = 2
 
 
 @dataclass
@@ -63,6 +40,8 @@ class Candidate:
     error: str | None = None
     finished: int | None = None
     finished_at: float | None = None
+    fingerprint: list | None = None
+    redrawn: dict = field(default_factory=dict)
 
     @property
     def score(self):
@@ -96,7 +75,7 @@ class Store:
             raise StoreError(f"there is no search in {self.path}")
         self._lock = None
         with self._errors():
-            self._db = sqlite3.connect(_uri(self.path, write), uri=True)
+            self._db = sqlite3.connect(uri(self.path, write), uri=True)
             self._db.row_factory = sqlite3.Row
         try:
             self.config = self._read_config()
@@ -109,9 +88,10 @@ class Store:
     def _read_config(self):
         with self._errors():
             about = dict(self._db.execute("SELECT key, value FROM about").fetchall())
-        if about.get("format") != _FORMAT or about.get("version") != str(_VERSION):
-            version = f"{about.get('format')!r} version {about.get('version')!r}"
-            raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version {_VERSION}")
+        self._version = about.get("version")
+        if about.get("format") != _FORMAT or self._version not in ("1", str(_VERSION)):
+            version = f"{about.get('format')!r} version {self._version!r}"
+            raise StoreError(f"{self.path} is {version}, not {_FORMAT!r} version 1 or {_VERSION}")
         with self._errors():
             config = json.loads(about["config"])
         if not isinstance(config, dict):
@@ -119,11 +99,14 @@ class Store:
         return config
 
     def _begin_writing(self):
-        self._lock = _lock(self.path)
+        self._lock = lock_file(self.path)
         with self._errors():
             self._db.execute("PRAGMA journal_mode = WAL")
             # A crash of the machine may take the last results, which are then run again.
             self._db.execute("PRAGMA synchronous = NORMAL")
+            if self._version == "1":
+                version = f"UPDATE about SET value = '{_VERSION}' WHERE key = 'version'"
+                self._db.executescript(f"BEGIN; {SINCE_2} {version}; COMMIT")
 
     @classmethod
     def create(cls, path, config):
@@ -139,11 +122,11 @@ class Store:
         about = {"format": _FORMAT, "version": str(_VERSION), "config": json.dumps(config)}
         with (
             replacing(path) as partial,
-            _explained(path),
+            explained(path),
             contextlib.closing(sqlite3.connect(partial)) as db,
             db,
         ):
-            db.executescript(_TABLES)
+            db.executescript(TABLES + SINCE_2)
             db.executemany("INSERT INTO about VALUES (?, ?)", about.items())
         return cls(path, write=True)
 
@@ -164,11 +147,15 @@ class Store:
     def propose(self, candidate):
         """Add a pending candidate. Its number must be :meth:`next_number`."""
         c = candidate
+        values = {"number": c.number, "digest": c.graph.digest(), "parent": c.parent}
+        values |= {"nodes": json.dumps(c.graph.nodes), "status": "pending", "seed": c.seed}
+        values |= {"attempts": 0, "redrawn": json.dumps(c.redrawn)}
+        if c.fingerprint is not None:
+            values |= {"fingerprint": json.dumps(c.fingerprint), "mark": c.fingerprint[0]}
+        names, marks = ", ".join(values), ", ".join("?" * len(values))
         with self._errors(), self._db:
             self._db.execute(
-                "INSERT INTO candidates (number, digest, nodes, parent, status, seed, attempts) "
-                "VALUES (?, ?, ?, ?, 'pending', ?, 0)",
-                (c.number, c.graph.digest(), json.dumps(c.graph.nodes), c.parent, c.seed),
+                f"INSERT INTO candidates ({names}) VALUES ({marks})", tuple(values.values())
             )
 
     def handed_out(self, number):
@@ -227,6 +214,28 @@ class Store:
         found = self._candidates("digest = ? ORDER BY number LIMIT 1", (digest,))
         return found[0] if found else None
 
+    def find_near(self, fingerprints, tolerance):
+        """The first candidate whose fingerprint is near one of those given, or None.
+
+        Near are those that differ by at most ``tolerance`` in every number. So what is within
+        rounding of each other is found on whichever side of a bound it lies.
+
+        Args:
+            fingerprints: as :func:`evonorm_plugins.search.fingerprint.fingerprints` gives them.
+        """
+
+        def near(a, b):
+            return all(abs(x - y) <= tolerance for x, y in zip(a, b, strict=True))
+
+        query = "SELECT number, fingerprint FROM candidates WHERE mark BETWEEN ? AND ?"
+        numbers = [
+            row["number"]
+            for given in fingerprints
+            for row in self._rows(query, (given[0] - tolerance, given[0] + tolerance))
+            if near(given, json.loads(row["fingerprint"]))
+        ]
+        return self[min(numbers)] if numbers else None
+
     def pending(self):
         """Candidates without a result, in order of their numbers."""
         return self._candidates("status = 'pending' ORDER BY number")
@@ -271,8 +280,10 @@ class Store:
             graph = Graph(json.loads(row.pop("nodes")))
             if graph.digest() != digest:
                 raise GraphError(f"its digest is {digest!r}, that of its nodes {graph.digest()!r}")
-            for key in ("scores", "details", "seconds"):
-                row[key] = json.loads(row[key] or "{}")
+            for key in ("scores", "details", "seconds", "redrawn"):
+                row[key] = json.loads(row.get(key) or "{}")
+            row.pop("mark", None)
+            row["fingerprint"] = json.loads(row.get("fingerprint") or "null")
         except (ValueError, RecursionError) as error:
             raise StoreError(
                 f"{self.path} is damaged: candidate {row['number']}: {error}"
@@ -280,43 +291,4 @@ class Store:
         return Candidate(graph=graph, **row)
 
     def _errors(self):
-        return _explained(self.path)
-
-
-@contextlib.contextmanager
-def _explained(path):
-    """SQLite's errors as those of this package."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error) or "no such column" in str(error):
-            raise StoreError(f"{path} is no search's file: {error}") from None
-        kind = NoSpaceError if "full" in str(error) else RunError
-        raise kind(f"{path} cannot be used: {error}") from None
-    except (sqlite3.Error, KeyError, json.JSONDecodeError, RecursionError) as error:
-        raise StoreError(f"{path} is no search's file or is damaged: {error}") from None
-
-
-def _uri(path, write):
-    """What SQLite opens.
-
-    Even a reader would leave ``-wal`` and ``-shm`` files beside a file that was once written by a
-    search, unless it is told that nobody writes: there is no log then whose lines it could miss.
-    """
-    log = path.with_name(f"{path.name}-wal")
-    mode = "mode=rw" if write else "mode=ro" if log.exists() else "mode=ro&immutable=1"
-    return f"{path.absolute().as_uri()}?{mode}"
-
-
-def _lock(path):
-    """Held until the file is closed or the process ends, however it ends."""
-    try:
-        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed by the store)
-    except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise RunError(f"{path} is being written by another process") from None
-    return lock
+        return explained(self.path)

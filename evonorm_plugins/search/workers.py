@@ -64,11 +64,11 @@ class Workers:
             raise RuntimeError(_reason(error)) from error
         return bool(done)
 
-    def submit(self, number, graph):
-        """Hand a candidate to a free worker."""
+    def submit(self, number, graph, **options):
+        """Hand a candidate to a free worker, with options of the evaluation."""
         place = self._free.pop()
         actor = self._actors[place]
-        reference = actor.evaluate.remote(graph.nodes)
+        reference = actor.evaluate.remote(graph.nodes, options)
         self._running[reference] = number, place, actor, time.time()
 
     def wait(self, seconds):
@@ -141,9 +141,9 @@ class _Worker:
     def ready(self):
         return True
 
-    def evaluate(self, nodes):
+    def evaluate(self, nodes, options):
         began = time.time()
-        return self._evaluate(Graph.unchecked(nodes)), began, time.time()
+        return self._evaluate(Graph.unchecked(nodes), **options), began, time.time()
 
 
 def _reason(error):

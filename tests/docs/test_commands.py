@@ -131,6 +131,8 @@ def check_config(words, parsed):
     kind = "classification"
     if "gan" in words or "biggan.train" in words:
         kind = "gan"
+    elif words[0].startswith("tools/experiments/search_"):
+        kind = "search"
     elif "rerank" not in words:
         kind = next((part for part in words if part in ("search", "sweep")), kind)
     home = {
@@ -138,8 +140,8 @@ def check_config(words, parsed):
         "search": "evonorm_plugins.search.config",
         "sweep": "evonorm_plugins.classification.sweep.config",
     }.get(kind, "evonorm_plugins.classification.config")
-    if kind == "search" and "try" in words:
-        overrides = ["candidates=1", *overrides]  # as the command does
+    if kind == "search" and ("try" in words or words[0].startswith("tools/experiments/")):
+        overrides = ["candidates=1", *overrides]  # as these commands do
     module = importlib.import_module(home)
     load = module.load_sweep if kind == "sweep" else module.load_config
     for name in names:

@@ -8,6 +8,7 @@ from evonorm_plugins.errors import RunError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.search.driver import Driver, queue_text
 from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.halving import Bars
 from evonorm_plugins.search.store import Store
 
 GRAPHS = [
@@ -31,15 +32,16 @@ class Inline:
     """Workers that evaluate at once; ``answer(number, graph)`` is an evaluation or an error."""
 
     def __init__(self, slots, answer=None, order=lambda waiting: waiting):
-        self.slots, self.waiting, self.seen = slots, [], []
+        self.slots, self.waiting, self.seen, self.options = slots, [], [], []
         self.answer, self.order = answer or (lambda number, graph: passed(0.5)), order
 
     @property
     def free(self):
         return self.slots - len(self.waiting)
 
-    def submit(self, number, graph):
+    def submit(self, number, graph, **options):
         self.seen.append(number)
+        self.options.append(options)
         self.waiting.append((number, graph))
 
     def wait(self, seconds):
@@ -135,6 +137,76 @@ def test_an_equal_graph_that_is_being_tried_is_proposed_anew(store):
     search.run()
     assert [store[k].graph for k in (0, 1)] == GRAPHS[:2]
     assert search.repeated == 0
+
+
+SAME = [Graph([("exp", 0), ("tanh", 0)]), Graph.of(("neg", ("tanh", ("neg", ("neg", "x")))))]
+
+
+def test_a_proposal_that_is_known_is_drawn_anew(store):
+    workers = Inline(1)
+    search = driver(store, workers, [GRAPHS[0], [SAME[0], SAME[0], GRAPHS[1]]], redraws=2)
+    search.run()
+    assert [c.graph for c in store.finished()] == GRAPHS[:2]
+    assert (store[0].redrawn, store[1].redrawn) == ({}, {"structure": 2})
+    assert search.repeated == 0
+
+
+def test_redraws_are_bounded(store):
+    """The last one drawn counts, with the result that is known."""
+    search = driver(store, Inline(1), [GRAPHS[0], [SAME[0]] * 3 + [GRAPHS[1]]], redraws=2)
+    search.run()
+    assert (store[1].graph, store[1].same_as, store[1].redrawn) == (SAME[0], 0, {"structure": 2})
+    assert search.repeated == 1
+
+
+def test_layers_that_do_the_same_are_equal_where_that_is_asked_for(tmp_path):
+    """tanh(-x) is -tanh(x); candidates that are being tried count, too, and those of before."""
+    plan, path = [GRAPHS[0], SAME[1], GRAPHS[1]], tmp_path / "function.sqlite"
+    with Store.create(path, {}) as store:
+        driver(store, Inline(1), plan, same="function").run()
+        assert (store[1].same_as, store[1].fingerprint) == (0, None)
+        assert len(store[0].fingerprint) == 16
+    with Store(path, write=True) as store:
+        plan[3:] = [
+            [Graph.of(("tanh", ("neg", "x"))), GRAPHS[1], GRAPHS[2]],
+            [Graph.of(("exp", ("neg", "x"))), GRAPHS[3]],
+        ]
+        driver(store, Inline(2), plan, same="function", redraws=5).run()
+        assert [store[k].graph for k in (3, 4)] == [GRAPHS[2], GRAPHS[3]]
+        assert store[3].redrawn == {"function": 1, "structure": 1}
+        assert store[4].redrawn == {"function": 1}
+        plan[5:] = [SAME[1]]  # known by the digest of a copy
+        driver(store, Inline(1), plan, same="function").run()
+        assert store[5].same_as == 0
+    with Store.create(tmp_path / "structure.sqlite", {}) as store:
+        driver(store, Inline(1), plan[:3]).run()
+        assert (store[1].same_as, store[1].fingerprint) == (None, None)
+
+
+def test_candidates_are_compared_with_those_before_them(tmp_path):
+    """The same with a stop in between; what is equal to another does not count twice."""
+
+    def answer(number, graph):
+        found = evaluation("rungs", {})
+        found.details = {"rungs": {"25": {"a": number / 10}}}
+        return {"evaluation": found}
+
+    plan = [*GRAPHS[:2], SAME[0], *GRAPHS[2:]]
+
+    def given(name, stops):
+        seen = []
+        with Store.create(tmp_path / name, {}) as store:
+            for until in (*stops, len(plan)):
+                workers = Inline(1, answer)
+                search = driver(store, workers, plan, until, bars=Bars(0.5, 0.5, least=2))
+                search.run()
+                seen += [options["bars"] for options in workers.options]
+        return seen
+
+    bars = given("whole", [])
+    # Of 0 and 0.1, then of 0.3 and 0.4 as well.
+    assert bars == [{}, {"25": {}}, *({"25": {"a": bar}} for bar in (0.1, 0.1, 0.3))]
+    assert given("stopped", [1, 4]) == bars
 
 
 def test_a_lost_worker_costs_no_candidate(store):

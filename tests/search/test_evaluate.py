@@ -54,6 +54,9 @@ def calls(monkeypatch):
         def accuracy(self):
             return 0.5
 
+    for name in ("propagation", "rungs"):
+        monkeypatch.setattr(filters, name, noted(name, (True, {}), (False, {})))
+    monkeypatch.setattr(filters, "ascent", noted("ascent", (True, [1.0]), (False, [9.0])))
     monkeypatch.setattr(filters, "trial", noted("trial", None, "constant"))
     monkeypatch.setattr(filters, "quality", noted("quality", (True, {}), (False, {})))
     monkeypatch.setattr(filters, "stability", noted("stability", (True, [1.0]), (False, [9.0])))
@@ -114,15 +117,49 @@ def test_the_same_every_time(options):
         (["trial", "quality", "stability"], ["trial"], ["trial"], "constant"),
         (["trial", "quality", "stability"], ["quality"], ["trial", "quality"], "quality"),
         (["stability", "quality"], ["stability", "quality"], ["stability"], "stability"),
+        (["propagation", "ascent"], ["ascent"], ["propagation", "ascent"], "ascent"),
+        (["propagation", "rungs"], ["propagation"], ["propagation"], "propagation"),
+        (["rungs", "quality"], ["rungs"], ["rungs"], "rungs"),
     ],
 )
 def test_order_and_early_end(options, calls, filters, refusing, called, result):
     calls.refusing = refusing
-    found = evaluate(S0, task_from_dict(options(filters=filters)))
+    found = evaluate(S0, task_from_dict(options(filters=filters, rungs=[1])))
     assert found.filter == result
     assert calls == called + ([] if result else ANCHORS)
     assert found.scores == ({} if result else dict.fromkeys(ANCHORS, 0.5))
     assert list(found.seconds) == called + ([] if result else ["training"])
+
+
+def test_all_filters_are_asked_where_that_is_wanted(options, calls):
+    calls.refusing = ["ascent", "quality"]
+    order = ["trial", "ascent", "quality", "stability"]
+    found = evaluate(S0, task_from_dict(options(filters=order)), ask_all=True)
+    assert (found.filter, found.details["refused"]) == ("ascent", ["ascent", "quality"])
+    assert calls == [*order, *ANCHORS]
+    assert found.scores == dict.fromkeys(ANCHORS, 0.5)
+    calls.clear()
+    calls.refusing = ["trial"]  # what is constant is not worth asking about
+    found = evaluate(S0, task_from_dict(options(filters=order)), ask_all=True)
+    assert (found.details["refused"], found.scores, calls) == (["constant"], {}, ["trial"])
+
+
+def test_bars(options):
+    """Trainings that go on from the rungs are those without."""
+    values = {"anchors": ["resnet50_cifar"], "steps": 4, "quality_steps": 3}
+    task = task_from_dict(options(filters=["rungs", "quality", "top"], rungs=[1, 2], **values))
+    free = evaluate(S0, task)
+    plain = evaluate(S0, task_from_dict(options(filters=["quality"], **values)))
+    assert (free.filter, free.scores) == (None, plain.scores)
+    assert list(free.details["rungs"]) == ["1", "2"]
+    assert free.details["quality"] == plain.details["quality"]
+    assert free.details["top"] == free.details["quality"]["resnet50_cifar"]
+    above = free.details["top"] + 0.01
+    found = evaluate(S0, task, bars={"top": above})
+    assert (found.filter, found.scores) == ("top", {})
+    found = evaluate(S0, task, bars={"2": {"resnet50_cifar": 1.1}})
+    assert (found.filter, list(found.seconds)) == ("rungs", ["rungs"])
+    assert evaluate(S0, task, bars={"top": free.details["top"]}).scores == plain.scores
 
 
 def test_refused_by_quality(options):

@@ -78,6 +78,20 @@ def test_the_winner_of_a_tournament_of_all():
     assert set(found) == {1}
 
 
+def test_the_front_of_the_whole_window():
+    scores = [(k / 30, 0.5 - k / 30) for k in range(3)] + [(0.0, 0.1)] * 30
+    assert set(parents(filled(*scores, winner="front", random_share=0))) == {0, 1, 2}
+
+
+def test_a_crossover_takes_parts_of_another_parent():
+    evolution = Evolution(moves=["crossover"], random_share=0, tournament=1, mutations=1, seed=1)
+    evolution.add(0, Graph.of(("tanh", ("exp", "x"))), (0.1, 0.9))
+    evolution.add(1, Graph.of(("sigmoid", ("log", "v1"))), (0.9, 0.1))
+    children = {str(evolution.propose(n)[0]) for n in range(300)}
+    assert "tanh(sigmoid(log(v1)))" in children
+    assert "sigmoid(exp(x))" in children
+
+
 def test_a_tournament_takes_a_share_of_the_window():
     # 5% of 20 is one: any candidate can win; of all 20 only the best can.
     scores = [(k,) for k in range(20)]

@@ -10,8 +10,17 @@ from torch import nn
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN, REJECTED
 from evonorm_plugins.layers.graph.module import GraphNormAct
+from evonorm_plugins.layers.graph.parse import parse
 from evonorm_plugins.search.config import task_from_dict
-from evonorm_plugins.search.filters import gradient_ascent, quality, stability, trial
+from evonorm_plugins.search.filters import (
+    ascent,
+    gradient_ascent,
+    propagation,
+    quality,
+    rungs,
+    stability,
+    trial,
+)
 from evonorm_plugins.search.mutation import random_graph
 from evonorm_plugins.search.trainer import Training
 
@@ -158,8 +167,41 @@ def test_the_zero_layer_learns_nothing(options):
             assert accuracies["resnet50_cifar"] == pytest.approx(1 / 3)
 
 
+def test_the_first_steps_are_those_of_the_whole_ascent(options):
+    task = task_from_dict(options(stability_steps=3, ascent_steps=1))
+    passed, norms = ascent(KNOWN["EvoNormS0"], task)
+    assert passed
+    assert norms == stability(KNOWN["EvoNormS0"], task)[1][:2]
+
+
+def test_propagation(options):
+    task = task_from_dict(options())
+    passed, found = propagation(KNOWN["EvoNormS0"], task)
+    assert passed
+    assert list(found) == ["resnet50_cifar", "mobilenetv2_cifar"]
+    for numbers in found.values():
+        assert 0.01 < numbers["signal"] <= 1
+        assert 0.001 < numbers["gradient"] < 1000
+    assert propagation(KNOWN["EvoNormS0"], task) == (passed, found)
+
+
+def test_what_does_not_propagate_is_refused_at_the_first_anchor(options):
+    task = task_from_dict(options())
+    nothing = {"resnet50_cifar": {"signal": None, "gradient": None}}
+    assert propagation(REJECTED["zero"], task) == (False, nothing)
+    # Every layer halves what differs between images; after 50 nothing does.
+    passed, found = propagation(parse("std_{w,h}(sigmoid(x)) * x + v1"), task)
+    assert not passed
+    assert found["resnet50_cifar"]["signal"] < 0.01
+    shrinking, vanishing = (
+        options(**{f"propagation_{key}": 1.0}) for key in ("signal", "gradient")
+    )
+    for values in (shrinking, vanishing):
+        assert not propagation(KNOWN["EvoNormS0"], task_from_dict(values))[0]
+
+
 class Learner:
-    """A training that is known beforehand."""
+    """A training that is known beforehand: one accuracy, or ``{steps: accuracy}``."""
 
     def __init__(self, accuracy, finite=True):
         self.result, self.finite, self.until = accuracy, finite, None
@@ -169,7 +211,20 @@ class Learner:
         return self.finite
 
     def accuracy(self):
-        return self.result
+        return self.result[self.until] if isinstance(self.result, dict) else self.result
+
+
+def test_rungs_go_up_together_until_one_is_below_its_bar(options):
+    task = task_from_dict(options(rungs=[3, 5], quality_steps=7, steps=9, filters=["rungs"]))
+    a, b = Learner({3: 0.2, 5: 0.3}), Learner({3: 0.3, 5: 0.4})
+    found = {"3": {"a": 0.2, "b": 0.3}, "5": {"a": 0.3, "b": 0.4}}
+    pairs = (pair for pair in [("a", a), ("b", b)])
+    assert rungs(pairs, task, {}) == (True, found)
+    bars = {"3": {"a": 0.2, "b": 0.3}, "5": {"b": 0.4, "a": 0.31}}
+    assert rungs([("a", a), ("b", b)], task, bars) == (False, {"3": found["3"], "5": {"a": 0.3}})
+    assert (a.until, b.until) == (5, 3)
+    assert rungs([("a", a), ("b", b)], task, {"3": {"a": 0.25}}) == (False, {"3": {"a": 0.2}})
+    assert rungs([("a", Learner(0.5, finite=False))], task, {}) == (False, {"3": {"a": 0.5}})
 
 
 def test_the_first_failure_ends_the_quality_filter(options):

@@ -105,6 +105,45 @@ def test_show(path, search):
     assert "error: ValueError: no" in search("show", path, "6")[1]
 
 
+def test_watch(path, search):
+    """Candidate 2, the best, was mutated from 0; it beats all others on both anchors."""
+    status, out, err = search("watch", path, "--once")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[:2] == [str(path), "7 candidates, 6 of them different, 1 more handed out"]
+    assert any(line.endswith(" s ago") for line in lines)
+
+    def below(title):
+        start = next(k for k, line in enumerate(lines) if line.startswith(title)) + 2
+        end = lines.index("", start) if "" in lines[start:] else len(lines)
+        return [line.split()[0] for line in lines[start:end]]
+
+    assert below("the best 4:") == ["2", "3", "0", "4"]
+    assert below("the front, 1 ") == ["2"]
+    assert below("the best one and its ancestors") == ["2", "0"]
+
+
+def test_watching_goes_on_until_it_is_stopped(path, search, monkeypatch):
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    status, out, err = search("watch", path, "--seconds", "0.5")
+    assert (status, err, looks) == (0, "", [0.5] * 3)
+    assert out.count("7 candidates, ") == 3
+    assert "\x1b" not in out  # no terminal
+
+
+def test_an_empty_search_can_be_watched(tmp_path, search):
+    with Store.create(tmp_path / "new.sqlite", {}):
+        pass
+    assert search("watch", tmp_path / "new.sqlite", "--once")[1].endswith("no results yet\n")
+
+
 def test_json(path, search):
     status, out, _ = search("top", path, "--count", "2", "--json")
     assert status == 0
@@ -183,6 +222,7 @@ def test_what_is_there_is_not_replaced(path, tmp_path, search):
         (["show", "PATH", "-1"], "there is no candidate -1 in PATH"),
         (["show", "PATH", "9" * 30], f"there is no candidate {'9' * 30} in PATH"),
         (["export", "PATH", "12", "x.json"], "there is no candidate 12 in PATH"),
+        (["watch", "none.sqlite"], "there is no search in none.sqlite"),
         (["top", "none.sqlite"], "there is no search in none.sqlite"),
         (["top", "."], ". is a folder, not the file of a search"),
         (["top", "text"], "text is no search's file or is damaged: file is not a database"),

@@ -10,7 +10,13 @@ from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 from evonorm_plugins.search import run
-from evonorm_plugins.search.config import check_same, from_dict, load_config, training_config
+from evonorm_plugins.search.config import (
+    SINCE_2,
+    check_same,
+    from_dict,
+    load_config,
+    training_config,
+)
 from evonorm_plugins.search.run import open_store
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.training.config import to_dict
@@ -58,6 +64,9 @@ def test_shipped_configs():
         ({"tournament": 5}, "tournament=5.0 is a share, at most 1"),
         ({"tournament": 0}, "tournament=0.0 must be at least"),
         ({"winner": "best"}, "winner='best' is not one of pareto, average"),
+        ({"moves": ["node", "swap"]}, "moves=['node', 'swap']: 'swap' is not one of ['node', "),
+        ({"moves": []}, "moves=[]: give one of ['node', 'live', "),
+        ({"moves": ["live", "live"]}, "moves=['live', 'live']: live is there twice"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"candidates": None}, "give candidates=NUMBER or hours=NUMBER"),
         ({"candidate": 3}, "there is no option 'candidate'; did you mean 'candidates'?"),
@@ -65,7 +74,15 @@ def test_shipped_configs():
         ({"seed": 2**64}, "seed="),
         ({"candidates": -5}, "candidates=-5 must be at least 1"),
         ({"hours": float("nan")}, "hours=nan must be"),
-        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality']"),
+        ({"filters": ["top"]}, "filters=['top']: top needs quality before it"),
+        ({"filters": ["quality", "rungs"]}, "rungs must come before quality"),
+        ({"filters": ["top", "quality"]}, "quality must come before top"),
+        ({"filters": ["rungs"], "rungs": []}, "rungs=[]: give numbers of steps"),
+        ({"filters": ["rungs"], "rungs": [50, 25]}, "rungs=[50, 25]: give numbers of steps"),
+        ({"filters": ["rungs"], "rungs": [100]}, "from 1 to quality_steps - 1 = 99"),
+        ({"rung_share": 2}, "rung_share=2.0 is a share, at most 1"),
+        ({"top_share": 0}, "top_share=0.0 must be at least"),
+        ({"filters": ["speed"]}, "'speed' is not one of ['trial', 'stability', 'quality', 'propag"),
     ],
 )
 def test_bad_options(values, message):
@@ -78,6 +95,12 @@ def test_what_a_resumed_search_may_change():
     config = from_dict({"data": "x", "candidates": 5})
     saved = json.loads(json.dumps(to_dict(config)))
     check_same(from_dict({"data": "y", "candidates": 50, "workers": 3}), saved, "s.sqlite")
+    # What was begun before there were these options goes on as it began.
+    for key in SINCE_2:
+        del saved[key]
+    check_same(from_dict({"data": "x", "candidates": 5}), saved, "s.sqlite")
+    with pytest.raises(ConfigError, match=r"begun with same='structure' \(now 'function'\)"):
+        check_same(from_dict({"data": "x", "candidates": 5, "same": "function"}), saved, "s.sqlite")
     message = r"s.sqlite was begun with seed=0 \(now 1\): give the same, or another store"
     with pytest.raises(ConfigError, match=message):
         check_same(from_dict({"data": "x", "candidates": 5, "seed": 1}), saved, "s.sqlite")

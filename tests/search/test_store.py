@@ -144,6 +144,61 @@ def test_another_version(store, path):
         Store(path)
 
 
+@pytest.fixture
+def first_version(store, path):
+    """A file as version 1 wrote it."""
+    fill(store)
+    store.close()
+    with sqlite3.connect(path) as db:
+        db.execute("DROP INDEX by_mark")
+        for column in ("fingerprint", "mark", "redrawn"):
+            db.execute(f"ALTER TABLE candidates DROP COLUMN {column}")
+        db.execute("UPDATE about SET value = '1' WHERE key = 'version'")
+    return path
+
+
+def test_version_1_is_read_as_it_is(first_version):
+    before = first_version.read_bytes()
+    with Store(first_version) as store:
+        found = store.finished()
+    assert [(c.number, c.redrawn, c.fingerprint) for c in found] == [
+        (n, {}, None) for n in (1, 0, 2)
+    ]
+    assert first_version.read_bytes() == before
+
+
+def test_version_1_is_gone_on_with_as_version_2(first_version):
+    with Store(first_version) as store:
+        before = store.finished()
+    with Store(first_version, write=True) as store:
+        assert store.finished() == before
+        new = Candidate(4, Graph.of(("log", "x")), fingerprint=[0.5, 2.0], redrawn={"structure": 3})
+        store.propose(new)
+    with Store(first_version) as store:
+        assert store.finished() == before
+        assert (store[4].fingerprint, store[4].redrawn) == ([0.5, 2.0], {"structure": 3})
+
+
+@pytest.mark.parametrize(
+    ("given", "number"),
+    [
+        ([[0.5, 2.0]], 0),
+        ([[9.0, 9.0], [0.509, 1.991]], 0),
+        ([[0.491, 2.009]], 0),  # on the other side
+        ([[0.512, 2.0]], 1),
+        ([[0.515, 2.0], [0.5, 2.0]], 0),  # the first one proposed
+        ([[0.5, 2.02]], None),
+        ([[0.45, 2.0]], None),
+    ],
+)
+def test_a_fingerprint_near_one_that_is_there(store, given, number):
+    store.propose(Candidate(0, TANH, fingerprint=[0.5, 2.0]))
+    store.propose(Candidate(1, RELU, fingerprint=[0.52, 2.0]))
+    store.propose(Candidate(2, Graph.of(("exp", "x"))))
+    found = store.find_near(given, tolerance=0.01)
+    assert (found and found.number) == number
+
+
 def test_cut_off(store, path):
     fill(store)
     store.close()

@@ -7,9 +7,11 @@ search runs or after it. docs/search.md explains both.
 COMMANDS = {
     "run": "search, from the beginning or from where it stopped",
     "try": "put one layer through the filters and train it, as a search does",
+    "filters": "measure what the filters of a search cost, refuse and refuse wrongly",
     "layer": "write a formula as a layer file, which every norm option takes",
     "top": "the best layers of a search",
     "show": "one candidate, or the whole search in numbers",
+    "watch": "follow a search: counts, rates, best layers, ancestors of the best",
     "export": "write a candidate as a layer file, which every norm option takes",
     "plot": "pictures of one search, or of several side by side",
     "rerank": "train whole models with each of the best layers, and keep three",
