@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 
 from biggan.architecture import CHANNEL_MULTIPLIERS
+from biggan.augment import POLICIES
 from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.registry import get_norm_act, parse_name
 from evonorm_plugins.training.config import (
@@ -59,6 +60,7 @@ class Config:
     adam_eps: float = 1e-6
     ema_decay: float = 0.9999
     ema_start: int = 20_000  # before this step the average is the generator itself
+    augment: list[str] = dataclasses.field(default_factory=list)  # of biggan.augment.POLICIES
     orthogonal: float = 0.0  # weight of orthogonal regularisation, 1e-4 in the paper where used
 
     # ---- machine ----
@@ -141,6 +143,7 @@ def _check(config):
         raise ConfigError(f"num_classes={config.num_classes} must be at least 1")
     check_below_one(config, ("beta1", "beta2", "ema_decay"))
     check_precision(config.precision, config.device)
+    _check_augment(config)
     _check_architecture(config)
     try:
         if "eps" in parse_name(config.norm)[1]:
@@ -148,6 +151,18 @@ def _check(config):
         get_norm_act(config.norm, 8, eps=config.norm_eps, device="meta")
     except (TypeError, ValueError) as error:
         raise ConfigError(f"norm={config.norm!r}: {error}") from None
+
+
+def _check_augment(config):
+    wrong = [name for name in config.augment if name not in POLICIES]
+    if wrong:
+        raise ConfigError(
+            f"augment={config.augment}: {wrong[0]!r} is not one of {', '.join(POLICIES)}"
+        )
+    if len(set(config.augment)) < len(config.augment):
+        raise ConfigError(f"augment={config.augment}: one comes twice")
+    if "color" in config.augment and config.image_channels == 1:
+        raise ConfigError("augment: color is for images with 3 channels, image_channels is 1")
 
 
 def _check_architecture(config):

@@ -5,6 +5,7 @@ import contextlib
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from biggan.augment import NUMBERS, augmented
 from biggan.config import batch_per_rank
 from biggan.discriminator import Discriminator
 from biggan.generator import Generator
@@ -123,15 +124,16 @@ class Trainer:
         self.generator.train(), self.discriminator.train()
         self.discriminator.requires_grad_(True)
         self.d_optimizer.zero_grad(set_to_none=True)
-        for last, z, y in self._draws(k):
+        for last, z, y, numbers in self._draws(k):
             images, labels = next(batches)
             real = images.to(self.device, non_blocking=True).float().div_(127.5).sub_(1)
             labels = labels.to(self.device, non_blocking=True)
             with torch.no_grad(), self._autocast():
                 fake = self.generator(z, y)
             with self._sync(self._d_parallel, last), self._autocast():
-                both = torch.cat([fake, real]), torch.cat([y, labels])
-                fake_score, real_score = self._d_parallel(*both).float().split(len(z))
+                both = self._augmented(torch.cat([fake, real]), numbers.flatten(0, 1))
+                scores = self._d_parallel(both, torch.cat([y, labels])).float()
+                fake_score, real_score = scores.split(len(z))
                 loss = discriminator_loss(real_score, fake_score)
                 self.scaler.scale(loss / config.accumulations).backward()
             scores = torch.stack([real_score.mean(), fake_score.mean()])
@@ -144,10 +146,11 @@ class Trainer:
         config, total = self.config, 0
         self.discriminator.requires_grad_(False)
         self.g_optimizer.zero_grad(set_to_none=True)
-        for last, z, y in self._draws(config.d_steps):
+        for last, z, y, numbers in self._draws(config.d_steps):
             with self._sync(self._g_parallel, last), self._autocast():
                 # Not through the discriminator's wrapper: it has no gradient to share here.
-                loss = generator_loss(self.discriminator(self._g_parallel(z, y), y).float())
+                fake = self._augmented(self._g_parallel(z, y), numbers[0])
+                loss = generator_loss(self.discriminator(fake, y).float())
                 total = total + loss.detach() / config.accumulations
                 loss = loss / config.accumulations
                 if config.orthogonal and last:
@@ -158,15 +161,27 @@ class Trainer:
         return total, norm
 
     def _draws(self, k):
-        """``(whether it is the last, latents, classes)`` of every accumulation of an update."""
+        """``(whether it is the last, latents, classes, numbers)`` of an update's accumulations.
+
+        The numbers are those of augmentation, ``(2, images, NUMBERS)``: of generated images, of
+        real ones.
+        """
         c, number = self.config, self.step * (self.config.d_steps + 1) + k
         random = generator_of(c.seed, number, 2)
         z = torch.randn(c.batch_size, c.z_size, generator=random)
         y = torch.randint(c.num_classes, (c.batch_size,), generator=random)
+        random = generator_of(c.seed, number, 3)
+        u = torch.rand(2, c.batch_size, NUMBERS, generator=random)
         for j in range(c.accumulations):
             start = (j * self.ranks.size + self.ranks.rank) * self.batch
             part = slice(start, start + self.batch)
-            yield j == c.accumulations - 1, z[part].to(self.device), y[part].to(self.device)
+            own = (t.to(self.device) for t in (z[part], y[part], u[:, part]))
+            yield j == c.accumulations - 1, *own
+
+    def _augmented(self, images, numbers):
+        """What the discriminator sees of images."""
+        policies = self.config.augment
+        return augmented(images, numbers, policies) if policies else images
 
     def _autocast(self):
         return autocast(self.config.precision, self.device)

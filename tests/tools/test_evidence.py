@@ -41,6 +41,43 @@ def test_table(sweep, capsys):
     ]
 
 
+@pytest.fixture
+def seeds(tmp_path):
+    """``seeds(name, seed, accuracies)``: a folder with trials of one seed at two widths."""
+
+    def make(name, seed, accuracies):
+        trials = []
+        for number, (width, value) in enumerate(accuracies.items()):
+            values = {"width": width, "norm": "FRN", "seed": seed}
+            record = {"trial": number, "values": values, "status": "finished"}
+            trials.append({**record, "val_accuracy": value})
+            folder = tmp_path / name / f"trials/{number:03d}"
+            folder.mkdir(parents=True)
+            config = {"model": "mobilenetv2_cifar", "width": width, "norm": "FRN"}
+            (folder / "result.json").write_text(json.dumps({"config": config}))
+        search = {"width": list(accuracies), "norm": ["FRN"], "seed": [seed]}
+        text = json.dumps({"search": search, "trials": trials})
+        (tmp_path / name / "sweep.json").write_text(text)
+        return str(tmp_path / name)
+
+    return make
+
+
+def test_seeds_and_folders_together(seeds, capsys, tmp_path):
+    folders = [seeds("a", 0, {0.1: 0.5, 0.2: 0.6}), seeds("b", 1, {0.1: 0.52, 0.4: 0.7})]
+    assert main(["table", *folders, "--columns", "width"]) == 0
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head == "| norm | 0.1 | 0.2 | 0.4 |"
+    assert row == "| FRN | 51.0 ± 1.0 | 60.0 | 70.0 |"
+    assert main(["table", *folders, "--columns", "width", "--where", "seed=1"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "| FRN | 52.0 |  | 70.0 |"
+    assert main(["cost", *folders, "--where", "width=0.1", "--out", str(tmp_path / "c.png")]) == 0
+    (row,) = capsys.readouterr().out.splitlines()[2:-1]
+    assert row.startswith("| FRN | 0.1 | ")
+    assert row.endswith(" | 51.0 ± 1.0 |")
+    assert main(["plot", *folders, "--x", "width", "--out", str(tmp_path / "p.png")]) == 0
+
+
 def test_plot(sweep, capsys):
     out = sweep / "plot.png"
     assert main(["plot", str(sweep), "--x", "width", "--out", str(out)]) == 0
@@ -73,3 +110,12 @@ def test_bad_input(sweep, tmp_path, capsys):
     assert "sweep.json; evonorm sweep writes it" in capsys.readouterr().err
     assert main(["table", str(sweep), "--columns", "lr"]) == 2
     assert "the sweep has no 'lr'; it searches over width, norm" in capsys.readouterr().err
+    assert main(["table", str(sweep), "--columns", "width", "--where", "norm=BN"]) == 2
+    assert "--where norm=BN: the sweep has BN-ReLU, EvoNormB0" in capsys.readouterr().err
+    other = tmp_path / "other"
+    (other / "trials/000").mkdir(parents=True)
+    (other / "trials/000/result.json").write_text("{}")
+    text = json.dumps({"search": {"lr": [1]}, "trials": [{"trial": 0, "values": {"lr": 1}}]})
+    (other / "sweep.json").write_text(text)
+    assert main(["table", str(sweep), str(other), "--columns", "width"]) == 2
+    assert "searches over lr, " in capsys.readouterr().err

@@ -22,6 +22,9 @@ EXAMPLES = """
 examples:
   accuracy of every norm (rows) for every value of a searched key (columns):
     tools/experiments/evidence.py table output/evidence_norms --columns model
+  the same of some of the trials, from the folders of two sweeps:
+    tools/experiments/evidence.py table output/a output/b --columns images_per_worker \\
+        --where model=mobilenetv2_cifar
   the same as a picture, the key on the horizontal axis:
     tools/experiments/evidence.py plot output/evidence_batch --x images_per_worker --out batch.png
   accuracy against parameters and inference FLOPs, norms folded into convolutions:
@@ -31,15 +34,42 @@ examples:
 
 exit status: 0 done, 1 failed, 2 bad input
 """
+WHERE = "only trials with this value of a searched key; may be given several times"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def read_sweep(folder):
-    """``(search, trials)`` of a sweep: its lists of values; records with ``config`` and ``result``.
+def read_sweeps(folders, where=()):
+    """``(search, trials)`` of sweeps: lists of values; records with ``config`` and ``result``.
+
+    Args:
+        folders: of sweeps over the same keys.
+        where: ``(key, value as text)`` pairs; only trials with these values are read.
 
     Raises:
-        InputError: there is no sweep, or no trial of it has ended.
+        InputError: there is no sweep, no trial of it has ended, or no value is like that.
     """
+    search, trials = {}, []
+    for folder in folders:
+        found, ended = _read_sweep(folder)
+        if search and set(found) != set(search):
+            raise InputError(
+                f"{folder} searches over {', '.join(found)}, {folders[0]} over {', '.join(search)}"
+            )
+        for key, values in found.items():
+            known = search.setdefault(key, [])
+            known += [value for value in values if value not in known]
+        trials += ended
+    for key, text in where:
+        kept = [value for value in labels(search, key) if str(value) == text]
+        if not kept:
+            known = ", ".join(map(str, search[key]))
+            raise InputError(f"--where {key}={text}: the sweep has {known}")
+        search[key] = kept
+        trials = [trial for trial in trials if trial["values"][key] in kept]
+    return search, trials
+
+
+def _read_sweep(folder):
     path = Path(folder, "sweep.json")
     if not path.is_file():
         raise InputError(f"there is no {path}; evonorm sweep writes it")
@@ -69,13 +99,20 @@ def of(trials, **values):
     return [t for t in trials if all(t["values"][k] == v for k, v in values.items())]
 
 
+def percents(trials):
+    """Accuracies in percent of those that finished."""
+    return [t["val_accuracy"] * 100 for t in trials if t["status"] == "finished"]
+
+
 def accuracy(trials):
-    """Mean accuracy in percent of finished trials as text; how many did not finish."""
-    finished = [t["val_accuracy"] * 100 for t in trials if t["status"] == "finished"]
+    """Mean accuracy in percent and half the range as text; how many did not finish."""
+    finished = percents(trials)
     lost = len(trials) - len(finished)
     if not finished:
         return trials[0]["status"] if trials else ""
     text = f"{statistics.fmean(finished):.1f}"
+    if len(finished) > 1:
+        text += f" ± {(max(finished) - min(finished)) / 2:.1f}"
     return f"{text} ({lost} of {len(trials)} {trials[-1]['status']})" if lost else text
 
 
@@ -85,8 +122,8 @@ def markdown(head, rows):
 
 
 def table(args):
-    """Accuracy in percent, a row for each norm."""
-    search, trials = read_sweep(args.folder)
+    """Accuracy in percent, a row for each norm; of several seeds mean and half the range."""
+    search, trials = read_sweeps(args.folders, args.where)
     columns = labels(search, args.columns)
     rows = [
         [row, *(accuracy(of(trials, **{args.rows: row, args.columns: c})) for c in columns)]
@@ -98,16 +135,17 @@ def table(args):
 def plot(args):
     """Accuracy against a key, a line for each norm."""
     check_output(args.out, ours=is_ours)
-    search, trials = read_sweep(args.folder)
+    search, trials = read_sweeps(args.folders, args.where)
     x = labels(search, args.x)
     figure, axes = _figure(1)
     for style, norm in zip(_styles(), labels(search, "norm"), strict=False):
         points = [(k, of(trials, norm=norm, **{args.x: v})) for k, v in enumerate(x)]
-        points = [
-            (k, [t["val_accuracy"] for t in ts if t["status"] == "finished"]) for k, ts in points
-        ]
-        points = [(k, 100 * statistics.fmean(found)) for k, found in points if found]
-        axes[0].plot(*zip(*points, strict=True), label=norm, **style)
+        points = [(k, percents(ts)) for k, ts in points]
+        points = [(k, found) for k, found in points if found]
+        ends = [p for k, found in points for p in ((k, k), (min(found), max(found)))]
+        axes[0].plot(*ends, color=style["color"], alpha=0.5)
+        means = [(k, statistics.fmean(found)) for k, found in points]
+        axes[0].plot(*zip(*means, strict=True), label=norm, **style)
     axes[0].set_xticks(range(len(x)), x)
     axes[0].set(xlabel=args.x.replace("_", " "), ylabel="accuracy, %")
     axes[0].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -117,32 +155,24 @@ def plot(args):
 def cost(args):
     """Accuracy against parameters and multiply-adds of folded models."""
     check_output(args.out, ours=is_ours)
-    search, trials = read_sweep(args.folder)
+    search, trials = read_sweeps(args.folders, args.where)
     figure, axes = _figure(2)
+    others = [k for k in search if k not in ("norm", "seed")]
     rows = []
     for style, norm in zip(_styles(), labels(search, "norm"), strict=False):
         points = []
-        for trial in of(trials, norm=norm):
-            if trial["status"] != "finished":
+        for values, seeds in by_values(of(trials, norm=norm), others):
+            found = percents(seeds)
+            if not found:
                 continue
-            before, after = folded_cost(trial["result"]["config"])
-            percent = 100 * trial["val_accuracy"]
-            points.append((after[0] / 1e6, after[1] / 1e6, percent))
-            values = [trial["values"][k] for k in search if k != "norm"]
-            numbers = [f"{n:,}" for n in (before[0], after[0])]
-            rows.append(
-                [
-                    norm,
-                    *values,
-                    *numbers,
-                    *(f"{n[1] / 1e6:.2f}" for n in (before, after)),
-                    f"{percent:.1f}",
-                ]
-            )
+            before, after = folded_cost(seeds[0]["result"]["config"])
+            points.append((after[0] / 1e6, after[1] / 1e6, statistics.fmean(found)))
+            parameters = [f"{n[0]:,}" for n in (before, after)]
+            operations = [f"{n[1] / 1e6:.2f}" for n in (before, after)]
+            rows.append([norm, *values, *parameters, *operations, accuracy(seeds)])
         points.sort()
         for panel, column in zip(axes, (0, 1), strict=True):
             panel.plot([p[column] for p in points], [p[2] for p in points], label=norm, **style)
-    others = [k for k in search if k != "norm"]
     print(
         markdown(
             ["norm", *others, "parameters", "folded", "M operations", "folded", "accuracy"], rows
@@ -152,6 +182,14 @@ def cost(args):
     axes[1].set(xlabel="operations of an image in inference, millions")
     axes[0].legend(frameon=False)
     _save(figure, args.out)
+
+
+def by_values(trials, keys):
+    """``(values of keys, trials with them)``: the trials of several seeds together."""
+    groups = {}
+    for trial in trials:
+        groups.setdefault(tuple(trial["values"][k] for k in keys), []).append(trial)
+    return groups.items()
 
 
 def folded_cost(config):
@@ -177,7 +215,7 @@ def time_steps(args):
     from evonorm_plugins.classification.config import from_dict
     from evonorm_plugins.training.ranks import Ranks
 
-    search, trials = read_sweep(args.folder)
+    search, trials = read_sweeps(args.folders, args.where)
     torch.set_num_threads(args.threads)
     columns = labels(search, args.columns)
     rows = {norm: [norm] for norm in labels(search, "norm")}
@@ -218,6 +256,14 @@ def step_seconds(configs, ranks, rounds):
     return {norm: statistics.median(values) for norm, values in times.items()}
 
 
+def pair(text):
+    """``KEY=VALUE`` of a command line."""
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like KEY=VALUE")
+    return key, value
+
+
 def _figure(panels):
     size = (5.6 * panels + 0.4, 4)
     figure, axes = pyplot().subplots(
@@ -244,7 +290,10 @@ def parse_args(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     for name, function in (("table", table), ("plot", plot), ("cost", cost), ("time", time_steps)):
         command = commands.add_parser(name, help=function.__doc__.splitlines()[0])
-        command.add_argument("folder", type=Path, help="of a sweep")
+        command.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="of a sweep")
+        command.add_argument(
+            "--where", type=pair, action="append", default=[], metavar="KEY=VALUE", help=WHERE
+        )
         command.set_defaults(function=function)
         if name == "table":
             command.add_argument("--rows", default="norm", metavar="KEY")

@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "ap": "AP and AR of detections, as pycocotools",
     "gan": "Inception score, FID, KID, precision and recall of generated images",
+    "extractor": "a feature extractor for gan, of a classifier",
     "stats": "statistics of real images, computed once and kept",
     "table": "the paper's table from the JSON of several runs",
 }
