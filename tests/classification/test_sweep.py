@@ -323,6 +323,11 @@ def test_correlation_and_importance(monkeypatch):
     assert rows["groups"][1] < 0.05
 
 
+def test_names_of_single_trials_are_no_option():
+    values = [{"run": name, "lr": 0.1} for name in "abcde"]
+    assert influence({"run": list("abcde"), "lr": [0.1]}, values, [0.1, 0.2, 0.3, 0.4, 0.5]) == []
+
+
 def test_equal_accuracies_have_no_correlation():
     values = [{"lr": lr} for lr in (1, 2, 3, 4, 5)]
     ((name, correlation, importance),) = influence({"lr": [1, 2, 3, 4, 5]}, values, [0.5] * 5)

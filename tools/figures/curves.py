@@ -65,7 +65,7 @@ def read_run(folder):
     return steps, validations
 
 
-def plot(runs, out, window=10):
+def plot(runs, out, window=5):
     """Write ``out``: loss and accuracy, in training and in validation.
 
     Args:
@@ -103,7 +103,7 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", metavar="LABEL=DIR", help="or the folder of a sweep")
     parser.add_argument("--out", default="curves.png")
     parser.add_argument(
-        "--window", type=int, default=10, help="records of training in a mean (default: 10)"
+        "--window", type=int, default=5, help="records of training in a mean (default: 5)"
     )
     args = parser.parse_args(argv)
     if args.window < 1:

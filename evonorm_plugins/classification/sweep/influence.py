@@ -11,13 +11,14 @@ FEWEST = 5
 
 
 def influence(search, values, accuracies):
-    """``[(name, correlation, importance), ...]``, the most important first.
+    """``[(name, correlation, importance), ...]``, the most important (or correlated) first.
 
     The correlation is Pearson's of the option with the accuracy, from -1 to 1; of a value that is
     no number, whether a trial has it. None where the accuracies are all equal. The importance is
     that of a random forest fitted to the accuracies (how much its splits by the option lower the
     squared error; all add up to 1), which also sees what is not linear; None where scikit-learn is
-    not installed. Options with one value alone are left out.
+    not installed. Left out are options with one value alone, and those without numbers of which
+    every trial has a value of its own.
 
     Args:
         search: ``{option: [value, ...]}``.
@@ -31,7 +32,7 @@ def influence(search, values, accuracies):
             continue
         if is_numeric(choices):
             columns[key] = [float(v[key]) for v in values]
-        else:
+        elif len(tried) < len(values):
             columns |= {f"{key}={c}": [float(v[key] == c) for v in values] for c in tried}
     if not columns:
         return []
@@ -40,7 +41,7 @@ def influence(search, values, accuracies):
         (name, _correlation(column, accuracies), importance)
         for (name, column), importance in zip(columns.items(), importances, strict=True)
     ]
-    return sorted(rows, key=lambda row: -(row[2] or 0))
+    return sorted(rows, key=lambda row: -abs(row[1] or 0 if row[2] is None else row[2]))
 
 
 def is_numeric(choices):
