@@ -6,7 +6,6 @@ from evonorm_plugins.errors import ConfigError, MissingDependencyError
 from evonorm_plugins.files import replacing
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
-COLOURS += ("#7fb3d5", "#c78ecf")
 SOFTWARE = "evonorm_plugins"  # what every picture says it was made with
 
 

@@ -75,7 +75,7 @@ def test_the_trials_of_a_sweep(tmp_path, monkeypatch):
         (["TMP"], "TMP is neither LABEL=DIR nor the folder of a sweep (FileNotFoundError)"),
         (["TMP", "TMP"], "'TMP' is not of the form LABEL=DIR"),
         (["A=x", "A=y"], "the label 'A' is there twice"),
-        ([f"{n}=x" for n in range(10)], "10 runs are more than there are colours, 9"),
+        ([f"{n}=x" for n in range(22)], "22 runs are too many for one picture: at most 21"),
     ],
 )
 def test_bad_input(tmp_path, capsys, runs, message):

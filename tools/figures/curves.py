@@ -9,6 +9,7 @@ examples:
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,16 +19,18 @@ from evonorm_plugins.files import check_output
 from evonorm_plugins.plots import COLOURS, is_ours, labelled, pyplot, running_mean, save_figure
 from evonorm_plugins.training.records import read_records
 
+STYLES = list(itertools.product(("-", "--", ":"), COLOURS))
+
 
 def folders_of(texts):
     """``{label: folder of a run}`` of ``LABEL=DIR`` strings, or of the one folder of a sweep.
 
     Raises:
-        ConfigError: the form of a string, or more runs than there are colours.
+        ConfigError: the form of a string, or too many runs.
     """
     found = labelled(texts, "DIR") if "=" in texts[0] or len(texts) > 1 else _trials(texts[0])
-    if len(found) > len(COLOURS):
-        raise ConfigError(f"{len(found)} runs are more than there are colours, {len(COLOURS)}")
+    if len(found) > len(STYLES):
+        raise ConfigError(f"{len(found)} runs are too many for one picture: at most {len(STYLES)}")
     return found
 
 
@@ -75,15 +78,16 @@ def plot(runs, out, window=5):
     figure, panels = pyplot().subplots(
         2, 2, figsize=(11, 7), layout="constrained", sharex=True, sharey="row"
     )
-    for colour, (label, (steps, validations)) in zip(COLOURS, runs.items(), strict=False):
+    for (line, colour), (label, (steps, validations)) in zip(STYLES, runs.items(), strict=False):
         accuracy = validations[-1]["val_accuracy"]
-        style = {"color": colour, "linewidth": 1.4, "label": f"{label} ({accuracy:.1%})"}
+        style = {"color": colour, "linestyle": line, "linewidth": 1.4}
+        style["label"] = f"{label} ({accuracy:.1%})"
         # Records of training have no epoch of their own.
         per_step = validations[-1]["epoch"] / validations[-1]["step"]
         places, epochs = [r["step"] * per_step for r in steps], [r["epoch"] for r in validations]
         for row, key in zip(panels, ("loss", "accuracy"), strict=True):
             row[0].plot(*running_mean(places, [r[key] for r in steps], window), **style)
-            row[1].plot(epochs, [r[f"val_{key}"] for r in validations], ".-", **style)
+            row[1].plot(epochs, [r[f"val_{key}"] for r in validations], marker=".", **style)
             row[0].set_ylabel(key)
     for axes, title in zip(panels[0], ("training", "validation"), strict=True):
         axes.set_title(title)
