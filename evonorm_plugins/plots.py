@@ -1,6 +1,8 @@
 """What all pictures with axes share. matplotlib is imported when one is drawn."""
 
-from evonorm_plugins.errors import MissingDependencyError
+import itertools
+
+from evonorm_plugins.errors import ConfigError, MissingDependencyError
 from evonorm_plugins.files import replacing
 
 COLOURS = ("#d1495b", "#30638e", "#1b998b", "#e0a030", "#6a4c93", "#555555", "#8c564b")
@@ -37,3 +39,34 @@ def is_ours(path):
     with open(path, "rb") as file:
         head = file.read(300)
     return head.startswith(b"\x89PNG") and SOFTWARE.encode() in head
+
+
+def labelled(texts, what):
+    """``{label: value}`` of ``LABEL=VALUE`` strings of a command line.
+
+    Args:
+        what: the name of the value in messages, as ``"DIR"``.
+
+    Raises:
+        ConfigError: the form of one, or a label that is there twice.
+    """
+    found = {}
+    for text in texts:
+        label, equals, value = text.partition("=")
+        if not (equals and label and value):
+            raise ConfigError(f"{text!r} is not of the form LABEL={what}")
+        if label in found:
+            raise ConfigError(f"the label {label!r} is there twice")
+        found[label] = value
+    return found
+
+
+def running_mean(xs, ys, width):
+    """``(xs, ys)`` of the mean over ``width`` values in a row, at the last of them.
+
+    Of fewer values, the mean of all.
+    """
+    width = min(width, len(ys))
+    sums = [0.0, *itertools.accumulate(ys)]
+    means = [(b - a) / width for a, b in zip(sums, sums[width:], strict=False)]
+    return xs[width - 1 :], means

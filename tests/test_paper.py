@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from biggan.config import load_config as load_gan
-from evonorm_plugins.classification.config import load_config
+from evonorm_plugins.classification.config import from_dict, load_config
 from evonorm_plugins.classification.optim import scaled_lr
+from evonorm_plugins.classification.sweep import load_sweep
 from evonorm_plugins.configs import list_configs
 from evonorm_plugins.layers.candidates import CANDIDATES
 from evonorm_plugins.search import rerank
@@ -141,14 +142,46 @@ def test_the_search_of_sections_4_and_5_1(space, steps, schedule):
     assert sorted(config.filters) == ["quality", "stability"]
 
 
-def test_the_study():
-    config = load_config("cifar10_mini_inception")
-    assert (config.lr, config.momentum, config.nesterov) == (1e-2, 0.9, False)
-    search = yaml.safe_load((ROOT / "configs/mini_inception_sweep.yaml").read_text())["search"]
-    assert search["norm"] == [f"EvoNormS0(groups={g})" for g in (4, 8, 12, 16, 32)]
-    assert search["epochs"] == [10, 20, 30, 40, 50, 60]
-    assert search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
-    assert search["optimizer"] == ["adam", "sgd"]
+# The study's runs: norm, optimizer, rate, schedule, augmentation, images and updates of an epoch.
+SGD = ("sgd", 1e-2, "inverse_time")
+PLAIN, AUGMENTED = ("none", 128, None), ("affine", 32, 390)
+STUDY = [
+    ("BN-ReLU", "adam", 1e-3, "constant", *PLAIN),
+    ("BN-ReLU", *SGD, *PLAIN),
+    ("BN-ReLU", *SGD, *AUGMENTED),
+    ("EvoNormB0", *SGD, *PLAIN),
+    ("EvoNormB0", *SGD, *AUGMENTED),
+    *((f"EvoNormS0(groups={groups})", *SGD, *PLAIN) for groups in (8, 16, 32)),
+    ("EvoNormS0(groups=8)", *SGD, *AUGMENTED),
+]
+
+
+def test_the_runs_of_the_study():
+    sweep = load_sweep("mini_inception_study_sweep")
+    runs = [from_dict(sweep.trial_config(n, values)) for n, values in enumerate(sweep.choose())]
+    keys = ("norm", "optimizer", "lr", "schedule", "augment", "batch_size", "steps_per_epoch")
+    assert sorted(tuple(map(str, r)) for r in STUDY) == sorted(
+        tuple(str(getattr(run, key)) for key in keys) for run in runs
+    )
+    for run in runs:
+        assert (run.model, run.epochs, run.weight_decay) == ("mini_inception", 60, 0)
+        assert run.model_options == {"dropout": 0.5}
+        assert (run.momentum, run.nesterov, run.decay) == (0.9, False, 1e-2)
+        assert (run.rotation, run.zoom, run.shift, run.flip) == (18, 0.15, 0.2, True)
+
+
+def test_the_search_of_the_study():
+    sweep = load_sweep("mini_inception_sweep")
+    assert sweep.search["groups"] == [4, 8, 12, 16, 32]
+    assert sweep.search["epochs"] == [10, 20, 30, 40, 50, 60]
+    assert sweep.search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
+    assert sweep.search["method"] == ["adam", "sgd"]
+    first = {"groups": 12, "epochs": 10, "lr": 1e-2}
+    adam, sgd = (from_dict(sweep.trial_config(0, {**first, "method": m})) for m in ("adam", "sgd"))
+    assert adam.norm == sgd.norm == "EvoNormS0(groups=12)"
+    assert (adam.optimizer, adam.schedule, adam.clip_grad) == ("adam", "constant", 1)
+    assert (sgd.optimizer, sgd.schedule, sgd.decay) == ("sgd", "inverse_time", 1e-2)
+    assert (sgd.momentum, sgd.nesterov, sgd.clip_grad) == (0.9, False, None)
 
 
 def test_the_page_names_configs_and_files_that_exist():

@@ -25,9 +25,12 @@ class Config:
     holdout: int | str = 0
     reader: str = "auto"  # "memory": decoded once; "files": read in every epoch
     resolution: int | None = None  # of what the model is trained on; None: see the docs
-    augment: str = "standard"  # or "none", "randaugment"
+    augment: str = "standard"  # or "none", "affine", "randaugment"
     padding: int = 4  # memory: on each side, before cropping
     flip: bool = True
+    rotation: float = 18.0  # affine: at most so many degrees to either side
+    zoom: float = 0.15  # affine: height and width grow or shrink by so large a share at most
+    shift: float = 0.2  # affine: at most so large a share of the side
     randaugment_ops: int = 2
     randaugment_magnitude: int = 9  # of at most 30
     crop_scale: float = 0.08  # files: smallest share of an image's area that is cropped
@@ -50,6 +53,7 @@ class Config:
     seed: int = 0
     epochs: int = 90
     steps: int | None = None  # instead of epochs
+    steps_per_epoch: int | None = None  # None: as many as use every image once
     batch_size: int = 128  # images of one forward pass: those that batch statistics are taken of
     accumulations: int = 1  # forward passes of an update
     val_batch_size: int = 256
@@ -64,10 +68,10 @@ class Config:
     weight_decay: float = 1e-4
     decay_all: bool = False  # also gamma, beta, v and the biases
     clip_grad: float | None = None  # largest norm of the gradients
-    schedule: str = "cosine"  # or "constant", "multistep", "polynomial", "exponential"
+    schedule: str = "cosine"  # or one of CHOICES["schedule"]
     warmup: float = 0.0  # epochs
     milestones: list = dataclasses.field(default_factory=list)  # multistep: epochs
-    decay: float = 0.1  # multistep, exponential: factor
+    decay: float = 0.1  # multistep, exponential: factor; inverse_time: see optim.lr_factor
     decay_epochs: float = 2.4  # exponential
     power: float = 1.0  # polynomial
     label_smoothing: float = 0.0
@@ -90,22 +94,23 @@ class Config:
 
 CHOICES = {
     "reader": ["auto", "memory", "files"],
-    "augment": ["standard", "none", "randaugment"],
+    "augment": ["standard", "none", "affine", "randaugment"],
     "optimizer": ["sgd", "adam", "adamw", "rmsprop"],
-    "schedule": ["constant", "multistep", "cosine", "polynomial", "exponential"],
+    "schedule": ["constant", "multistep", "cosine", "polynomial", "exponential", "inverse_time"],
     "precision": ["fp32", "bf16", "fp16"],
 }
 # Lowest value; the others are any number.
 MINIMUM = {
     **dict.fromkeys(("batch_size", "accumulations", "val_batch_size", "prefetch", "log_every"), 1),
     **dict.fromkeys(("val_resolution", "val_resize", "max_train_images", "max_val_images"), 1),
-    **dict.fromkeys(("steps", "base_batch", "resolution"), 1),
+    **dict.fromkeys(("steps", "steps_per_epoch", "base_batch", "resolution"), 1),
     **dict.fromkeys(
         ("padding", "workers", "seed", "warmup", "eval_every", "max_corrupt", "holdout"), 0
     ),
     **dict.fromkeys(("momentum", "beta2", "alpha", "weight_decay", "label_smoothing"), 0),
     **dict.fromkeys(("ema_decay", "checkpoint_every", "epochs", "power"), 0),
     **dict.fromkeys(("randaugment_ops", "randaugment_magnitude"), 0),
+    **dict.fromkeys(("rotation", "zoom", "shift"), 0),
     **dict.fromkeys(("lr", "width", "optimizer_eps", "clip_grad", "crop_scale", "decay"), 1e-12),
     **dict.fromkeys(("timeout_minutes", "decay_epochs"), 0.01),
 }
@@ -136,12 +141,14 @@ def held_out(overrides):
 def from_dict(values):
     """A checked :class:`Config` of a plain dictionary. Raises :class:`ConfigError`."""
     config = build(Config, values, CHOICES, MINIMUM)
-    check_below_one(config, ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay"))
-    check_shares(config, ("crop_scale",))
+    check_below_one(config, ("momentum", "beta2", "alpha", "label_smoothing", "ema_decay", "zoom"))
+    check_shares(config, ("crop_scale", "shift"))
     if config.randaugment_magnitude > 30:
         raise ConfigError(f"randaugment_magnitude={config.randaugment_magnitude} is at most 30")
     if not config.epochs and config.steps is None:
         raise ConfigError("epochs=0 trains nothing; give epochs or steps")
+    if not config.epochs and config.schedule == "inverse_time":
+        raise ConfigError("schedule=inverse_time divides decay by epochs: epochs=0 is not possible")
     if config.nesterov and config.optimizer == "sgd" and not config.momentum:
         raise ConfigError("nesterov=true needs momentum; give nesterov=false with momentum=0")
     if config.schedule == "multistep" and config.milestones != sorted(set(config.milestones)):

@@ -107,6 +107,8 @@ def _memory_data(train, val, chosen, held, config, rank, ranks):
 
 
 def _files_data(train, val, chosen, held, config, rank, ranks):
+    if config.augment == "affine":
+        raise DataError("augment=affine is for images in memory: reader=memory")
     size = config.resolution or RESOLUTION
     val_size = config.val_resolution or size
     resize = config.val_resize or round(val_size / CROP_SHARE)
@@ -205,7 +207,7 @@ class MemoryTrainingData:
         self.images, self.labels, self.size, self.config = images, labels, size, config
         self.rank, self.ranks = rank, ranks
         self.update = config.batch_size * config.accumulations * ranks
-        self.padding = config.padding if config.augment != "none" else 0
+        self.padding = config.padding if config.augment == "standard" else 0
         height, width = images.shape[2:]
         if size > min(height, width) + 2 * self.padding:
             raise DataError(
@@ -228,10 +230,13 @@ class MemoryTrainingData:
                 order = torch.randperm(len(self), generator=generator_of(c.seed, 1, epoch))
             start = step % per_epoch * self.update
             chosen, crops = order[start : start + self.update], self._draw(step)
+            affine = self._draw_affine(step)
             for k in range(c.accumulations):
                 first = (k * self.ranks + self.rank) * c.batch_size
                 part = slice(first, first + c.batch_size)
                 images, labels = self.images[chosen[part]], self.labels[chosen[part]]
+                if affine is not None:
+                    images = augment.warp(images.float(), affine[part]).round_().byte()
                 yield augment.crop(images, self.size, *(n[part] for n in crops)), labels
             step += 1
 
@@ -239,10 +244,18 @@ class MemoryTrainingData:
         """Top and left corner and whether it is flipped, each ``(update,)``, of every image."""
         random, n = generator_of(self.config.seed, 2, step), self.update
         room = [s + 2 * self.padding - self.size for s in self.images.shape[2:]]
-        if self.config.augment == "none":
+        if self.config.augment in ("none", "affine"):
             return [torch.full((n,), r // 2) for r in room] + [torch.zeros(n, dtype=torch.bool)]
         corners = [torch.randint(r + 1, (n,), generator=random) - self.padding for r in room]
         return [*corners, (torch.rand(n, generator=random) < 0.5) & self.config.flip]
+
+    def _draw_affine(self, step):
+        """What :func:`augment.warp` takes for every image of an update, or None."""
+        c = self.config
+        if c.augment != "affine":
+            return None
+        sizes = {"rotation": c.rotation, "zoom": c.zoom, "shift": c.shift, "flip": c.flip}
+        return augment.random_affine(self.update, generator_of(c.seed, 2, step), **sizes)
 
 
 # ---- images of any size: read from their files in every epoch by worker processes ----

@@ -40,7 +40,8 @@ def lr_factor(config, step, steps, steps_per_epoch):
     """What the learning rate is multiplied with at ``step``, counted from 0, of ``steps``.
 
     The warm-up is linear up to 1; the schedules of the authors' code count from the first step,
-    warm-up included.
+    warm-up included. So does ``inverse_time``, which is that of Keras' optimizers with
+    ``decay=decay / epochs``: 1 / (1 + decay / epochs * step), whenever the run ends.
     """
     warmup = config.warmup * steps_per_epoch
     if step < warmup:
@@ -50,6 +51,8 @@ def lr_factor(config, step, steps, steps_per_epoch):
         return config.decay ** sum(epoch >= m for m in config.milestones)
     if config.schedule == "exponential":
         return config.decay ** math.floor(epoch / config.decay_epochs)
+    if config.schedule == "inverse_time":
+        return 1 / (1 + config.decay / config.epochs * step)
     if config.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * progress))
     if config.schedule == "polynomial":

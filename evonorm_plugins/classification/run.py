@@ -68,7 +68,8 @@ class Run:
             self._check_state(state)
         check_size(config, len(self.data.classes), ranks)
         self.trainer = Trainer(config, ranks, self.data)
-        self.steps_per_epoch = len(self.data.train) // self.trainer.images_per_step
+        whole = len(self.data.train) // self.trainer.images_per_step
+        self.steps_per_epoch = config.steps_per_epoch or whole
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         self.epochs, self.curve, self.seconds = [], [], 0.0
         # Steps, loss, share of right answers: since the last validation, since the last line.

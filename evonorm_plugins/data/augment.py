@@ -1,7 +1,10 @@
 """Crops, flips and what else is done to images before a classifier sees them."""
 
+import math
+
 import numpy as np
 import torch
+from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode, v2
 
 
@@ -28,6 +31,45 @@ def crop(images, size, top, left, flipped):
     inside = ((rows >= 0) & (rows < height))[:, None, :, None]
     inside = inside & ((columns >= 0) & (columns < width))[:, None, None, :]
     return pixels if inside.all() else pixels.mul_(inside)
+
+
+def random_affine(count, generator, *, rotation=18.0, zoom=0.15, shift=0.2, flip=True):
+    """Random maps of an image's places to those that its pixels are taken from.
+
+    Args:
+        count: how many.
+        generator: ``torch.Generator``.
+        rotation: at most so many degrees to either side.
+        zoom: of height and width, each by a factor of its own from 1 - zoom to 1 + zoom.
+        shift: at most so large a share of height and of width.
+        flip: whether half of them exchange left and right.
+
+    Returns:
+        float32 (count, 2, 3), as ``torch.nn.functional.affine_grid`` takes them.
+    """
+
+    def uniform(most):
+        return (2 * torch.rand(count, generator=generator) - 1) * most
+
+    angle, mirror = uniform(math.radians(rotation)), uniform(1).sign()
+    if not flip:
+        mirror = torch.ones(count)
+    zoom_x, zoom_y = 1 + uniform(zoom), 1 + uniform(zoom)
+    # Coordinates go from -1 to 1, so that the whole width is 2.
+    rows = [
+        torch.stack([angle.cos() * zoom_x * mirror, -angle.sin() * zoom_y, uniform(2 * shift)], 1),
+        torch.stack([angle.sin() * zoom_x * mirror, angle.cos() * zoom_y, uniform(2 * shift)], 1),
+    ]
+    return torch.stack(rows, 1)
+
+
+def warp(images, affine):
+    """Images (N, C, H, W) of floats mapped by ``affine`` (N, 2, 3), of the same shape.
+
+    Pixels are interpolated; what is outside has the value of the nearest pixel at the border.
+    """
+    grid = F.affine_grid(affine, images.shape, align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
 def centre_crop(images, size):

@@ -255,6 +255,29 @@ def _before():
     return {key: value for key, value in to_dict(Config()).items() if key in SINCE_2}
 
 
+# What accuracies may be compared across: the images' place, rejection, and chance.
+_NOT_MEASURED = ("data", "val_data", "device", "seed", "filters", "quality_accuracy")
+_NOT_MEASURED += tuple(f"stability_{key}" for key in ("anchor", "batch", "steps", "lr", "norm"))
+_NOT_MEASURED += SINCE_2
+
+
+def check_same_task(task, saved, baseline, path):
+    """Raise :class:`ConfigError` where accuracies of a baseline and of a search mean two things.
+
+    Args:
+        task: the plain dictionary of the baseline's task.
+        saved: the plain dictionary that the search was begun with.
+        baseline, path: what the message calls them.
+    """
+    keys = [f.name for f in dataclasses.fields(Task) if f.name not in _NOT_MEASURED]
+    other = [k for k in keys if k in saved and saved[k] != task.get(k)]
+    if other:
+        what = ", ".join(f"{k}={task.get(k)!r} (not {saved[k]!r})" for k in other)
+        raise ConfigError(
+            f"{baseline} was measured with {what} of {path}: measure it on the same task"
+        )
+
+
 _SAME_IN_TRAINING = ("lr", "momentum", "weight_decay", "clip_grad", "device")
 
 

@@ -1,19 +1,24 @@
-"""Pictures of what a search found, or several side by side. matplotlib is imported to draw."""
+"""Pictures of what a search found, or several side by side. matplotlib is imported to draw.
+
+Each takes ``searches``, ``{label: candidates in the order of results}``. ``baselines`` are layers
+that were not searched for, ``{label: what evaluate() found, as a dictionary}``.
+"""
 
 import itertools
 import math
+import statistics
 
 from evonorm_plugins.plots import COLOURS, pyplot, save_figure
 from evonorm_plugins.search.report import TOP, different, progress_of_top, rank_correlation
 
+_LINES = ("--", "-.", ":")  # of baselines
 
-def plot_top(searches, path, count=TOP):
+
+def plot_top(searches, path, baselines=None, count=TOP):
     """Mean and deviation of the top candidates against different ones (paper, Figure 10).
 
-    Dotted, and without the deviation, where fewer than ``count`` have passed.
-
-    Args:
-        searches: ``{label: candidates in the order of results}``.
+    Dotted, and without the deviation, where fewer than ``count`` have passed. A baseline's mean
+    over the anchors is a dashed line.
     """
     plt = pyplot()
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
@@ -29,30 +34,41 @@ def plot_top(searches, path, count=TOP):
         low = [m - d for m, d in zip(mean, deviation, strict=True)]
         high = [m + d for m, d in zip(mean, deviation, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+    for (label, found), line in zip((baselines or {}).items(), itertools.cycle(_LINES)):
+        mean = statistics.fmean(found["scores"].values())
+        axes.axhline(mean, color="black", linestyle=line, linewidth=1, label=label)
     axes.set_xlabel("different candidates")
     axes.set_ylabel(f"validation accuracy of the best {count}")
     axes.legend()
     save_figure(figure, path)
 
 
-def plot_histogram(searches, path):
-    """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2)."""
+def plot_histogram(searches, path, baselines=None):
+    """How many candidates have which accuracy, one panel for each anchor (paper, Figure 2).
+
+    A baseline is a dashed bar at its accuracy on that anchor.
+    """
     scores = {label: [c.scores for c in _scored(found)] for label, found in searches.items()}
-    _histograms(scores, "validation accuracy", path)
+    bars = {label: found["scores"] for label, found in (baselines or {}).items()}
+    _histograms(scores, bars, "validation accuracy", path)
 
 
-def plot_quality(searches, path):
+def plot_quality(searches, path, baselines=None):
     """The same after the steps of the quality filter; how many came to it is in the legend."""
     scores = {}
     for label, candidates in searches.items():
         tried = different(candidates)
         found = [c.details["quality"] for c in tried if "quality" in c.details]
         scores[f"{label}: {len(found)} of {len(tried)}"] = found
-    _histograms(scores, "validation accuracy at the quality filter", path)
+    bars = {label: found["details"]["quality"] for label, found in (baselines or {}).items()}
+    _histograms(scores, bars, "validation accuracy at the quality filter", path)
 
 
-def _histograms(scores, axis, path):
-    """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor."""
+def _histograms(scores, bars, axis, path):
+    """``{label: [{anchor: accuracy}, ...]}`` as histograms, one panel for each anchor.
+
+    ``bars`` are the baselines, ``{label: {anchor: accuracy}}``.
+    """
     plt = pyplot()
     anchors = list(
         dict.fromkeys(anchor for found in scores.values() for s in found for anchor in s)
@@ -65,6 +81,8 @@ def _histograms(scores, axis, path):
         for (label, found), colour in zip(scores.items(), itertools.cycle(COLOURS)):
             values = [s[anchor] for s in found if anchor in s]
             panel.hist(values, bins, histtype="step", color=colour, linewidth=1.5, label=label)
+        for (label, bar), line in zip(bars.items(), itertools.cycle(_LINES)):
+            panel.axvline(bar[anchor], color="black", linestyle=line, linewidth=1, label=label)
         panel.set_title(anchor)
         panel.set_xlabel(axis)
         panel.set_yscale("log")
@@ -76,10 +94,11 @@ def _histograms(scores, axis, path):
     save_figure(figure, path)
 
 
-def plot_calibration(searches, path):
+def plot_calibration(searches, path, baselines=None):
     """Accuracy on each anchor against that on every other one, with Spearman's correlation.
 
-    A layer that several searches trained with the same seed counts once in the correlation.
+    A layer that several searches trained with the same seed counts once in the correlation. A
+    baseline is a cross, which does not count.
     """
     plt = pyplot()
     passed = {label: _scored(candidates) for label, candidates in searches.items()}
@@ -93,6 +112,8 @@ def plot_calibration(searches, path):
         for (label, found), colour in zip(passed.items(), itertools.cycle(COLOURS)):
             xs, ys = [c.scores[a] for c in found], [c.scores[b] for c in found]
             panel.scatter(xs, ys, s=8, color=colour, alpha=0.6, label=label)
+        for (label, found), cross in zip((baselines or {}).items(), itertools.cycle("x+*1")):
+            panel.plot(found["scores"][a], found["scores"][b], cross, color="black", label=label)
         panel.set_xlabel(a)
         panel.set_ylabel(b)
         rank = rank_correlation([s[a] for s in everything], [s[b] for s in everything])

@@ -44,6 +44,9 @@ def test_files_overrides_and_back(tmp_path):
         ({"crop_scale": 2}, "at most 1"),
         ({"model_options": {3: 1}}, "{3: 1}: the name of an option is text"),
         ({"holdout": 5, "val_data": "v"}, "holdout=5 is instead of val_data=v"),
+        ({"zoom": 1}, "zoom=1.0 must be below 1"),
+        ({"shift": 2}, "shift=2.0 is a share"),
+        ({"epochs": 0, "steps": 9, "schedule": "inverse_time"}, "epochs=0 is not possible"),
     ],
 )
 def test_bad_values(values, message):
@@ -64,6 +67,10 @@ def test_schedules_by_hand():
     assert _factors(4, 1, schedule="polynomial", power=2) == [1, 0.5625, 0.25, 0.0625]
     cosine = _factors(4, 1, schedule="cosine")
     assert cosine == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+    # Keras' SGD(decay=1e-2 / 60): a fifth after 60 epochs of 390 updates, however many are made.
+    keras = _factors(391, 390, schedule="inverse_time", decay=1e-2, epochs=60)
+    assert keras[:2] == pytest.approx([1, 1 / (1 + 1e-2 / 60)])
+    assert keras[390] == pytest.approx(1 / (1 + 390 * 1e-2 / 60))
     exponential = _factors(6, 1, schedule="exponential", decay=0.9, decay_epochs=2)
     assert exponential == pytest.approx([1, 1, 0.9, 0.9, 0.81, 0.81])
 

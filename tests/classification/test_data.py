@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evonorm_plugins.classification.data import MemoryTrainingData, open_data
-from evonorm_plugins.data.augment import centre_crop
+from evonorm_plugins.data.augment import centre_crop, random_affine, warp
 from evonorm_plugins.errors import DataError
 from tests.classification.conftest import png
 
@@ -41,6 +41,43 @@ def test_no_augmentation_is_the_middle(config):
     crops, _ = next(data.batches(0))
     assert torch.equal(crops, image[:, :, 1:3, 1:3])
     assert torch.equal(centre_crop(image, 2), image[:, :, 1:3, 1:3])
+
+
+def test_affine_maps_by_hand():
+    draw = torch.Generator().manual_seed(0)
+    still = {"rotation": 0, "zoom": 0, "shift": 0}
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    (same,) = random_affine(1, draw, **still, flip=False)
+    torch.testing.assert_close(warp(image, same[None]), image)
+    affine = random_affine(400, draw, **still)
+    mirrored = affine[:, 0, 0] < 0
+    assert 150 < mirrored.sum() < 250
+    flipped = warp(image.expand(400, 1, 4, 4), affine)[mirrored]
+    torch.testing.assert_close(flipped[0], image[0].flip(2))
+    # Shifted by half of the width: what is not there is the nearest pixel.
+    shifted = torch.tensor([[[1.0, 0, 1], [0, 1, 0]]])
+    row = warp(image, shifted)[0, 0, 0]
+    torch.testing.assert_close(row, torch.tensor([2.0, 3, 3, 3]))
+    # Zoom and rotation are of every axis and image.
+    affine = random_affine(400, draw, rotation=18, zoom=0.15, shift=0.2, flip=False)
+    lengths = affine[:, :, :2].square().sum(1).sqrt()
+    assert 0.85 <= lengths.min() < 0.86
+    assert 1.14 < lengths.max() <= 1.15
+    assert 17 < torch.atan2(affine[:, 1, 0], affine[:, 0, 0]).rad2deg().max() < 18.001
+    assert 0.38 < affine[:, :, 2].abs().max() <= 0.4
+
+
+def test_affine_augmentation_is_that_of_the_update(config):
+    options = {"augment": "affine", "batch_size": 16}
+    data = open_data(config(**options))
+    images, labels = _take(data, 2)[1]
+    again, _ = next(data.train.batches(1))
+    assert torch.equal(images, again)
+    plain, same = _take(open_data(config(**options, rotation=0, zoom=0, shift=0, flip=False)), 2)[1]
+    none, _ = _take(open_data(config(augment="none", batch_size=16)), 2)[1]
+    assert torch.equal(plain, none)
+    assert torch.equal(labels, same)
+    assert (images != plain).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("reader", ["memory", "files"])
@@ -204,6 +241,7 @@ def test_bad_images(tmp_path, config, make_zip, files, message):
         ({"resolution": 40}, "resolution=40, but the images are 16x16"),
         ({"val_resolution": 40}, "val_resolution=40 is more"),
         ({"augment": "randaugment"}, "reader=files"),
+        ({"augment": "affine", "reader": "files"}, "reader=memory"),
         ({"reader": "files", "val_resolution": 16, "val_resize": 8}, "val_resize=8 is less"),
     ],
 )

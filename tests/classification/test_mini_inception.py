@@ -93,6 +93,15 @@ def test_the_highest_rate_of_the_study_stays_finite(norm, optimizer):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
+def test_dropout():
+    torch.manual_seed(0)
+    model = MiniInception(norm="BN-ReLU", dropout=0.5)
+    x = torch.randn(2, 3, 8, 8)
+    assert not torch.equal(model(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    assert model.state_dict().keys() == MiniInception(norm="BN-ReLU").state_dict().keys()
+
+
 def test_an_unknown_norm_is_named():
     with pytest.raises(ValueError, match="EvoNormS9"):
         MiniInception(norm="EvoNormS9")

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from evonorm_plugins.classification import sweep as sweeps
 from evonorm_plugins.classification.sweep import load_sweep, ray_tune, report, run_sweep
+from evonorm_plugins.classification.sweep.influence import influence
 from evonorm_plugins.errors import (
     ConfigError,
     InputError,
@@ -90,6 +92,7 @@ def test_values_are_those_of_the_training_config(sweep_file):
 def test_the_sweep_of_mini_inception():
     sweep = load_sweep(Path(__file__).parents[2] / "configs/mini_inception_sweep.yaml")
     assert sweep.combinations == 5 * 6 * 6 * 2
+    assert sweep.search["groups"] == [4, 8, 12, 16, 32]  # numbers, which have a correlation
     assert sweep.search["lr"] == [1e-2, 1e-3, 1e-4, 3e-4, 3e-5, 1e-5]
     assert (sweep.base["model"], sweep.base["batch_size"]) == ("mini_inception", 128)
 
@@ -299,6 +302,55 @@ def test_results_without_a_finished_trial(sweep_file):
     values = {"norm": "BN-ReLU", "lr": 0.1}
     record = {"trial": 0, "values": values, "status": "diverged", "error": "nan", "seconds": 1.0}
     assert "trial 0 diverged: nan" in report.as_text(sweep, [record])
+
+
+def test_correlation_and_importance(monkeypatch):
+    """The accuracy depends on the rate, a little on the optimizer, and not on the groups."""
+    pytest.importorskip("sklearn")
+    search = {"lr": [1, 2, 3, 4], "optimizer": ["adam", "sgd"], "groups": [4, 8], "flip": [True]}
+    values = [
+        dict(zip(search, chosen, strict=True)) for chosen in itertools.product(*search.values())
+    ]
+    found = [v["lr"] / 10 + (v["optimizer"] == "adam") / 50 for v in values]
+    rows = {name: row for name, *row in influence(search, values, found)}
+    assert set(rows) == {"lr", "optimizer=adam", "optimizer=sgd", "groups"}  # flip has one value
+    assert next(iter(rows)) == "lr"
+    assert rows["lr"][0] == pytest.approx(0.996, abs=1e-3)
+    assert rows["optimizer=adam"][0] == -rows["optimizer=sgd"][0] > 0.05
+    assert rows["groups"][0] == pytest.approx(0, abs=1e-6)
+    assert sum(importance for _, importance in rows.values()) == pytest.approx(1)
+    assert rows["lr"][1] > 0.9
+    assert rows["groups"][1] < 0.05
+
+
+def test_names_of_single_trials_are_no_option():
+    values = [{"run": name, "lr": 0.1} for name in "abcde"]
+    assert influence({"run": list("abcde"), "lr": [0.1]}, values, [0.1, 0.2, 0.3, 0.4, 0.5]) == []
+
+
+def test_equal_accuracies_have_no_correlation():
+    values = [{"lr": lr} for lr in (1, 2, 3, 4, 5)]
+    ((name, correlation, importance),) = influence({"lr": [1, 2, 3, 4, 5]}, values, [0.5] * 5)
+    assert (name, correlation) == ("lr", None)
+    assert not importance
+
+
+def test_the_report_has_correlation_and_importance(sweep_file, monkeypatch):
+    sweep = load_sweep(sweep_file(trials=6))
+    records = [
+        {"trial": n, "values": v, "status": "finished", "val_accuracy": v["lr"], "seconds": 1.0}
+        for n, v in enumerate(sweep.choose())
+    ]
+    lines = report.as_text(sweep, records).splitlines()
+    head = next(k for k, line in enumerate(lines) if line.split() == ["correlation", "importance"])
+    assert lines[head + 1].split()[:2] == ["lr", "1.00"]
+    others = {line.split()[0] for line in lines[head + 2 :]}
+    assert others == {"norm=BN-ReLU", "norm=EvoNormS0(groups=4)"}
+    assert "correlation" not in report.as_text(sweep, records[:4])  # they say nothing
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    *_, row, note = report.as_text(sweep, records).splitlines()
+    assert len(row.split()) == 2
+    assert note.startswith("(the importance needs scikit-learn: pip install")
 
 
 def test_ctrl_c_keeps_what_ended(sweep_file, without_ray, tmp_path, monkeypatch):

@@ -63,6 +63,18 @@ def test_what_a_run_leaves(config, tmp_path):
     assert list((folder / "tensorboard").iterdir())
 
 
+def test_an_epoch_of_some_updates(config, tmp_path):
+    """Validation after every 3; a longer run goes on as if it had been asked for at once."""
+    options = {"steps_per_epoch": 3, "schedule": "inverse_time", "epochs": 60, "augment": "affine"}
+    result = train(config(**options, steps=6))
+    assert [(r["step"], r["epoch"]) for r in result["epochs"]] == [(3, 1), (6, 2)]
+    train(config(**options, steps=9), resume=True)
+    train(config(**options, steps=9, output_dir=str(tmp_path / "whole")))
+    assert _same(_weights(tmp_path / "run"), _weights(tmp_path / "whole"))
+    with_epochs = config(**{**options, "epochs": 2, "output_dir": str(tmp_path / "epochs")})
+    assert train(with_epochs)["steps"] == 6
+
+
 def test_reported_losses_are_those_of_the_model(config, tmp_path):
     """With a rate of nothing, what is reported can be computed afterwards."""
     values = config(augment="none", lr=1e-12, weight_decay=0.0, epochs=1)

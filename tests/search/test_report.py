@@ -183,6 +183,70 @@ def test_pictures(path, tmp_path, figure, search):
         assert search(*command)[0] == 0
 
 
+@pytest.fixture
+def baseline(tmp_path):
+    """``baseline(**values)``: a file as ``evonorm search try --json`` prints it, argument first."""
+
+    def write(**values):
+        found = {"task": {"anchors": ["a", "b"]}, "scores": {"a": 0.95, "b": 0.55}}
+        found["details"] = {"quality": {"a": 0.35, "b": 0.25}}
+        file = tmp_path / "bn.json"
+        file.write_text(json.dumps({**found, **values}))
+        return ["--baseline", f"BN-ReLU={file}"]
+
+    return write
+
+
+def drawn(monkeypatch, search, *command):
+    """The panels of the figure that a command draws."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    assert search(*command)[0] == 0
+    return figures[0].axes
+
+
+@pytest.mark.parametrize(
+    ("figure", "axis", "expected"),
+    [("top", 1, [0.75]), ("histogram", 0, [0.95, 0.55]), ("quality", 0, [0.35])],
+)
+def test_a_baseline_is_a_dashed_line(
+    path, tmp_path, monkeypatch, search, baseline, figure, axis, expected
+):
+    command = ["plot", figure, f"one={path}", *baseline(), "--out", tmp_path / "x.png"]
+    panels = drawn(monkeypatch, search, *command)
+    dashed = [line for panel in panels for line in panel.lines if line.get_linestyle() == "--"]
+    assert [line.get_label() for line in dashed] == ["BN-ReLU"] * len(expected)
+    assert [line.get_data()[axis][0] for line in dashed] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("figure", "values", "message"),
+    [
+        ("top", {"scores": {}}, "has no accuracies of whole trainings of ['a', 'b']"),
+        ("histogram", {"scores": {"a": 0.5}}, "has no accuracies of whole trainings of ['a', 'b']"),
+        ("quality", {"details": {}}, "has no accuracies at the quality filter of ['a', 'b']"),
+        ("top", {"task": None}, "holds nothing that `evonorm search try --json` printed (TypeErr"),
+        ("top", {"task": {"anchors": ["a"]}}, "was measured with anchors=['a'] (not ['a', 'b'])"),
+        ("top", {"task": {"anchors": ["a", "b"], "lr": 1}}, "was measured with lr=1 (not 0.1) of"),
+    ],
+)
+def test_baselines_that_do_not_fit(path, tmp_path, search, baseline, figure, values, message):
+    with Store.create(tmp_path / "other.sqlite", {"anchors": ["a", "b"], "lr": 0.1}) as store:
+        store.propose(Candidate(0, KNOWN["EvoNormB0"]))
+        store.record(0, "passed", scores={"a": 0.5, "b": 0.5})
+    other = tmp_path / "other.sqlite"
+    command = ["plot", figure, f"a={other}", *baseline(**values), "--out", tmp_path / "x.png"]
+    status, _, err = search(*command)
+    assert (status, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_what_is_there_is_not_replaced(path, tmp_path, search):
     """Inputs never, files of others with --force alone, layer files of our own at once."""
     other = tmp_path / "gt.json"
@@ -230,6 +294,14 @@ def test_what_is_there_is_not_replaced(path, tmp_path, search):
         (["plot", "top", "=PATH", "--out", "x.png"], "'=PATH' is not of the form LABEL=STORE"),
         (["plot", "top", "a=PATH", "a=PATH", "--out", "x.png"], "the label 'a' is there twice"),
         (["plot", "top", "a=PATH", "--out", "."], "--out . is a folder, not a file"),
+        (
+            ["plot", "top", "a=PATH", "--baseline", "b=no.json", "--out", "x.png"],
+            "--baseline no.json holds nothing that `evonorm search try --json` printed (FileNot",
+        ),
+        (
+            ["plot", "top", "a=PATH", "--baseline", "text", "--out", "x.png"],
+            "'text' is not of the form LABEL=FILE",
+        ),
         (
             ["rerank", "PATH", "--config", "no.yaml", "--out", "x"],
             "no.yaml",

@@ -204,6 +204,7 @@ def test_one_layer(config_file, images, search):
     found = json.loads(out)
     assert found["filter"] is None
     assert set(found["scores"]) == {"mobilenetv2_cifar"}
+    assert (found["task"]["anchors"], found["task"]["data"]) == (["mobilenetv2_cifar"], images)
     command[1] = "zero"
     status, out, _ = search(*command, "filters=[trial]")
     assert status == 0

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from evonorm_plugins.classification.models.mini_inception import MiniInception
 from evonorm_plugins.cli.types import count, positive
+from evonorm_plugins.data.augment import random_affine, warp
 
 
 class Bias(nn.Module):
@@ -53,31 +54,13 @@ class Images:
         return x, torch.tensor([self.classes.index(name.split("/")[-2]) for name in names])
 
 
-def augmented(x, generator):
-    """The study's: rotated by 18 degrees, zoomed by 15%, shifted by a fifth, flipped, at random."""
-
-    def uniform(most):
-        return (2 * torch.rand(len(x), generator=generator) - 1) * most
-
-    angle, flip = uniform(math.radians(18)), uniform(1).sign()
-    zoom_x, zoom_y = 1 + uniform(0.15), 1 + uniform(0.15)
-    # Coordinates go from -1 to 1, so that a fifth of the width is 0.4.
-    rows = [
-        torch.stack([angle.cos() * zoom_x * flip, -angle.sin() * zoom_y, uniform(0.4)], 1),
-        torch.stack([angle.sin() * zoom_x * flip, angle.cos() * zoom_y, uniform(0.4)], 1),
-    ]
-    grid = F.affine_grid(torch.stack(rows, 1), x.shape, align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-
-
 def study_model(norm):
     """Mini Inception with Keras' initialisation and the study's dropout."""
-    model = MiniInception(norm=Bias if norm == "none" else norm)
+    model = MiniInception(norm=Bias if norm == "none" else norm, dropout=0.5)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
     nn.init.zeros_(model.classifier.bias)
-    model.classifier = nn.Sequential(nn.Dropout(0.5), model.classifier)
     return model
 
 
@@ -94,7 +77,9 @@ def train(model, images, args):
         )
     for step in range(args.steps):
         x, y = images.batch(args.batch_size, generator)
-        loss = F.cross_entropy(model(augmented(x, generator) if args.augment else x), y)
+        if args.augment:
+            x = warp(x, random_affine(len(x), generator))
+        loss = F.cross_entropy(model(x), y)
         if not loss.isfinite():
             print(f"step {step}: the loss is {loss.item()}; largest activation after each block")
             for name, size in sizes.items():

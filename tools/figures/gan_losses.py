@@ -10,9 +10,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from evonorm_plugins.errors import InputError, run_command
+from evonorm_plugins.errors import ConfigError, InputError, run_command
 from evonorm_plugins.files import check_output
-from evonorm_plugins.plots import COLOURS, is_ours, pyplot, save_figure
+from evonorm_plugins.plots import COLOURS, is_ours, labelled, pyplot, save_figure
 from evonorm_plugins.training.records import read_records
 
 PANELS = {
@@ -58,13 +58,17 @@ def main(argv=None):
     parser.add_argument("runs", nargs="+", metavar="LABEL=DIR")
     parser.add_argument("--out", default="biggan.png")
     args = parser.parse_args(argv)
-    if any("=" not in run for run in args.runs) or len(args.runs) > len(COLOURS):
-        parser.error(f"runs are given as LABEL=DIR, at most {len(COLOURS)}")
-    return run_command(lambda: run(args))
+    try:
+        folders = labelled(args.runs, "DIR")
+    except ConfigError as error:
+        parser.error(str(error))
+    if len(folders) > len(COLOURS):
+        parser.error(f"{len(folders)} runs are more than there are colours, {len(COLOURS)}")
+    return run_command(lambda: run(args, folders))
 
 
-def run(args):
-    runs = {label: read_run(path) for label, path in (r.split("=", 1) for r in args.runs)}
+def run(args, folders):
+    runs = {label: read_run(folder) for label, folder in folders.items()}
     check_output(args.out, ours=is_ours)
     plot(runs, args.out)
     print(args.out)

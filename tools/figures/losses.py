@@ -14,7 +14,7 @@ import numpy as np
 
 from evonorm_plugins.errors import ConfigError, DataError, reason, run_command
 from evonorm_plugins.files import check_output
-from evonorm_plugins.plots import COLOURS, pyplot, save_figure
+from evonorm_plugins.plots import COLOURS, labelled, pyplot, running_mean, save_figure
 
 
 def read_losses(run):
@@ -53,11 +53,10 @@ def plot_losses(runs, out, window=10, title=""):
     for k, (label, (iterations, losses)) in enumerate(runs.items()):
         colour = COLOURS[k % len(COLOURS)]
         axes.plot(iterations, losses, color=colour, alpha=0.25, linewidth=0.8)
-        width = min(window, len(losses))
-        mean = np.convolve(losses, np.ones(width) / width, "valid")
+        places, mean = running_mean(iterations, losses, window)
         # One mean alone is a point.
         style = {"color": colour, "linewidth": 2, "marker": "o" if len(mean) == 1 else None}
-        axes.plot(iterations[width - 1 :], mean, **style, label=label)
+        axes.plot(places, mean, **style, label=label)
     axes.set(xlabel="iteration", ylabel="total loss", title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -73,15 +72,16 @@ def main(argv=None):
     parser.add_argument("--window", type=int, default=10, help="steps of the mean (default: 10)")
     parser.add_argument("--title", default="")
     args = parser.parse_args(argv)
-    if any("=" not in run for run in args.runs):
-        parser.error("runs are given as LABEL=DIR")
+    try:
+        runs = labelled(args.runs, "DIR")
+    except ConfigError as error:
+        parser.error(str(error))
     if args.window < 1:
         parser.error(f"--window {args.window} must be at least 1")
-    return run_command(lambda: _plot(args))
+    return run_command(lambda: _plot(args, runs))
 
 
-def _plot(args):
-    paths = dict(run.split("=", 1) for run in args.runs)
+def _plot(args, paths):
     check_output(args.out, inputs=[Path(path, "steps.csv") for path in paths.values()], force=True)
     plot_losses({k: read_losses(p) for k, p in paths.items()}, args.out, args.window, args.title)
     print(args.out)

@@ -52,12 +52,13 @@ class MiniInception(nn.Module):
         num_classes: number of classes.
         norm: name of a registered norm-activation, options included.
         in_channels: channels of an image.
+        dropout: share of the classifier's inputs that are left out in training; the paper has none.
 
     Raises:
         ValueError: ``norm`` is unknown, or an option of it makes no sense.
     """
 
-    def __init__(self, num_classes=10, norm="BN-ReLU", in_channels=3):
+    def __init__(self, num_classes=10, norm="BN-ReLU", in_channels=3, dropout=0.0):
         super().__init__()
         self.stem = conv_norm(in_channels, 96, 3, norm)
         blocks, channels = [], 96
@@ -68,12 +69,13 @@ class MiniInception(nn.Module):
                 blocks.append(Downsample(channels, stage, norm))
             channels = blocks[-1].out_channels
         self.blocks = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
         initialise(self)
 
     def forward(self, x):
-        return self.classifier(self.blocks(self.stem(x)).mean((2, 3)))
+        return self.classifier(self.dropout(self.blocks(self.stem(x)).mean((2, 3))))
 
 
-def mini_inception(num_classes, norm):
-    return MiniInception(num_classes, norm)
+def mini_inception(num_classes, norm, dropout=0.0):
+    return MiniInception(num_classes, norm, dropout=dropout)

@@ -5,6 +5,7 @@ import io
 import statistics
 from pathlib import Path
 
+from evonorm_plugins.classification.sweep.influence import FEWEST, influence, is_numeric
 from evonorm_plugins.files import replacing
 from evonorm_plugins.text_table import aligned
 
@@ -30,7 +31,9 @@ def write(sweep, records):
 
 
 def as_text(sweep, records):
-    """A table for people, the most accurate trial first, and the mean of every value tried."""
+    """Tables for people: the trials, the most accurate first; the mean of every value tried; how
+    much each option has to do with the accuracy.
+    """
     head = ("trial", *sweep.search, "accuracy", "loss", "epoch", "seconds", "status")
     rows = [
         (
@@ -52,10 +55,28 @@ def as_text(sweep, records):
             mean = _shown(statistics.fmean(found) if found else None, 4)
             best = _shown(max(found, default=None), 4)
             means.append((f"{key}={value}", mean, best, str(len(of)), str(len(of) - len(found))))
-    lines += [aligned(means, left=range(len(means[0])))]
+    lines += [aligned(means, left=range(len(means[0]))), *_influence(sweep, records)]
     ended = [r for r in records if "error" in r]
     lines += ["", *(f"trial {r['trial']} {r['status']}: {r['error']}" for r in ended)]
     return "\n".join(lines).rstrip()
+
+
+def _influence(sweep, records):
+    """Lines with the correlation and the importance of options over the trials that finished."""
+    finished = [r for r in records if r["status"] == "finished"]
+    if len(finished) < FEWEST:
+        return []
+    rows = influence(sweep.search, [r["values"] for r in finished], accuracies(finished))
+    if not rows:
+        return []
+    head = ("", "correlation", "importance")
+    shown = [(name, _shown(c, 2), _shown(importance, 2)) for name, c, importance in rows]
+    lines = ["", aligned([head, *shown], left=range(3))]
+    if rows[0][2] is None:
+        lines += [
+            '(the importance needs scikit-learn: pip install "evonorm-plugins[classification]")'
+        ]
+    return lines
 
 
 def as_csv(sweep, records):
@@ -145,8 +166,7 @@ def _panel(axes, groups):
 
 
 def _sorted(choices):
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in choices)
-    return sorted(choices) if numbers else choices
+    return sorted(choices) if is_numeric(choices) else choices
 
 
 def _shown(value, digits):

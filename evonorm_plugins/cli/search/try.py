@@ -31,7 +31,7 @@ def add_arguments(parser):
 def run(args):
     import torch
 
-    from evonorm_plugins.search.config import from_dict
+    from evonorm_plugins.search.config import Task, from_dict
     from evonorm_plugins.search.evaluate import evaluate
     from evonorm_plugins.search.find import find_layer
     from evonorm_plugins.search.report import describe
@@ -44,7 +44,9 @@ def run(args):
     torch.set_num_threads(args.threads)
     found = evaluate(graph, config, progress=_say)
     if args.json:
-        print(json.dumps({"formula": str(graph), **dataclasses.asdict(found)}))
+        task = {field.name: getattr(config, field.name) for field in dataclasses.fields(Task)}
+        about = {"formula": str(graph), "task": task}
+        print(json.dumps({**about, **dataclasses.asdict(found)}))
         return
     values = dataclasses.asdict(found)
     del values["cpu_seconds"]
