@@ -5,6 +5,7 @@ import random
 from collections import deque
 
 from evonorm_plugins.search.mutation import mutate, random_graph
+from evonorm_plugins.search.pareto import pareto_front
 
 
 class Evolution:
@@ -76,22 +77,3 @@ class Evolution:
         if self.winner == "average":
             return max(members, key=lambda member: sum(member[2]))
         return rng.choice(pareto_front(members, key=lambda member: member[2]))
-
-
-def pareto_front(members, key):
-    """Those that no other one dominates, in their order.
-
-    One dominates another where it is at least as good by every number of ``key(member)``, and
-    better by one; of equals, all are there.
-    """
-    front = []
-    # Whatever dominates a point comes before it in this order, and so does one of the front.
-    for point in sorted({key(member) for member in members}, reverse=True):
-        if not any(_at_least(other, point) for other in front):
-            front.append(point)
-    best = set(front)
-    return [member for member in members if key(member) in best]
-
-
-def _at_least(a, b):
-    return all(x >= y for x, y in zip(a, b, strict=True))

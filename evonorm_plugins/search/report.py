@@ -5,7 +5,7 @@ import statistics
 import time
 from collections import Counter
 
-from evonorm_plugins.search.evolution import pareto_front
+from evonorm_plugins.search.pareto import pareto_front
 from evonorm_plugins.text_table import aligned
 
 # Results that a rate is over.

@@ -181,7 +181,7 @@ def test_models_of_libraries_are_converted():
     [
         ("resnet50_cifr", "BN-ReLU", {}, "did you mean 'resnet50_cifar'"),
         ("resnet50_cifar", "BN-ReLU", {"widht": 1}, "no option 'widht'; it has width"),
-        ("mini_inception", "BN-ReLU", {"name": 1}, "no option 'name'; it has none"),
+        ("mini_inception", "BN-ReLU", {"name": 1}, "no option 'name'; it has dropout"),
         ("resnet50_cifar", None, {}, "needs a norm"),
         ("resnet50_cifar", "BN-ReLU(groups=3)", {}, "groups"),
         ("mobilenetv2_cifar", "BN-ReLU", {"width": 0}, "width=0 must be above 0"),

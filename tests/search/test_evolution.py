@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 
 from evonorm_plugins.layers.graph.graph import Graph
-from evonorm_plugins.search.evolution import Evolution, pareto_front
+from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.mutation import random_graph
+from evonorm_plugins.search.pareto import pareto_front
 
 PARENT = random_graph(random.Random(1))
 

@@ -40,7 +40,7 @@ def config_file(tmp_path):
 
 def test_shipped_configs():
     files = sorted(Path(__file__).parents[2].glob("configs/search/*.yaml"))
-    assert [f.stem for f in files] == ["B", "B_paper", "S", "S_paper", "random", "small"]
+    assert [f.stem for f in files] == ["B", "B_paper", "S", "S_paper", "quick", "random", "small"]
     configs = {f.stem: load_config(f, ["data=x", "candidates=10"]) for f in files}
     b, s, random = configs["B"], configs["S"], configs["random"]
     assert (b.space, b.training_steps, b.random_share) == ("B", 2000, 0.5)
