@@ -148,6 +148,21 @@ def group(x, weight, bias, v=None, *, statistics, act, groups, eps):
     return _ACTIVATIONS[act](z, v).to(x.dtype)
 
 
+@of_planes
+def batch_norm(x, weight, bias, v=None, *, statistics=None, act, eps):
+    """Batch normalization, then an activation; see :func:`functional.batch_norm_act`.
+
+    ``statistics``: mean and 1 / std of every channel, two of ``(C,)``; None takes those of x.
+    """
+    compute = compute_dtype(x)
+    if statistics is None:
+        z = torch.batch_norm(x.to(compute), None, None, None, None, True, 0, eps, False)
+    else:
+        mean, rstd = (channels(t, compute) for t in statistics)
+        z = (x.to(compute) - mean) * rstd
+    return _ACTIVATIONS[act](affine(z, weight, bias), v).to(x.dtype)
+
+
 def _group_norm(x, weight, bias, groups, eps):
     if weight.dim() == 1:
         return torch.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)

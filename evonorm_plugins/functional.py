@@ -34,13 +34,15 @@ from evonorm_plugins.formulas import effective_groups
 from evonorm_plugins.kernels import ops, select
 from evonorm_plugins.planes import as_planes
 from evonorm_plugins.recompute import apply, relu
-from evonorm_plugins.series import series_b, series_b_train, series_s
+from evonorm_plugins.series import batch_norm, series_b, series_b_train, series_s
 from evonorm_plugins.statistics import batch_variance
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = [
+    "batch_norm_act",
+    "batch_norm_act_train",
     "batch_variance",
     "channel_affine",
     "effective_groups",
@@ -260,6 +262,49 @@ def group_norm_act(
         options = {"statistics": statistics, "act": act, "groups": groups, "eps": eps}
         return apply(formulas.group, *tensors, **options)
     return ops.apply_group(x, weight, bias, v, statistics, act, groups, eps, impl, direct=direct)
+
+
+def batch_norm_act(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None = None,
+    *,
+    act: str = "relu",
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> Tensor:
+    """Batch normalization and an activation: ``act((x - mean) / std * gamma + beta)``.
+
+    ``mean`` and ``var`` ``(C,)`` are given, such as the moving averages in inference, and have no
+    gradients, as in torch. In training :func:`batch_norm_act_train` computes them in passing.
+    ``act`` and ``v`` are as of :func:`group_norm_act`. There are kernels for CPUs alone.
+
+    Source: Ioffe, Szegedy (arXiv 1502.03167), Algorithms 1 and 2; rows of the paper's Table 2.
+    """
+    return batch_norm(x, weight, bias, v, mean, var, act, eps, impl)[0]
+
+
+def batch_norm_act_train(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None = None,
+    *,
+    act: str = "relu",
+    eps: float = 1e-5,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`batch_norm_act` with the mean and variance of the batch: ``(y, mean, var)``.
+
+    Gradients flow through both. Those returned, ``(C,)``, are for moving averages and have none;
+    ``var`` is the unbiased one, NaN where there are no elements.
+    """
+    y, statistics = batch_norm(x, weight, bias, v, None, None, act, eps, impl)
+    mean, _, var = statistics
+    return y, mean, var
 
 
 def frn(

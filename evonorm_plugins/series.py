@@ -1,4 +1,4 @@
-"""The two series of the paper and RS + rej by name, and what computes them.
+"""The two series of the paper, RS + rej and the batch norm, and what computes them.
 
 ``kind`` is "s0", "s1", "s2", "b0", "b1", "b2" or "rs_rej". Everything else, and the errors raised,
 are as in :mod:`evonorm_plugins.functional`.
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from evonorm_plugins import formulas
 from evonorm_plugins.formulas import effective_groups
-from evonorm_plugins.kernels import ops, select
-from evonorm_plugins.modes import is_captured
+from evonorm_plugins.kernels import ops, select, select_batch_norm
+from evonorm_plugins.modes import compute_dtype, is_captured
 from evonorm_plugins.planes import as_planes
 from evonorm_plugins.recompute import apply
-from evonorm_plugins.statistics import batch_variance
+from evonorm_plugins.statistics import batch_variance, local_moments
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -107,3 +107,37 @@ def series_b_train(
         used = torch.where(count > 0, batch_var, 1)
         y = series_b(kind, x, weight, bias, v, used, eps, "torch")
     return y, batch_var.detach()
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    v: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    act: str,
+    eps: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """``(y, statistics)``, as of ``ops.apply_batch_norm``; mean and var None are those of x."""
+    if x.dim() != 4:
+        y, statistics = batch_norm(as_planes(x), weight, bias, v, mean, var, act, eps, impl)
+        return y.reshape(x.shape), statistics
+    direct = ops.is_direct(x, weight, bias, v, mean, var)
+    impl = select_batch_norm(impl, x, direct)
+    if impl != "torch":
+        return ops.apply_batch_norm(x, weight, bias, v, mean, var, act, eps, impl, direct=direct)
+    ops.check_activation(act, v)
+    with torch.no_grad():
+        if mean is None or var is None:
+            count, mean, m2 = local_moments(x)
+            var_of_batch = m2 / count
+            unbiased = var_of_batch * (count / (count - 1).clamp(min=1))
+            statistics = torch.stack([mean, (var_of_batch + eps).rsqrt(), unbiased])
+        else:
+            compute = compute_dtype(x)
+            statistics = torch.stack([mean.to(compute), (var.to(compute) + eps).rsqrt()])
+    given = None if var is None else statistics
+    tensors = [x, weight, bias] + ([] if v is None else [v])
+    return apply(formulas.batch_norm, *tensors, statistics=given, act=act, eps=eps), statistics

@@ -36,6 +36,7 @@ def grouped(statistic, x, groups, eps):
     return np.broadcast_to(statistic((2, 3, 4), z, eps), z.shape).reshape(x.shape)
 
 
+SILU = torch.nn.functional.silu
 BWH, WH = (0, 2, 3), (2, 3)
 # Function -> what it computes before gamma and beta, of x, the parameters in p, and eps.
 REFERENCES = {
@@ -215,6 +216,34 @@ def test_gradients_of_pieces(function):
     args = {F.frn: (x, a, b, c), F.channel_affine: (x, a, b)}.get(function, (x, a))
     assert torch.autograd.gradcheck(function, args)
     assert torch.autograd.gradgradcheck(function, args)
+
+
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+@pytest.mark.parametrize("shape", [(3, 6, 5, 4), (5, 6), (3, 6, 2, 2, 3)], ids=str)
+@pytest.mark.parametrize(("act", "activation"), [("none", lambda z: z), ("silu", SILU)])
+def test_batch_norm(act, activation, shape, impl):
+    """Gamma, beta and the results as in torch, whose moving averages the statistics are for."""
+    dtype = torch.float64 if impl == "torch" else torch.float32
+    x, weight, bias = (torch.randn(s, dtype=dtype) for s in (shape, 6, 6))
+    mean, var = torch.zeros(6, dtype=dtype), torch.ones(6, dtype=dtype)
+    z = torch.nn.functional.batch_norm(x, mean, var, weight, bias, training=True, momentum=1)
+    options = {"act": act, "impl": impl}
+    y, new_mean, new_var = F.batch_norm_act_train(x, weight, bias, **options)
+    torch.testing.assert_close((y, new_mean, new_var), (activation(z), mean, var))
+    mean, var = mean + 1, var * 2
+    z = torch.nn.functional.batch_norm(x, mean, var, weight, bias)
+    y = F.batch_norm_act(x, mean, var, weight, bias, **options)
+    torch.testing.assert_close(y, activation(z))
+
+
+@pytest.mark.parametrize("impl", ["torch", "auto"])
+def test_batch_norm_of_nothing(impl):
+    x, one = torch.randn(0, 6, 5, 4, requires_grad=True), torch.ones(6, requires_grad=True)
+    y, _, var = F.batch_norm_act_train(x, one, one, impl=impl)
+    assert y.shape == x.shape
+    assert var.isnan().all()
+    for gradient in torch.autograd.grad(y.sum(), [x, one]):
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("centred", [True, False])

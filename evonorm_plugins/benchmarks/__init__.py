@@ -6,6 +6,7 @@ reported are medians over the rounds.
 
 EVONORMS = ("EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2")
 LAYERS = (*EVONORMS, "GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej")
+BATCH_NORMS = ("BN-ReLU", "BN-Swish-1")  # in kernels on CPUs alone
 PAIRS = ("BN+ReLU", "GN+ReLU", "GN+SiLU")
 RIVALS = (*PAIRS, "timm", "torch")
 OTHERS = ("apex", "Liger")  # for GPUs

@@ -19,6 +19,7 @@ import argparse
 import json
 
 from evonorm_plugins.benchmarks import (
+    BATCH_NORMS,
     DTYPES,
     EVONORMS,
     LAYERS,
@@ -62,10 +63,10 @@ def add_arguments(parser):
     add(
         "--layers",
         nargs="+",
-        choices=LAYERS,
+        choices=(*LAYERS, *BATCH_NORMS),
         default=EVONORMS,
         metavar="LAYER",
-        help=f"of {', '.join(LAYERS)} (default: the EvoNorms)",
+        help=f"of {', '.join((*LAYERS, *BATCH_NORMS))} (default: the EvoNorms)",
     )
     add(
         "--rivals",

@@ -64,13 +64,15 @@ def select(impl: str, x: torch.Tensor, direct: bool = False) -> str:
         ValueError: no such implementation.
         RuntimeError: the one asked for cannot run on ``x``.
     """
+    name: str | None = impl
     if direct and x.dtype in DTYPES:
-        if x.is_cpu and impl in ("auto", "cpu") and not _MISSING["cpu"]:
-            return "cpu"
-        # Only Triton's interpreter, or a stub of its driver, takes tensors of the CPU.
-        may_be_triton = impl == "triton" or (impl == "auto" and x.is_cuda)
-        if may_be_triton and not _MISSING["triton"] and not backend("triton").unavailable(x):
-            return "triton"
+        if impl == "auto":
+            name = _FUSED.get("cpu" if x.is_cpu else "cuda" if x.is_cuda else "")
+        if name == "cpu" and x.is_cpu and not _MISSING[name]:
+            return name
+        # Its interpreter, or a stub of its driver, takes tensors of the CPU as well.
+        if name == "triton" and not _MISSING[name] and not backend(name).unavailable(x):
+            return name
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl={impl!r} is not one of {', '.join(map(repr, IMPLEMENTATIONS))}")
     if impl == "torch":
@@ -86,6 +88,22 @@ def select(impl: str, x: torch.Tensor, direct: bool = False) -> str:
             _warn(name)
         return "torch"
     return name
+
+
+def select_batch_norm(impl: str, x: torch.Tensor, direct: bool = False) -> str:
+    """What computes a batch normalization of ``x``: "cpu", or "torch" for torch's own.
+
+    Kernels of ours are those for CPUs: a GPU has cuDNN's, and a compiler joins the activation to
+    torch's. The arguments and errors are those of :func:`select`.
+    """
+    if impl == "triton":
+        raise RuntimeError(
+            "impl='triton' cannot run: batch normalization on a GPU is cuDNN's; 'auto' takes that"
+        )
+    if impl == "auto" and (not x.is_cpu or (not direct and torch.compiler.is_compiling())):
+        return "torch"
+    name = select(impl, x, direct)
+    return name if name == "cpu" else "torch"
 
 
 def _reason(name: str, x: torch.Tensor) -> str | None:

@@ -101,6 +101,30 @@ def group_backward(dy, x, weight, bias, v, mean_rstd, statistics, act):
     return dx, *parameters
 
 
+def batch_norm_forward(x, weight, bias, v, mean, var, act, eps):
+    """Batch norm with an activation: ``(y, statistics)``; ``act`` and v as in a group norm.
+
+    ``mean`` and ``var`` ``(C,)`` None: those of x are used. ``statistics`` ``(3, C)``: mean,
+    1 / std and the unbiased variance; the first two of them, ``(2, C)``, where they are given.
+    """
+    y, statistics = torch.empty_like(x), weight.new_empty(3 if mean is None else 2, x.shape[1])
+    library.batch_norm_forward(
+        _threads(), x, weight, v, bias, _ACTIVATIONS[act], eps, mean, var, y, statistics
+    )
+    return y, statistics
+
+
+def batch_norm_backward(dy, x, weight, bias, v, statistics, act):
+    """Gradients of x, weight, bias and v (None where there is no v)."""
+    dx = torch.empty_like(x)
+    parameters = _gradients(weight, v)
+    kind = _ACTIVATIONS[act]
+    library.batch_norm_backward(
+        *(_threads(), x, weight, v, bias, kind, statistics, dy, dx), *parameters
+    )
+    return dx, *parameters
+
+
 def batch_moments(x, centred=True):
     """Mean and biased variance of every sample's channels, ``(N, C)`` each, float64.
 
@@ -204,6 +228,14 @@ def affine_backward(dy, x, weight):
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     library.affine_backward(_threads(), x, weight, dy, dx, dweight, dbias)
     return dx, dweight, dbias
+
+
+def move_moments(mean, var, batches, statistics, momentum):
+    """The averages of :func:`batch_norm_forward`'s mean and unbiased variance moved, in place.
+
+    As torch does it: they are lost to what is not finite. ``batches``, int64, is one more then.
+    """
+    library.move_moments(mean, var, batches, statistics, momentum)
 
 
 def move_average(average, value, momentum):

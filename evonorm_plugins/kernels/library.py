@@ -8,7 +8,7 @@ import torch
 
 _NAME = "evonorm_plugins.kernels._evonorm"
 # Of csrc/module.c: raised with every change of what an entry takes.
-_INTERFACE = 4
+_INTERFACE = 5
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of csrc/evonorm.h
 INSTRUCTION_SETS = ("baseline", "AVX2", "AVX-512", "AVX-512 BF16")
 # Of the DLPack protocol, a table of functions. Before torch 2.10 there is none.

@@ -2,12 +2,13 @@
 
 A name of two parts is norm and activation: ``BNReLU`` is batch normalization, then ReLU. They hold
 torch's own norm as ``norm``, so whatever knows torch's layers (weight decay, precise statistics,
-freezing) knows them. ``apply_act=False`` is the norm alone. Batch normalization is torch's, too;
-the others run in kernels of this package.
+freezing) knows them. ``apply_act=False`` is the norm alone. All run in kernels of this package, but
+batch normalization on a GPU, which is torch's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from evonorm_plugins import functional as F
 from evonorm_plugins.layers.base import Fused, NormAct, check_momentum, check_positive_int
 from evonorm_plugins.layers.batch import FusedBatchStatistics
+from evonorm_plugins.layers.batch_norm import batch_norm_act
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,6 +44,9 @@ class _TorchNormAct(NormAct):
     def _make_norm(self, **options: Any) -> nn.BatchNorm2d | nn.GroupNorm:
         raise NotImplementedError
 
+    def _found_norm(self) -> Any:
+        return self._modules["norm"]  # not as an attribute, which nn.Module finds last of all
+
     def reset_parameters(self) -> None:
         self.norm.reset_parameters()
         if self.v_init is not None and self.v is not None:
@@ -54,20 +59,36 @@ class _TorchNormAct(NormAct):
         return self
 
 
-class BatchNormAct(_TorchNormAct):
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        apply_act: bool = True,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+# Where batch normalization is torch's. None keeps its result for the backward pass.
+_ACTIVATIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "none": lambda z, v: z,
+    "relu": lambda z, v: F.relu(z),
+    "silu": lambda z, v: nn.functional.silu(z),
+    "swish": F.swish,
+    "tlu": F.tlu,
+}
+
+
+class BatchNormAct(Fused, _TorchNormAct):
+    """Batch normalization and an activation, on a CPU in one kernel.
+
+    Args:
+        momentum: weight of the newest batch in a moving average.
+        impl: what computes: "auto", "torch" or "cpu"; see :mod:`evonorm_plugins.functional`.
+            "triton" does not exist, for a GPU has cuDNN's batch normalization. ``norm`` is not
+            called where the kernel computes, but for one with hooks, which computes itself.
+
+    The other arguments and the errors raised are those of :class:`NormAct`.
+    """
+
+    # As of :func:`functional.batch_norm_act`.
+    act: ClassVar[str]
+    norm: nn.BatchNorm2d
+
+    def __init__(self, num_features: int, *, momentum: float = 0.1, **options: Any) -> None:
         check_momentum(momentum)
         self.momentum = momentum
-        super().__init__(num_features, apply_act=apply_act, eps=eps, device=device, dtype=dtype)
+        super().__init__(num_features, **options)
 
     def _make_norm(self, **options: Any) -> nn.BatchNorm2d:
         return nn.BatchNorm2d(self.num_features, self.eps, self.momentum, **options)
@@ -76,50 +97,56 @@ class BatchNormAct(_TorchNormAct):
         return None, None  # the norm applies them
 
     def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        # Autocast gives some of torch's norms a float32 result.
-        z = self.norm(x).to(x.dtype)
-        return z if weight is None else F.channel_affine(z, weight, bias)
+        return self._in_one(x, weight, bias, None, "none")
 
     def _norm_act(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
-        return self._activation(self._norm(x, weight, bias))
+        if type(self)._activation is not BatchNormAct._activation:  # that of a layer of one's own
+            return self._activation(self._norm(x, weight, bias))
+        v = None if self.v_init is None else self._own_v()
+        return self._in_one(x, weight, bias, v, self.act)
+
+    def _in_one(self, x: Tensor, weight: Any, bias: Any, v: Any, act: str) -> Tensor:
+        norm = self._found_norm()
+        y = batch_norm_act(norm, x, weight, bias, v, act, self.impl)
+        if y is not None:
+            return y
+        # Autocast gives some of torch's norms a float32 result.
+        z = norm(x).to(x.dtype)
+        if weight is not None:
+            z = F.channel_affine(z, weight, bias)
+        return _ACTIVATIONS[act](z, v)
 
     def _activation(self, z: Tensor) -> Tensor:
-        raise NotImplementedError
+        return _ACTIVATIONS[self.act](z, self.v)
 
     def options(self) -> dict[str, Any]:
-        return {"eps": self.eps, "momentum": self.momentum}
+        return {**super().options(), "momentum": self.momentum}
 
 
 class BNReLU(BatchNormAct):
     """Batch normalization, ``max(z, 0)``."""
 
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.relu(z)
+    act = "relu"
 
 
 class BNPReLU(BatchNormAct):
     """Batch normalization, ``max(z, v)``, v learnable per channel from 0, as in Table 2."""
 
     v_init = 0
-
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.tlu(z, self.v)
+    act = "tlu"
 
 
 class BNSwish1(BatchNormAct):
     """Batch normalization, ``z * sigmoid(z)``."""
 
-    def _activation(self, z: Tensor) -> Tensor:
-        return nn.functional.silu(z)
+    act = "silu"
 
 
 class BNSwish(BatchNormAct):
     """Batch normalization, ``z * sigmoid(v * z)``, v learnable per channel from 1."""
 
     v_init = 1
-
-    def _activation(self, z: Tensor) -> Tensor:
-        return F.swish(z, self.v)
+    act = "swish"
 
 
 class _FusedNormAct(Fused, _TorchNormAct):
@@ -139,8 +166,12 @@ class _FusedNormAct(Fused, _TorchNormAct):
     norm: nn.GroupNorm
 
     def _own_affine(self) -> tuple[Any, Any]:
-        norm = self.norm
-        return norm.weight, norm.bias
+        norm = self._found_norm()
+        own = norm._parameters
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or bias is None:  # constants, or computed, as parametrizations are
+            return norm.weight, norm.bias
+        return weight, bias
 
     def _norm(self, x: Tensor, weight: Any, bias: Any) -> Tensor:
         return self._in_one(x, weight, bias, None, "none")
@@ -150,7 +181,7 @@ class _FusedNormAct(Fused, _TorchNormAct):
         return self._in_one(x, weight, bias, v, self.act)
 
     def _in_one(self, x: Tensor, weight: Any, bias: Any, v: Any, act: str) -> Tensor:
-        norm = self.norm
+        norm = self._found_norm()
         return F.group_norm_act(
             x, weight, bias, v, act=act, groups=norm.num_groups, eps=norm.eps, impl=self.impl
         )

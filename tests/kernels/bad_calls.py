@@ -36,6 +36,15 @@ def valid_calls():
         yield "group", {**common, "v": v, **kind, **forward}
         given = {**backward, "bias": torch.randn(C), "v": v}
         yield "group_backward", {**given, **grouped, **kind, "impl": "cpu"}
+    for act in ("relu", "swish"):
+        v = torch.randn(C) if act == "swish" else None
+        options = {"act": act, "eps": 1e-5, "impl": "cpu"}
+        for mean, var in ((None, None), (batch_mean, batch_var)):
+            batch = {"batch_mean": mean, "batch_var": var}
+            yield "batch_norm", {**common, "v": v, **batch, **options}
+        given = {**backward, "bias": torch.randn(C), "v": v}
+        statistics = {"batch_statistics": torch.rand(3, C)}
+        yield "batch_norm_backward", {**given, **statistics, "act": act, "impl": "cpu"}
     for kind in ("b0", "b1", "b2", "rs_rej"):
         v = torch.randn(C) if kind == "b0" else None
         options = {"kind": kind, "eps": 1e-5, "impl": "cpu"}
@@ -84,7 +93,7 @@ def wrong_values(name, value, arguments):
         yield "a sample more", torch.cat([value, value[:1]])
     yield "of integers", value.to(torch.int64)
     yield "complex", value.to(torch.complex64)
-    if name in ("x", "dy", "mean", "mean_rstd", "var"):
+    if name in ("x", "dy", "mean", "mean_rstd", "var", "batch_statistics"):
         yield "float64", value.double()
     if name == "dy":
         yield "bfloat16", value.bfloat16()

@@ -15,9 +15,11 @@ GROUP_KINDS = {
     "over_std": ("std", "none"),
     "frn": ("rms", "tlu"),
 }
+# Activation of what batch_norm_act computes.
+BATCH_NORM_KINDS = {"bn": "none", "bn_relu": "relu", "bn_swish": "swish", "bn_tlu": "tlu"}
 BATCH_KINDS = ["b0", "b1", "b2", "rs_rej"]
-KINDS = ["s0", "s1", "s2", *GROUP_KINDS, *BATCH_KINDS, "affine"]
-WITH_V = ("s0", "b0", "gn_swish", "frn")
+KINDS = ["s0", "s1", "s2", *GROUP_KINDS, *BATCH_NORM_KINDS, *BATCH_KINDS, "affine"]
+WITH_V = ("s0", "b0", "gn_swish", "frn", "bn_swish", "bn_tlu")
 
 
 def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
@@ -31,6 +33,12 @@ def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
         options = {"statistics": statistics, "act": act, "eps": eps, "impl": impl}
         groups = x.shape[1] if kind == "frn" else groups
         return F.group_norm_act(x, weight, bias, *v, groups=groups, **options)
+    if kind in BATCH_NORM_KINDS:
+        options = {"act": BATCH_NORM_KINDS[kind], "eps": eps, "impl": impl}
+        var = arguments.get("batch_var")
+        if var is None:
+            return F.batch_norm_act_train(x, weight, bias, *v, **options)[0]
+        return F.batch_norm_act(x, var - 1, var, weight, bias, *v, **options)
     function = "rs_rej_layer" if kind == "rs_rej" else f"evonorm_{kind}"
     if kind not in BATCH_KINDS:
         return getattr(F, function)(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)
@@ -81,7 +89,7 @@ def differentiate_all():
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    """Every formula in turn."""
+    """Every formula in turn. Those of batch norms have kernels for CPUs alone."""
     return request.param
 
 

@@ -9,15 +9,15 @@ pytestmark = pytest.mark.skipif(
     kernels.cpu.missing() is not None, reason=f"no CPU kernels: {kernels.cpu.missing()}"
 )
 
-SERIES_B = ["b0", "b1", "b2", "rs_rej"]
+OF_BATCH = ["b0", "b1", "b2", "rs_rej", "bn", "bn_relu", "bn_swish", "bn_tlu"]
 GROUPS = ["gn", "gn_relu", "gn_silu", "gn_swish", "over_std", "frn"]
 PLAIN = ["s0", "s1", "s2", *GROUPS, "affine"]
 # With the variance of the batch, which is given or that of x.
 PLACES = [
     *((k, a, False) for k in PLAIN for a in ["x", "dy", "weight", "bias"]),
-    *((k, a, given) for k in SERIES_B for a in ["x", "dy", "weight", "bias"] for given in (0, 1)),
-    *((k, "batch_var", True) for k in SERIES_B),
-    *((k, "v", False) for k in ("s0", "b0", "gn_swish", "frn")),
+    *((k, a, given) for k in OF_BATCH for a in ["x", "dy", "weight", "bias"] for given in (0, 1)),
+    *((k, "batch_var", True) for k in OF_BATCH),
+    *((k, "v", False) for k in ("s0", "b0", "gn_swish", "frn", "bn_swish", "bn_tlu")),
     ("b0", "v", True),
 ]
 
@@ -40,8 +40,12 @@ def test_nan_where_torch_has_it(
     for name, fused in differentiate_all(kind, arguments, dy, "cpu").items():
         for key, expected in plain.items():
             # What infinite parameters give may be infinite here and NaN there; so may the
-            # gradient of gamma in group normalization, a difference of two sums in torch.
-            exact = place == "x" or (place == "dy" and kind[:2] != "gn") or value != value
+            # gradient of gamma in these norms, a difference of two sums in torch, and what
+            # a sigmoid of infinity multiplies, which elsewhere is NaN before.
+            exact = (
+                place == "x" or (place == "dy" and kind[:2] not in ("gn", "bn")) or value != value
+            )
+            exact = exact and not (kind == "bn_swish" and given and value == value)
             assert torch.equal(fused[key].isfinite(), expected.isfinite()), (name, key)
             assert not exact or torch.equal(fused[key].isnan(), expected.isnan()), (name, key)
             close = expected.isfinite() & fused[key].isfinite()

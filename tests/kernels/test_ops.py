@@ -18,7 +18,7 @@ from evonorm_plugins import functional as F
 from evonorm_plugins import get_norm_act, kernels, torch_private
 from evonorm_plugins.kernels import library
 from evonorm_plugins.kernels.ops import operator
-from tests.kernels.conftest import BATCH_KINDS, GROUP_KINDS, WITH_V
+from tests.kernels.conftest import BATCH_KINDS, BATCH_NORM_KINDS, GROUP_KINDS, WITH_V
 
 EVONORMS = ["EvoNorm" + s + i for s in "SB" for i in "012"]
 NEEDS_CPU = pytest.mark.skipif(
@@ -42,6 +42,13 @@ def samples(kind, draw):
             own = ops.group(*forward)[1]
             backward = (dy, x, weight, bias, v, own, *GROUP_KINDS[kind], "cpu")
             yield ops.group, forward, ops.group_backward, backward
+        elif kind in BATCH_NORM_KINDS:
+            act = BATCH_NORM_KINDS[kind]
+            for given in ((None, None), (torch.randn(8), arguments["batch_var"])):
+                forward = (x, weight, bias, v, *given, act, 1e-5, "cpu")
+                statistics = ops.batch_norm(*forward)[1]
+                backward = (dy, x, weight, bias, v, statistics, act, "cpu")
+                yield ops.batch_norm, forward, ops.batch_norm_backward, backward
         elif kind == "affine":
             yield (
                 ops.affine,
@@ -66,7 +73,10 @@ def samples(kind, draw):
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("kind", ["s0", "s1", "gn_relu", "frn", "b0", "b1", "rs_rej", "affine"])
+@pytest.mark.parametrize(
+    "kind",
+    ["s0", "s1", "gn_relu", "frn", "bn_relu", "bn_swish", "b0", "b1", "rs_rej", "affine"],
+)
 def test_opcheck(kind, draw):
     """Schema, fake tensors, autograd registration, and tracing with changing sizes.
 
@@ -112,7 +122,11 @@ def test_compiled_graph_holds_the_operator(name, stem):
 
 @NEEDS_CPU
 @pytest.mark.parametrize(
-    ("name", "operator"), [("EvoNormS0", "sample"), ("FRN", "group"), ("EvoNormB0", "batch")]
+    ("name", "operator"),
+    [
+        *(("EvoNormS0", "sample"), ("FRN", "group"), ("EvoNormB0", "batch")),
+        ("BN-ReLU", "batch_norm"),
+    ],
 )
 def test_modes_and_profilers_see_the_operators(name, operator):
     """Plain calls go past the dispatcher; these must not."""
@@ -136,7 +150,9 @@ def test_modes_and_profilers_see_the_operators(name, operator):
     assert {f"evonorm::{operator}", f"evonorm::{operator}_backward"} <= events
 
 
-@pytest.mark.parametrize("name", ["EvoNormS0", "EvoNormB0", "GN-ReLU", "FRN", "RS + rej"])
+@pytest.mark.parametrize(
+    "name", ["EvoNormS0", "EvoNormB0", "GN-ReLU", "BN-ReLU", "FRN", "RS + rej"]
+)
 def test_exported_graph_holds_plain_operations(name):
     """It can be run where this package is not installed."""
     layer = get_norm_act(name, 8).eval()
@@ -154,7 +170,7 @@ def test_export_with_the_kernels_asked_for():
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("name", [*EVONORMS, "GN-ReLU", "GN-Swish", "FRN", "RS + rej"])
+@pytest.mark.parametrize("name", [*EVONORMS, "GN-ReLU", "GN-Swish", "BN-ReLU", "FRN", "RS + rej"])
 def test_no_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -286,7 +302,7 @@ PRIVATE += ["autograd.forward_ad._current_level"]
 
 @NEEDS_CPU
 @pytest.mark.parametrize("name", PRIVATE)
-@pytest.mark.parametrize("kind", ["s0", "gn_silu", "b0", "affine"])
+@pytest.mark.parametrize("kind", ["s0", "gn_silu", "bn_relu", "b0", "affine"])
 def test_without_a_private_name_of_torch(kind, name, draw, differentiate, monkeypatch):
     """Calls then go through the dispatcher, with the same numbers."""
     arguments, dy = draw((2, 8, 5, 7))
@@ -317,7 +333,7 @@ def test_without_torchs_word_for_export(names, monkeypatch):
 
 
 @NEEDS_CPU
-@pytest.mark.parametrize("kind", ["s0", "b0", "affine"])
+@pytest.mark.parametrize("kind", ["s0", "bn_relu", "b0", "affine"])
 def test_without_the_dlpack_protocol(kind, draw, differentiate):
     """As before torch 2.10: tensors are read by their attributes, with the same numbers."""
     cpu = kernels.cpu

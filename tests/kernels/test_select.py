@@ -37,6 +37,8 @@ def test_a_direct_call_selects_the_same(impl, dtype, device, monkeypatch):
     assert selected(True) == selected(False)
     if impl == "auto" and dtype is not torch.float64:
         assert selected(True) == {"cpu": "cpu", "cuda": "triton"}[device]
+        monkeypatch.setattr(kernels, "_FUSED", {})  # "auto" then means no backend
+        assert selected(True) == selected(False) == "torch"
 
 
 @NEEDS_CPU

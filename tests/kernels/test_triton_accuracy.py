@@ -78,6 +78,7 @@ def test_given_variance(kind, regime, draw_here, assert_as_good_as_torch):
     assert_as_good_as_torch(kind, arguments, dy, "triton")
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("shape", "layout", "dtype"),
     [

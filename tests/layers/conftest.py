@@ -12,7 +12,8 @@ from evonorm_plugins import kernels
 
 EVONORMS = ["EvoNormB0", "EvoNormB1", "EvoNormB2", "EvoNormS0", "EvoNormS1", "EvoNormS2"]
 # Other layers with kernels.
-FUSED_ROWS = ["GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej"]
+BATCH_NORMS = ["BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish"]
+FUSED_ROWS = [*BATCH_NORMS, "GN-ReLU", "GN-Swish-1", "GN-Swish", "LN-ReLU", "FRN", "RS + rej"]
 # Layers with a formula of our own; the others consist of torch's modules. SyncEvoNorm* are the same
 # as EvoNorm* where there is one process: see test_sync.py.
 OWN = [*EVONORMS, "FRN", "PixelNorm-ReLU", "Random", "Random + rej", "RS + rej"]

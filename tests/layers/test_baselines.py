@@ -1,11 +1,13 @@
 """The paper's other rows against torch's modules and a few lines of torch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from evonorm_plugins import functional as F
-from evonorm_plugins import get_norm_act
+from evonorm_plugins import get_norm_act, kernels
 
 TORCH_ROWS = [
     *("BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish"),
@@ -57,8 +59,131 @@ def test_norm_and_activation(name, apply_act, make, draw, device):
             rtol=1e-4,
             atol=1e-5,
         )
+    _assert_same_averages(layer.norm, norm)
+
+
+def _assert_same_averages(norm, expected):
+    for key, tensor in expected.state_dict().items():
+        # Of sums in another order where a kernel of ours computes.
+        torch.testing.assert_close(norm.state_dict()[key], tensor, rtol=2e-6, atol=1e-7, msg=key)
+
+
+def _frozen(norm):
+    norm.eval()
+
+
+def _of_all_batches(norm):
+    norm.momentum = None
+
+
+def _without_averages(norm):
+    norm.track_running_stats = False
+    norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+
+
+def _with_fixed_averages(norm):
+    norm.track_running_stats = False
+
+
+def _uncounted(norm):
+    norm.num_batches_tracked = None
+
+
+def _uncounted_of_all_batches(norm):
+    norm.momentum = norm.num_batches_tracked = None
+
+
+def _of_the_last_batch(norm):
+    norm.momentum = 1.0
+
+
+def _in_half_precision(norm):
+    norm.bfloat16()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(_frozen, _of_all_batches, _without_averages, _with_fixed_averages, _uncounted),
+        *(_uncounted_of_all_batches, _of_the_last_batch, _in_half_precision),
+    ],
+)
+def test_batch_norm_in_every_state(change, make, draw):
+    """What can be done to torch's module is done to the norm of a layer, and means the same."""
+    layer = make("BN-ReLU")
+    change(layer.norm)
+    norm = copy.deepcopy(layer.norm)
+    is_half = change is _in_half_precision
+    for _ in range(3):
+        x, dy = draw(3, 8, 5, 7, scale=2, shift=1), draw(3, 8, 5, 7)
+        if is_half:
+            x, dy = x.bfloat16(), dy.bfloat16()
+        inputs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        ours, theirs = layer(inputs[0]), norm(inputs[1]).relu()
+        ours.backward(dy)
+        theirs.backward(dy)
+        close = {"rtol": 2e-2, "atol": 2e-2} if is_half else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close((ours, inputs[0].grad), (theirs, inputs[1].grad), **close)
+        for key, tensor in norm.state_dict().items():
+            torch.testing.assert_close(layer.norm.state_dict()[key], tensor, **close)
+    training = layer.training
+    layer.eval()
+    norm.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), norm(x).relu(), **close)
+    assert training
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_batch_norm_of_what_is_not_finite(value, make, draw):
+    """Moving averages are lost where torch's are."""
+    layer = make("BN-ReLU")
+    norm = copy.deepcopy(layer.norm)
+    x = draw(3, 8, 5, 7)
+    x[1, 2, 3, 4] = value
+    assert torch.equal(layer(x).isfinite(), norm(x).relu().isfinite())
     for key, tensor in norm.state_dict().items():
-        assert torch.equal(layer.norm.state_dict()[key], tensor), key
+        assert torch.equal(layer.norm.state_dict()[key].isfinite(), tensor.isfinite()), key
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 8)], ids=str)
+def test_batch_norm_of_one_number_a_channel_is_refused(shape, make, draw):
+    layer, x = make("BN-ReLU"), draw(*shape)
+    before = copy.deepcopy(layer.state_dict())
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        layer(x)
+    before["norm.num_batches_tracked"] += 1  # as torch leaves it
+    assert all(torch.equal(t, layer.state_dict()[k]) for k, t in before.items())
+    assert layer.eval()(x).shape == shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", [n for n in TORCH_ROWS if n.startswith("BN")])
+def test_second_derivatives_of_batch_norm(name, training, make, draw):
+    layer = make(name).train(training)
+    norm, v = copy.deepcopy(layer.norm), layer.v
+    x, dy = draw(3, 8, 4, 5), draw(3, 8, 4, 5)
+
+    def second(function, norm):
+        a = x.clone().requires_grad_()
+        leaves = [a, norm.weight, norm.bias, *([] if v is None else [v])]
+        found = torch.autograd.grad(function(a), leaves, dy, create_graph=True)
+        penalty = sum(g.square().sum() for g in found)
+        return torch.autograd.grad(penalty, leaves, allow_unused=True, materialize_grads=True)
+
+    expected = second(lambda a: activate(name, norm(a), v), norm)
+    actual = second(layer, layer.norm)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(kernels.cpu.missing() is not None, reason="no CPU kernels")
+def test_batch_norm_has_kernels_for_cpus_alone():
+    x = torch.randn(2, 8, 3, 3)
+    assert kernels.select_batch_norm("auto", x) == kernels.select_batch_norm("cpu", x) == "cpu"
+    for other in (x.double(), x.to("meta")):
+        assert kernels.select_batch_norm("auto", other) == "torch"
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run: batch normalization"):
+        get_norm_act("BN-ReLU", 8, impl="triton")(x)
 
 
 @pytest.mark.parametrize("name", ["GN-ReLU", "GN-Swish", "LN-ReLU"])

@@ -468,6 +468,11 @@ def test_host_time_of_triton_without_a_gpu():
     assert launches == {"BN+ReLU": 0, "GN+ReLU": 0, "GN+SiLU": 0, "EvoNormS0": 2, "affine": 2}
 
 
+def test_host_time_of_what_has_no_triton_kernel(main, capsys):
+    assert main(["host", "--impl", "triton", "--layers", "EvoNormS0", "BN-ReLU"]) == 2
+    assert "--impl triton --layers BN-ReLU: there is no Triton kernel" in capsys.readouterr().err
+
+
 def test_host_time_of_triton_under_its_interpreter(main, capsys):
     triton = pytest.importorskip("evonorm_plugins.kernels.triton")
     if not triton.entry.INTERPRETED:

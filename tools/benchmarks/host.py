@@ -5,9 +5,10 @@ time there is; on a GPU it is the time that queuing takes, kernels apart. With -
 GPU a stub is the driver: kernels are compiled, their launches counted and dropped.
 """
 
-from evonorm_plugins.benchmarks import EVONORMS, LAYERS, LAYOUTS
+from evonorm_plugins.benchmarks import BATCH_NORMS, EVONORMS, LAYERS, LAYOUTS
 from evonorm_plugins.cli.bench import begin, check, parse_shape, show
 from evonorm_plugins.cli.types import count
+from evonorm_plugins.errors import ConfigError
 
 EXAMPLES = """
 examples:
@@ -24,7 +25,8 @@ def add_arguments(parser):
     shapes = [parse_shape(shape) for shape in SHAPES]
     shown = f"(default: {' '.join(SHAPES)})"
     add("--shapes", nargs="+", type=parse_shape, default=shapes, metavar="NxCxHxW", help=shown)
-    add("--layers", nargs="+", choices=LAYERS, default=EVONORMS, help="(default: EvoNorms)")
+    layers = (*LAYERS, *BATCH_NORMS)
+    add("--layers", nargs="+", choices=layers, default=EVONORMS, help="(default: EvoNorms)")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="(default: %(default)s)")
     add(
         "--impl",
@@ -48,6 +50,9 @@ def run(args):
     is_for_cuda = args.impl == "triton" and torch.cuda.is_available()
     args.device = args.device or ("cuda" if is_for_cuda else "cpu")
     check(args, "--layers", args.layers, None)
+    for name in args.layers:
+        if args.impl == "triton" and name in BATCH_NORMS:
+            raise ConfigError(f"--impl triton --layers {name}: there is no Triton kernel of it")
 
     from evonorm_plugins.benchmarks.host import host_report, run_host, stub_triton
 

@@ -37,6 +37,10 @@ static int has_shape(problem *p, int type, const view *t)
     case LIKE_GAMMA: return p->affine_stride ? is_own : is_channel;
     case OF_CHANNEL: return is_channel;
     case OF_OWN: return is_own;
+    case OF_BATCH:
+        if (t->axes != 2 || t->sizes[0] < 2 || t->sizes[0] > 3 || t->sizes[1] != c) return 0;
+        p->own_batch = t->sizes[0] == 3;
+        return 1;
     default: /* OF_GROUP */
         if (t->axes != 3 || t->sizes[0] != 2 || t->sizes[1] != n) return 0;
         p->groups = t->sizes[2];
@@ -77,6 +81,7 @@ int evonorm_read_argument(problem *p, view *x, const field *f, PyObject *value)
     *(void **)at = t.data;
     if (f->type == OF_GROUP || f->type == RESULT_OF_GROUP)
         p->rstd = (float *)t.data + p->samples * p->groups;
+    if (f->type == OF_BATCH) p->rstd = (float *)t.data + p->channels;
     if (x->device == ANY_DEVICE) x->device = t.device;
     return t.data != NULL && t.device == x->device;
 }

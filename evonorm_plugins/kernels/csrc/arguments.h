@@ -18,8 +18,9 @@ enum {
     OF_CHANNEL, /* (C) */
     OF_OWN,     /* (N, C) */
     OF_GROUP,   /* (2, N, G): sets the groups, and rstd to what lies behind the mean */
+    OF_BATCH,   /* (3, C) or (2, C): sets rstd likewise, and whether the batch is that of x */
     RESULT,
-    RESULT_OF_GROUP, /* likewise */
+    RESULT_OF_GROUP,
     INT64,
     INT32,
     NUMBER

@@ -13,8 +13,7 @@ static void fold_own_moments(const problem *p, int64_t n, int64_t c)
     p->var[nc] = (float)(p->moments[p->samples * p->channels + nc] / (double)p->pixels);
 }
 
-/* Moments of channel c of all samples -> mean and variance over the batch. */
-static void fold_batch_moments(const problem *p, int64_t c)
+double evonorm_batch_moments(const problem *p, int64_t c, double *var)
 {
     const double *means = p->moments + c, *m2s = means + p->samples * p->channels;
     double mean = 0, m2 = 0;
@@ -24,8 +23,15 @@ static void fold_batch_moments(const problem *p, int64_t c)
         double delta = means[n * p->channels] - mean;
         m2 += m2s[n * p->channels] + delta * delta * (double)p->pixels;
     }
-    p->batch_mean[c] = (float)mean;
-    p->batch_var[c] = (float)(m2 / (double)(p->samples * p->pixels));
+    *var = m2 / (double)(p->samples * p->pixels);
+    return mean;
+}
+
+static void fold_batch_moments(const problem *p, int64_t c)
+{
+    double var;
+    p->batch_mean[c] = (float)evonorm_batch_moments(p, c, &var);
+    p->batch_var[c] = (float)var;
 }
 
 static void fold_own_sums(const problem *p, int64_t n, int64_t c)

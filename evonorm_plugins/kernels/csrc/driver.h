@@ -21,6 +21,8 @@ void evonorm_choose(int wanted);
 int evonorm_has_openmp(void);
 /* Moments of the channels of group g of sample n -> mean and rstd of the group. */
 void evonorm_fold_group_moments(const problem *p, int64_t n, int64_t g);
+/* Moments of channel c of all samples -> its mean, and its biased variance. */
+double evonorm_batch_moments(const problem *p, int64_t c, double *var);
 
 const loops *evonorm_loops(void);
 int evonorm_run(const problem *p, const pass *a, int steps);

@@ -23,7 +23,8 @@ typedef struct {
     int32_t channels_last;  /* memory is (N, P, C), otherwise (N, C, P) */
     int32_t centred;        /* variance; otherwise mean of squares, and a mean of 0 */
     int32_t from_mean;      /* group norms: x - mean is divided by std; otherwise x */
-    int32_t own_batch;      /* B series: batch statistics are those of x */
+    int32_t own_batch;      /* B series, batch norm: batch statistics are those of x */
+    int32_t over_batch;     /* batch norm, a group norm whose groups are a channel of all samples */
     int32_t threads;
     int32_t direct;         /* set by the driver: the sums' loop leaves in `out`, or where that would
                                round in `held`, the gradient of x at fixed statistics, and the last
@@ -37,8 +38,8 @@ typedef struct {
     double *sums;           /* (SUMS, N, C), set by the driver */
     float *held;            /* a thread's own, set by the driver; its first is element `held_from` */
     int64_t held_from;
-    float *mean;            /* (N, G), or (N, C) in the B series */
-    float *rstd;            /* (N, G), S series and group norms */
+    float *mean;            /* (N, G), or (N, C) in the B series, (C) in the batch norm */
+    float *rstd;            /* (N, G), S series and group norms; (C) in the batch norm */
     float *var;             /* (N, C), B series */
     float *batch_mean, *batch_var; /* (C) */
     float *group_grad;      /* (N, G), set by the driver: factor of x - mean in the gradient of x;
@@ -58,7 +59,7 @@ static inline int64_t bytes_of(const problem *p, int64_t elements)
 
 static inline int64_t group_of(const problem *p, int64_t n, int64_t c)
 {
-    return n * p->groups + c / (p->channels / p->groups);
+    return (p->over_batch ? 0 : n * p->groups) + c / (p->channels / p->groups);
 }
 
 /* Each works on channels [c0, c1) of sample n. */

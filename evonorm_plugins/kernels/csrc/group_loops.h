@@ -1,4 +1,4 @@
-/* Group norms: an activation of z = (x - mean) gamma / std + beta. */
+/* Group norms and the batch norm: an activation of z = (x - mean) gamma / std + beta. */
 
 /* Forms of activations: z, max(z, 0), max(z, v), z sigmoid(v z). */
 enum { PLAIN, RECTIFIED, BOUNDED, GATED };
@@ -20,7 +20,7 @@ INLINE void set_group_parameters(const problem *p, int64_t n, int64_t c, int64_t
                                  group_place *at, group_parameters *a)
 {
     /* One number is its own mean: whatever it is, z is beta, and the gradient exactly 0. */
-    const int alone = p->from_mean && at->size * p->pixels == 1;
+    const int alone = p->from_mean && !p->over_batch && at->size * p->pixels == 1;
     for (int64_t k = 0; k < width; k++) {
         const int64_t affine = n * p->affine_stride + c + k, group = at->group;
         a->mean[k] = p->from_mean ? p->mean[group] : 0.0f;
@@ -106,6 +106,7 @@ INLINE void group_reduce_in(int dtype, int last, int form, const problem *p, int
     group_place place = group_place_of(p, n, c0);
     const int direct = form == GATED && p->direct;
     const int with_v = (form == BOUNDED || form == GATED) && p->v_grad;
+    const int given = p->over_batch && !p->own_batch; /* statistics add nothing: this is all of it */
     PARTS(c, width) {
         set_group_parameters(p, n, c, width, 0, &place, &a);
         STRANDS(s, k, p->pixels) {
@@ -120,9 +121,8 @@ INLINE void group_reduce_in(int dtype, int last, int form, const problem *p, int
                 sum_dz += dz;
                 sum_dz_x += only(dz * x, lanes);
                 if (with_v) sum_dv += only(dv, lanes);
-                if (direct) {
-                    hold(dtype, p, at, lanes, dz * weight);
-                }
+                if (direct) hold(dtype, p, at, lanes, dz * weight);
+                if (given) store(dtype, p->out, at, lanes, dz * g.scale);
             )
             const int64_t nc = n * p->channels + c + k;
             add_sum(p, last, SUM_DY, nc, &s, sum_dz);

@@ -13,7 +13,7 @@
 #include "sizes.h"
 
 /* To be raised in cpu.py, too, when an entry changes: a library from before is then not used. */
-enum { INTERFACE = 4 };
+enum { INTERFACE = 5 };
 /* Elements from which on other threads of Python run meanwhile: below, the switch takes longer. */
 enum { LARGE_WORK = 32 << 10 };
 
@@ -33,6 +33,8 @@ int evonorm_sample_forward(const problem *p);
 int evonorm_sample_backward(const problem *p);
 int evonorm_group_forward(const problem *p);
 int evonorm_group_backward(const problem *p);
+int evonorm_batch_norm_forward(const problem *p);
+int evonorm_batch_norm_backward(const problem *p);
 int evonorm_batch_forward(const problem *p, int steps);
 int evonorm_batch_backward(const problem *p, int steps);
 int evonorm_affine_forward(const problem *p);
@@ -78,6 +80,11 @@ static const entry ENTRIES[] = {
     {"group_backward", evonorm_group_backward,
      {COMMON, PARAMETERS, BIAS, OF_ACTIVATION, AT(OF_GROUP, mean), DY, OUT,
       GRADIENTS}},
+    {"batch_norm_forward", evonorm_batch_norm_forward,
+     {COMMON, PARAMETERS, BIAS, AT(INT32, kind), AT(NUMBER, eps), AT(OF_CHANNEL, batch_mean),
+      AT(OF_CHANNEL, batch_var), OUT, AT(OF_BATCH, mean)}},
+    {"batch_norm_backward", evonorm_batch_norm_backward,
+     {COMMON, PARAMETERS, BIAS, AT(INT32, kind), AT(OF_BATCH, mean), DY, OUT, GRADIENTS}},
     {"batch_moments", batch_moments, {COMMON, AT(INT32, centred), AT(RESULT, moments)}},
     {"batch_apply", batch_apply, {COMMON, PARAMETERS, GIVEN, BIAS, OUT}},
     {"batch_forward", batch_forward,
@@ -136,10 +143,23 @@ static PyObject *move_average(PyObject *self, PyObject *const *arguments, Py_ssi
         return PyErr_Format(PyExc_TypeError, "move_average was given %zd arguments", given);
     float share = (float)PyFloat_AsDouble(arguments[2]);
     if (PyErr_Occurred()) return NULL;
-    if (!evonorm_read_plain(arguments[0], &average) || !evonorm_read_plain(arguments[1], &value)
-        || average.device != CPU || value.device != CPU)
+    if (!evonorm_read_plain(arguments[0], &average) || !evonorm_read_plain(arguments[1], &value))
         return finish(&none, REFUSED);
     return finish(&none, evonorm_move_average(&average, &value, share));
+}
+
+static PyObject *move_moments(PyObject *self, PyObject *const *arguments, Py_ssize_t given)
+{
+    (void)self;
+    problem none = {0};
+    view of[4];
+    if (given != 5)
+        return PyErr_Format(PyExc_TypeError, "move_moments was given %zd arguments", given);
+    double share = PyFloat_AsDouble(arguments[4]);
+    if (PyErr_Occurred()) return NULL;
+    for (int i = 0; i < 4; i++)
+        if (!evonorm_read_plain(arguments[i], &of[i])) return finish(&none, REFUSED);
+    return finish(&none, evonorm_move_moments(&of[0], &of[1], &of[2], &of[3], share));
 }
 
 /* What is raised where a tensor is not as it must be; and what tensors.h needs: the dtypes, torch.Tensor
@@ -173,6 +193,7 @@ static PyObject *choose(PyObject *self, PyObject *wanted)
 
 static PyMethodDef OTHERS[] = {
     {"move_average", (PyCFunction)(void (*)(void))move_average, METH_FASTCALL, NULL},
+    {"move_moments", (PyCFunction)(void (*)(void))move_moments, METH_FASTCALL, NULL},
     {"sizes", (PyCFunction)(void (*)(void))evonorm_sizes, METH_FASTCALL, NULL},
     {"addresses", evonorm_addresses, METH_O, NULL},
     {"prepare", prepare, METH_VARARGS, NULL},

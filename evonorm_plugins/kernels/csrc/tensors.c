@@ -30,7 +30,7 @@ typedef struct {
 
 static const dl_functions *dlpack; /* null: torch before 2.10 */
 
-enum { DL_CPU = 1, DL_CUDA = 2, DL_ROCM = 10, DL_FLOAT = 2, DL_BFLOAT = 4 };
+enum { DL_CPU = 1, DL_CUDA = 2, DL_ROCM = 10, DL_INT = 0, DL_FLOAT = 2, DL_BFLOAT = 4 };
 
 static int read_by_dlpack(PyObject *tensor, view *to)
 {
@@ -43,7 +43,8 @@ static int read_by_dlpack(PyObject *tensor, view *to)
     to->dtype = t.code == DL_FLOAT && t.bits == 32    ? FLOAT32
                 : t.code == DL_BFLOAT && t.bits == 16 ? BFLOAT16
                 : t.code == DL_FLOAT && t.bits == 16  ? FLOAT16
-                                                      : -1;
+                : t.code == DL_INT && t.bits == 64    ? COUNTER
+                                                      : OTHER;
     for (int i = 0; i < t.axes; i++) {
         to->sizes[i] = t.sizes[i];
         to->strides[i] = t.strides[i];
@@ -75,7 +76,7 @@ static int read_by_attributes(PyObject *tensor, view *to)
     int axes = read_tuple(PyObject_CallMethodObjArgs(tensor, stride_name, NULL), to->strides);
     PyObject *dtype = PyObject_GetAttr(tensor, dtype_name);
     PyObject *address = PyObject_CallMethodObjArgs(tensor, data_ptr_name, NULL);
-    to->dtype = -1;
+    to->dtype = OTHER;
     for (int i = 0; i < 3; i++)
         if (dtype && dtype == dtypes[i]) to->dtype = i;
     to->data = address ? (void *)(uintptr_t)PyLong_AsUnsignedLongLong(address) : NULL;

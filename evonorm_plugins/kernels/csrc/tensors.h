@@ -8,10 +8,11 @@
 
 enum { MOST_AXES = 8 };
 enum { CPU = -1, ANY_DEVICE = -2 };
+enum { OTHER = -1, COUNTER = -2 }; /* dtypes; the latter, int64, is known with DLPack alone */
 
 typedef struct {
     void *data;
-    int axes, dtype; /* dtype: none of ours where it is -1 */
+    int axes, dtype; /* dtype: none of those of x where it is negative */
     int device;      /* CPU, or the number of a GPU */
     int64_t sizes[MOST_AXES], strides[MOST_AXES];
 } view;

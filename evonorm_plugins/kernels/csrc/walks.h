@@ -100,8 +100,8 @@ typedef struct {
 
 INLINE group_place group_place_of(const problem *p, int64_t n, int64_t c)
 {
-    const int64_t size = p->channels / p->groups, g = c / size;
-    group_place at = {n * p->groups + g, (g + 1) * size - c, size};
+    const int64_t size = p->channels / p->groups, left = size - c % size;
+    group_place at = {group_of(p, n, c), left, size};
     return at;
 }
 

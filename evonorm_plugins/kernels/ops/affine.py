@@ -57,7 +57,7 @@ apply_affine = Differentiable(
     fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
-    unsaved="bias",
+    unsaved=("bias",),
 )
 _affine_backward = Operator(
     "affine_backward(Tensor dy, Tensor x, Tensor weight, str impl) -> "

@@ -33,14 +33,14 @@ def require_kind(kind, kinds, v):
         raise Unfit(f"kind={kind!r} is none, or has a v where none is given")
 
 
-def check_kind(kind, kinds, v):
+def check_kind(kind, kinds, v, name="kind"):
     """``kind`` is one of ``kinds``, whose values say whether it has a v."""
     if kind not in kinds:
-        raise ValueError(f"kind={kind!r} is not one of {', '.join(map(repr, kinds))}")
+        raise ValueError(f"{name}={kind!r} is not one of {', '.join(map(repr, kinds))}")
     if v is None and kinds[kind]:
-        raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
+        raise ValueError(f"v is None, but {name}={kind!r} has one for each channel")
     if v is not None and not kinds[kind]:
-        raise ValueError(f"v is given, but kind={kind!r} has none")
+        raise ValueError(f"v is given, but {name}={kind!r} has none")
 
 
 def check_eps(eps):
@@ -121,6 +121,14 @@ def of_groups(name, t, x, samples, channels):
     fits = len(shape) == 3 and shape[:2] == (2, samples) and 1 <= shape[2] <= channels
     if not fits or channels % shape[2]:
         wanted = f"(2, {samples}, groups) with groups that divide the {channels} channels of x"
+        raise ValueError(f"{name} of {_shape(t)} is not {wanted}")
+    return _statistic(name, t, x)
+
+
+def of_batch(name, t, x, channels):
+    """Statistics of the batch, ``(3, C)``, or ``(2, C)`` where they were given."""
+    if t is None or t.shape not in ((3, channels), (2, channels)):
+        wanted = f"(3, {channels}) or (2, {channels}), for x of {_shape(x)}"
         raise ValueError(f"{name} of {_shape(t)} is not {wanted}")
     return _statistic(name, t, x)
 

@@ -1,4 +1,4 @@
-"""The moving average of a statistic of the batch."""
+"""Moving averages of statistics of the batch."""
 
 import torch
 
@@ -20,6 +20,32 @@ def move_average(average, value, momentum, impl):
     else:
         # Who kept the average for a backward pass must hear of what went past autograd.
         torch.autograd.graph.increment_version(average)
+
+
+def move_moments(mean, var, batches, statistics, momentum, impl, direct):
+    """Move a batch norm's averages, ``(C,)`` each, towards ``statistics`` of ``apply_batch_norm``.
+
+    As torch does it: ``momentum`` None is the average of all ``batches``, whose number, a tensor or
+    None, is one more afterwards. ``direct`` says what :func:`is_direct` has said of all these.
+    """
+    if direct and momentum is not None and not mean.requires_grad and not mean.is_inference():
+        try:
+            backend(impl).move_moments(mean, var, batches, statistics, momentum)
+        except Unfit:
+            pass
+        else:
+            torch.autograd.graph.increment_version((mean, var, batches))
+            return
+    if batches is not None:
+        batches.add_(1)
+    if momentum is None:
+        momentum = 0.0 if batches is None else 1 / float(batches)
+    new_mean, _, new_var = statistics
+    for average, new in ((mean, new_mean), (var, new_var)):
+        if average.dtype is new.dtype:
+            average.lerp_(new, momentum)
+        else:
+            average.copy_(average.to(new.dtype).lerp_(new, momentum))
 
 
 def _moves(name, average, value, momentum):

@@ -132,7 +132,7 @@ apply_batch = Differentiable(
     fake=_fake_forward,
     backward=_gradients,
     shows_last=True,
-    unsaved="bias",
+    unsaved=("bias",),
 )
 _batch_backward = Operator(
     "batch_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor? mean, Tensor? var, "

@@ -10,22 +10,24 @@ from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
 _STATISTICS = ("norm", "std", "rms")
 # Whether it has a v.
-_ACTIVATIONS = {"none": False, "relu": False, "silu": False, "swish": True, "tlu": True}
+ACTIVATIONS = {"none": False, "relu": False, "silu": False, "swish": True, "tlu": True}
+
+
+def check_activation(act, v):
+    """Raise ValueError where there is no such activation, or v is not what it takes."""
+    arguments.check_kind(act, ACTIVATIONS, v, "act")
 
 
 def check_group_kind(statistics, act, v):
     """Raise ValueError where there is no such norm or activation, or v is not what it takes."""
-    for name, value, known in (("statistics", statistics, _STATISTICS), ("act", act, _ACTIVATIONS)):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, known))}")
-    if v is None and _ACTIVATIONS[act]:
-        raise ValueError(f"v is None, but act={act!r} has one for each channel")
-    if v is not None and not _ACTIVATIONS[act]:
-        raise ValueError(f"v is given, but act={act!r} has none")
+    if statistics not in _STATISTICS:
+        known = ", ".join(map(repr, _STATISTICS))
+        raise ValueError(f"statistics={statistics!r} is not one of {known}")
+    check_activation(act, v)
 
 
 def _require_kind(statistics, act, v):
-    arguments.require_kind(act, _ACTIVATIONS, v)
+    arguments.require_kind(act, ACTIVATIONS, v)
     if statistics not in _STATISTICS:
         raise Unfit(f"there is no statistics={statistics!r}")
 

@@ -55,10 +55,11 @@ class Operator:
         _library.impl(self.name, without_none, "CompositeExplicitAutograd")
 
         def fake_on_one_device(*arguments):
-            first = arguments[0].device
-            for argument, t in zip(names, arguments, strict=False):
-                if t is not None and t.device != first:
-                    raise ValueError(f"{argument} is on {t.device}, {names[0]} on {first}")
+            given = [(n, t) for n, t in zip(names, arguments, strict=False) if t is not None]
+            for name, t in given:
+                if t.device != given[0][1].device:
+                    first, other = given[0]
+                    raise ValueError(f"{name} is on {t.device}, {first} on {other.device}")
             return fake(*arguments)
 
         torch.library.register_fake(f"evonorm::{self.name}", fake_on_one_device, lib=_library)
@@ -101,17 +102,15 @@ class Differentiable(Operator):
         backward: ``backward(ctx, dy)`` gives the gradients of the tensors, in their order.
             ``ctx.needs_input_grad`` begins with theirs, ``ctx.saved_tensors`` are the tensors and
             the statistics, ``ctx.options`` the other arguments.
-        unsaved: the name of a tensor that is not among those saved: no gradient depends on it.
+        unsaved: names of tensors that are not among those saved: no gradient depends on them.
     """
 
-    def __init__(
-        self, schema, tensors, kernel, fit, fake, backward, shows_last=False, unsaved=None
-    ):
+    def __init__(self, schema, tensors, kernel, fit, fake, backward, shows_last=False, unsaved=()):
         super().__init__(schema, tensors, kernel, fit, fake)
         self.shows_last = shows_last
         names = list(inspect.signature(kernel).parameters)
         no_gradients = (None,) * len(names)
-        saved = itemgetter(*(i for i in range(tensors) if names[i] != unsaved))
+        saved = itemgetter(*(i for i in range(tensors) if names[i] not in unsaved))
 
         def keep(ctx, inputs, output):
             statistics = output[1:] if isinstance(output, tuple) else ()

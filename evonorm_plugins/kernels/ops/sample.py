@@ -78,7 +78,7 @@ apply_sample = Differentiable(
     fit=_fit_forward,
     fake=_fake_forward,
     backward=_gradients,
-    unsaved="bias",
+    unsaved=("bias",),
 )
 _sample_backward = Operator(
     "sample_backward(Tensor dy, Tensor x, Tensor weight, Tensor? v, Tensor mean_rstd, "
