@@ -5,6 +5,7 @@ import torch
 
 from evonorm_plugins import functional as F
 from evonorm_plugins import kernels
+from evonorm_plugins.series import series_s
 
 # Statistics and activation of what group_norm_act computes.
 GROUP_KINDS = {
@@ -16,8 +17,8 @@ GROUP_KINDS = {
     "frn": ("rms", "tlu"),
 }
 BATCH_KINDS = ["b0", "b1", "b2", "rs_rej"]
-KINDS = ["s0", "s1", "s2", *GROUP_KINDS, *BATCH_KINDS, "affine"]
-WITH_V = ("s0", "b0", "gn_swish", "frn")
+KINDS = ["s0", "s1", "s2", "s2v", *GROUP_KINDS, *BATCH_KINDS, "affine"]
+WITH_V = ("s0", "s2v", "b0", "gn_swish", "frn")
 
 
 def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
@@ -31,6 +32,8 @@ def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
         options = {"statistics": statistics, "act": act, "eps": eps, "impl": impl}
         groups = x.shape[1] if kind == "frn" else groups
         return F.group_norm_act(x, weight, bias, *v, groups=groups, **options)
+    if kind == "s2v":  # of layer graphs alone
+        return series_s(kind, x, weight, bias, *v, groups, eps, impl)
     function = "rs_rej_layer" if kind == "rs_rej" else f"evonorm_{kind}"
     if kind not in BATCH_KINDS:
         return getattr(F, function)(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)
