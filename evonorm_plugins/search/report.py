@@ -17,7 +17,7 @@ _OUTCOMES = ("not finite", "constant", "flat", "propagation", "ascent", "rungs",
 _OUTCOMES += ("quality", "top", "training", "passed", "failed")
 
 
-def numbers(store, cpus=1):
+def numbers(store, cpus=1, found=None):
     """Results by outcome, what they cost and how fast they came, as plain values.
 
     ``different`` are those that are not equal to an earlier one, whose results they take without a
@@ -26,8 +26,9 @@ def numbers(store, cpus=1):
 
     Args:
         cpus: CPUs of a worker, for core hours.
+        found: the store's candidates with a result, where they have been read.
     """
-    found = store.finished()
+    found = store.finished() if found is None else found
     tried = different(found)
     outcomes = {}
     for outcome in _OUTCOMES:
@@ -97,20 +98,39 @@ def summary(n):
     return "\n".join(lines)
 
 
+def overview(store):
+    """What a search has come to, as plain values and candidates.
+
+    Returns:
+        ``{"numbers": ..., "finished": ..., "best": ..., "front": ..., "ancestors": ...}``:
+        :func:`numbers`; all candidates with a result; the best :data:`TOP`; those that no other
+        beats on all anchors, highest mean first; the best one, its parent, and so on.
+    """
+    finished = store.finished()
+    passed = [c for c in different(finished) if c.status == "passed"]
+    front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
+    best = store.best(TOP)
+    return {
+        "numbers": numbers(store, store.config.get("cpus_per_worker", 1), finished),
+        "finished": finished,
+        "best": best,
+        "front": sorted(front, key=lambda c: -c.score),
+        "ancestors": ancestors(store, best[0]) if best else [],
+    }
+
+
 def page(store):
     """What a search has come to, for those who follow it, as text."""
-    parts = [summary(numbers(store, store.config.get("cpus_per_worker", 1)))]
-    found = different(store.finished())
+    o = overview(store)
+    parts = [summary(o["numbers"])]
+    found = different(o["finished"])
     if found:
         parts.append(_pace(found))
-    passed = [c for c in found if c.status == "passed"]
-    if passed:
-        best = store.best(TOP)
-        front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
-        front.sort(key=lambda c: -c.score)
-        parts += ["", f"the best {len(best)}:", table(best)]
-        parts += ["", f"the front, {len(front)} that no other beats:", table(front[:TOP])]
-        parts += ["", "the best one and its ancestors:", table(ancestors(store, best[0]))]
+    if o["best"]:
+        parts += ["", f"the best {len(o['best'])}:", table(o["best"])]
+        front = f"the front, {len(o['front'])} that no other beats:"
+        parts += ["", front, table(o["front"][:TOP])]
+        parts += ["", "the best one and its ancestors:", table(o["ancestors"])]
     return "\n".join(parts)
 
 
@@ -122,6 +142,30 @@ def _pace(found):
         return ago
     rate = (len(times) - 1) / (times[-1] - times[0]) * 3600
     return f"{rate:.0f} different candidates an hour over the last {len(times)}; {ago}"
+
+
+def stages(candidates, filters):
+    """What each filter and the training of whole models were given, refused and cost.
+
+    Args:
+        candidates: with a result; those equal to an earlier one are left out.
+        filters: names, in order; what is not refused by the last one is trained.
+
+    Returns:
+        ``[{"stage": ..., "came": ..., "refused": ..., "seconds": ..., "passed": ...}, ...]``;
+        seconds are those of workers, all together; ``passed`` is the share that went on.
+    """
+    found = []
+    tried = different(candidates)
+    for stage in (*filters, "training"):
+        came = [c for c in tried if stage in c.seconds]
+        reasons = ("not finite", "constant", "flat") if stage == "trial" else (stage,)
+        refused = sum(c.filter in reasons for c in came)
+        seconds = sum(c.seconds[stage] for c in came)
+        passed = 1 - refused / len(came) if came else None
+        row = {"stage": stage, "came": len(came), "refused": refused}
+        found.append({**row, "seconds": seconds, "passed": passed})
+    return found
 
 
 def ancestors(store, candidate):
