@@ -87,7 +87,6 @@ class _Page:
 
     def head(self):
         n, times = self.numbers, [c.finished_at for c in self.found["finished"]]
-        hours = (times[-1] - times[0]) / 3600
         core_hours = n["core_hours"]
         rate = f"{len(self.passed) / core_hours:.1f}" if core_hours else "none"
         tiles = [
@@ -95,7 +94,7 @@ class _Page:
             (f"{n['different']:,}", "of them different"),
             (f"{len(self.passed):,}", "of these passed"),
             (f"{self.best[0].score:.2%}" if self.best else "none", "best mean accuracy"),
-            (f"{hours:.2f}", "hours by the clock"),
+            (f"{n['hours']:.2f}", "hours by the clock"),
             (f"{core_hours:.2f}", "core hours of workers"),
             (rate, "passed in a core hour"),
         ]
@@ -108,7 +107,7 @@ class _Page:
         return (
             f"<h1>{kind} {html.escape(self.name)}</h1>\n"
             f'<p class="soft">{html.escape(", ".join(about))}</p>\n'
-            f'<div class="tiles">{written}</div>\n' + self.command("show")
+            f'<div class="tiles">{written}</div>\n' + self.command("show", "--json")
         )
 
     def winner(self):
@@ -127,11 +126,11 @@ class _Page:
         )
 
     def filters(self):
-        stages = report.stages(self.found["finished"], self.config.get("filters", ()))
+        stages = self.numbers["stages"]
         total = sum(s["seconds"] for s in stages) or 1
         rows = [
             [
-                s["stage"],
+                html.escape(s["stage"]),
                 f"{s['came']:,}",
                 f"{s['refused']:,}",
                 "" if s["passed"] is None else f"{s['passed']:.1%}",
@@ -156,7 +155,7 @@ class _Page:
                 "<p>Training every different candidate to the end, without filters, would take "
                 f"{self.numbers['whole_trainings']:.1f} times as long.</p>\n"
             )
-        return text + self.command("show")
+        return text + self.command("show") + self.command("show", "--json")
 
     def layers(self):
         title = f"<h2>The best {len(self.best)}</h2>\n"
@@ -230,7 +229,7 @@ class _Page:
             for key, value in self.config.items()
             if key != "kind"
         )
-        return f"<h2>Settings</h2>\n<dl>{written}</dl>\n"
+        return f"<h2>Settings</h2>\n<dl>{written}</dl>\n" + self.command("show", "--json")
 
     def about(self):
         made = self.command("report", shlex.quote(str(self.out)))

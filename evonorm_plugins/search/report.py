@@ -21,8 +21,9 @@ def numbers(store, cpus=1, found=None):
     """Results by outcome, what they cost and how fast they came, as plain values.
 
     ``different`` are those that are not equal to an earlier one, whose results they take without a
-    worker. ``whole_trainings`` is how many times as long it would take to train all of them to the
-    end without filters, estimated from those that passed; None where none has.
+    worker. ``hours`` are those between the first result and the last, by the clock; ``stages`` is
+    what :func:`stages` gives. ``whole_trainings`` is how many times as long it would take to train
+    all of them to the end without filters, estimated from those that passed; None where none has.
 
     Args:
         cpus: CPUs of a worker, for core hours.
@@ -40,10 +41,9 @@ def numbers(store, cpus=1, found=None):
                 "different": len(once),
                 "seconds": sum(c.cost for c in once),
             }
-    stages = {}
+    spent = Counter()
     for c in tried:
-        for stage, seconds in c.seconds.items():
-            stages[stage] = stages.get(stage, 0) + seconds
+        spent.update(c.seconds)
     cost = sum(c.cost for c in tried)
     redrawn = Counter()
     for c in found:
@@ -55,8 +55,10 @@ def numbers(store, cpus=1, found=None):
         "handed_out": len(store.pending()),
         "redrawn": dict(redrawn),
         "outcomes": outcomes,
+        "hours": (found[-1].finished_at - found[0].finished_at) / 3600 if found else 0.0,
         "core_hours": cost * cpus / 3600,
-        "stage_seconds": stages,
+        "stages": stages(found, store.config.get("filters", ())),
+        "stage_seconds": dict(spent),
         "whole_trainings": statistics.fmean(whole) * len(tried) / cost if whole and cost else None,
     }
 

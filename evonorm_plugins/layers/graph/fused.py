@@ -8,7 +8,6 @@ the formula's own v. No number is computed to find out.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 from evonorm_plugins.layers.graph.operations import AGGREGATIONS, INITIAL
@@ -55,11 +54,10 @@ class FusedFormula:
             return f"{self.statistics}_{{{self.over}}} and {self.act}"
         return names.get(self.kind) or f"EvoNorm-{self.kind.upper()}"
 
-    @functools.cached_property
-    def nodes(self):
+    def constants(self):
         """Numbers of the nodes that steps name."""
         steps = (*self.after, *self.before, *(self.v or ()))
-        return frozenset(node for _, node in steps if node is not None)
+        return tuple({node for _, node in steps if node is not None})
 
 
 def fused_formula(graph):

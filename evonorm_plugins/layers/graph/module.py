@@ -88,6 +88,7 @@ class GraphNormAct(Fused, BatchDependent):
         axes = axes_of(self.graph.nodes)
         self._program = program_of(self.graph) if apply_act else ()
         self._formula = fused_formula(self.graph) if apply_act else None
+        self._constants = self._formula.constants() if self._formula else ()
         if apply_act and self._formula is None and impl not in ("auto", "torch"):
             raise ConfigError(
                 f"impl={impl!r}: no kernel computes {self.graph}; 'auto' takes plain torch"
@@ -198,8 +199,8 @@ class GraphNormAct(Fused, BatchDependent):
             self._observer(name, x)
         if name is not None and not from_batch:
             given = getattr(self, name).clone()  # as in _over_batch
-        own = self._program, formula.nodes, x, self.v0, self.v1, self.groups, self.eps
-        values = constants(*own) if formula.nodes else {}
+        own = self._program, self._constants, x, self.v0, self.v1, self.groups, self.eps
+        values = constants(*own) if self._constants else {}
         group = self._statistics_group() if from_batch else None
         options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
         y, moment = apply_formula(formula, x, weight, bias, values, given, group, **options)
