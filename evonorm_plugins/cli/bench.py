@@ -5,7 +5,8 @@ Measured are forward, backward and both, and the memory that is kept from one to
 rivals:
   BN+ReLU, GN+ReLU, GN+SiLU   torch's modules; GN with 32 groups
   timm                        timm's EvoNorm2dS0 and B0
-  torch                       the same layer of this package by its plain formula, impl="torch"
+  torch                       the same layer of this package by its plain formula, impl="torch";
+                              a layer graph node by node
   apex, Liger                 their GN+SiLU, on a GPU; not among the default ones
 and always the floors, what reading and writing the tensors takes: "copy existing" copies one tensor
 forward and one and a half backward (x, dy -> dx) into memory that is there; "copy fresh" allocates
@@ -29,13 +30,14 @@ from evonorm_plugins.benchmarks import (
     SHAPES,
 )
 from evonorm_plugins.cli.types import count, positive
-from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.errors import ConfigError, GraphError
 
 EXAMPLES = """
 examples:
   evonorm bench
   evonorm bench --shapes 8x256x56x56 --layers EvoNormS0 --threads 1 --csv layers.csv
   evonorm bench --layers GN-ReLU GN-Swish-1 FRN "RS + rej"
+  evonorm bench --layers layer.json --rivals torch
   evonorm bench --device cuda --dtype bfloat16 --layout channels_last --compiled
   evonorm bench --mode inference --rivals BN+ReLU --plot layers.png
 """
@@ -47,6 +49,23 @@ def parse_shape(text):
     if len(sizes) != 4 or not all(s.isascii() and s.isdigit() and int(s) > 0 for s in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 8x256x56x56")
     return tuple(map(int, sizes))
+
+
+def parse_layer(text):
+    """The name of a layer that has kernels, or the file of a layer graph."""
+    if text.endswith(".json"):
+        from evonorm_plugins.layers.graph.graph import Graph
+
+        try:
+            Graph.load(text)
+        except GraphError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    elif text not in LAYERS:
+        known = ", ".join(map(repr, LAYERS))
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {known}, or the file of a layer graph, .json)"
+        )
+    return text
 
 
 def add_arguments(parser):
@@ -62,10 +81,10 @@ def add_arguments(parser):
     add(
         "--layers",
         nargs="+",
-        choices=LAYERS,
+        type=parse_layer,
         default=EVONORMS,
         metavar="LAYER",
-        help=f"of {', '.join(LAYERS)} (default: the EvoNorms)",
+        help=f"of {', '.join(LAYERS)}, or layer graphs, layer.json (default: the EvoNorms)",
     )
     add(
         "--rivals",

@@ -75,6 +75,7 @@ OTHERS = [
     "(x - mean_{w,h}(x)) / rms_{w,h}(x)",
     "v0 / std_{w,h}(x)",
     "x * sigmoid(x)",
+    "x / std_{w,h}(x) / std_{w,h}(v1)",  # of a constant, which is not kept away from zero
     "v0 * v1",
 ]
 AFFINE = ["per channel", "per sample"]
@@ -199,6 +200,19 @@ def test_keeps_no_more_than_its_formula(device, impl):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             layer(x.clone().requires_grad_())
         assert sum(n for n in kept if n > 4 * CHANNELS) == x.numel()
+
+
+def test_who_looks_at_the_statistics_is_told(device):
+    """What they are of, where they are those of the batch, as by the nodes."""
+    for formula in (str(KNOWN["EvoNormB2"]), "max(x, 0) / rms_{b,w,h}(x)"):
+        seen = []
+        x = torch.randn(2, CHANNELS, 3, 4, device=device)
+        for layer in layers_of(formula, device):
+            with layer.observed(lambda *told, seen=seen: seen.append(told)):
+                layer(x)
+                layer.eval()(x)
+        assert [n for n, _ in seen] == list(layer.moving_statistics()) * 2
+        assert all(torch.equal(value, x) for _, value in seen)
 
 
 def test_shared_nodes_are_read_once():

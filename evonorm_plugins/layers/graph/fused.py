@@ -103,6 +103,10 @@ class _Reader:
             return None
         return (b, a) if self.constant[a] else (a, b)
 
+    def is_divisor(self, k):
+        """Whether a node is a constant that a quotient keeps away from zero."""
+        return self.constant[k] and k not in self.apart
+
     def affine(self, k):
         """``(node, steps)``: what is left of a node without signs and constants around it."""
         steps = ()
@@ -110,7 +114,7 @@ class _Reader:
             op, *inputs = self.node(k)
             if op == "neg":
                 k, steps = inputs[0], (("neg", None), *steps)
-            elif op == "div" and self.constant[inputs[1]]:
+            elif op == "div" and self.is_divisor(inputs[1]):
                 k, steps = inputs[0], (("div", inputs[1]), *steps)
             elif op in ("add", "mul") and (parts := self.split(k, op)):
                 k, steps = parts[0], ((op, parts[1]), *steps)
@@ -136,7 +140,7 @@ class _Reader:
                 todo += inputs
             elif op == "mul":
                 todo += inputs
-            elif op == "div" and self.constant[inputs[1]]:
+            elif op == "div" and self.is_divisor(inputs[1]):
                 steps += (("div", inputs[1]),)
                 todo.append(inputs[0])
             elif op == "div" and inputs[1] in self.apart:
