@@ -111,6 +111,12 @@ def s2(x, groups, eps):
 
 
 @_in_compute_dtype
+def s2v(x, v, groups, eps):
+    # No layer of the paper's: S2 with the v of S0.
+    return x * torch.sigmoid(v * x) * (_group_mean_square(x, groups) + eps).rsqrt()
+
+
+@_in_compute_dtype
 def b0(x, batch_var, v, eps):
     return x / torch.maximum((batch_var + eps).sqrt(), v * x + (_instance_var(x) + eps).sqrt())
 

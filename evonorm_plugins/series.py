@@ -1,7 +1,8 @@
 """The two series of the paper, RS + rej and the batch norm, and what computes them.
 
-``kind`` is "s0", "s1", "s2", "b0", "b1", "b2" or "rs_rej". Everything else, and the errors raised,
-are as in :mod:`evonorm_plugins.functional`.
+``kind`` is "s0", "s1", "s2", "b0", "b1", "b2" or "rs_rej", or "s2v": S2 with the v of S0, which
+layer graphs can be. Everything else, and the errors raised, are as in
+:mod:`evonorm_plugins.functional`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def series_s(
     eps: float,
     impl: str,
 ) -> Tensor:
-    """The S series; v None but in S0."""
+    """The S series; v None but in S0 and "s2v"."""
     if x.dim() != 4:
         y = series_s(kind, as_planes(x), weight, bias, v, groups, eps, impl)
         return y.reshape(x.shape)
@@ -48,7 +49,7 @@ def series_s(
 
 
 def _check_v(kind: str, v: Tensor | None) -> None:
-    if v is None and kind in ("b0", "s0"):
+    if v is None and kind in ("b0", "s0", "s2v"):
         raise ValueError(f"v is None, but kind={kind!r} has one for each channel")
 
 

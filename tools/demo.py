@@ -17,7 +17,11 @@ from pathlib import Path
 
 from make_shapes_dataset import make_shapes_dataset
 
+from evonorm_plugins.errors import InputError
+from evonorm_plugins.registry import try_norm_act
+
 ROOT = Path(__file__).resolve().parents[1]
+NORM_KEYS = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")  # of MODEL
 PROGRESS = re.compile(r"eta: (\S+)\s+iter: (\d+)\s+total_loss: (\S+)")
 # Lines of the log that follow the report's: the AP table has three.
 REPORT = re.compile(r"evonorm_plugins\]: (AP in percent|Wrote|[\d.]+ s per iteration)")
@@ -26,7 +30,12 @@ DETECTORS = {"detectron2": "Detectron2's Mask R-CNN", "torchvision": "torchvisio
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--norm", default="EvoNormS0", choices=["EvoNormS0", "EvoNormB0"])
+    parser.add_argument(
+        "--norm",
+        default="EvoNormS0",
+        help="of both: a registered layer's name, or a layer graph's file, layer.json "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--only", choices=["detection", "biggan"], help="one of the two models")
     parser.add_argument(
         "--detector",
@@ -37,6 +46,10 @@ def main(argv=None):
     parser.add_argument("--gan-steps", type=int, help="of the BigGAN-deep (default: its config's)")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output/demo")
     args = parser.parse_args(argv)
+    try:
+        try_norm_act(args.norm)
+    except (InputError, TypeError) as error:
+        parser.error(f"--norm: {error}")
     if args.iterations < 1:
         parser.error(f"--iterations {args.iterations} must be at least 1")
     if args.gan_steps is not None and args.gan_steps < 1:
@@ -77,12 +90,15 @@ def emptied(run):
 def write_digits(args):
     """Train the BigGAN-deep, have its digits read, draw them; returns an exit status."""
     run = emptied(args.output_dir / "digits")
-    config = ROOT / f"biggan/configs/digits32_{args.norm}.yaml"
+    config = ROOT / "biggan/configs/digits32_EvoNormS0.yaml"
     steps = [f"steps={args.gan_steps}"] if args.gan_steps else []
     best = str(run / "best.pt")
     print(f"Training BigGAN-deep with {args.norm} on handwritten digits", flush=True)
     for command in (
-        ["biggan.train", "--config", str(config), f"output_dir={run}", *steps],
+        [
+            *("biggan.train", "--config", str(config)),
+            *(f"norm={args.norm}", f"output_dir={run}", *steps),
+        ],
         ["biggan.digits", "--checkpoint", best],
         [
             *("biggan.sample", "--checkpoint", best, "--n", "100", "--columns", "10"),
@@ -121,11 +137,12 @@ def data_options(data):
 
 def train_detectron2(args, data, run):
     """Run tools/train_net.py, show its progress and its results; returns its exit status."""
-    config = ROOT / f"detectron_configs/quick/mask_rcnn_R_18_FPN_{args.norm}_shapes.yaml"
+    config = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
     command = [
         sys.executable, "-u", str(ROOT / "tools/train_net.py"),
         "--config-file", str(config), *data_options(data), "OUTPUT_DIR", str(run),
         "SOLVER.MAX_ITER", str(args.iterations), "SOLVER.STEPS", str(tuple(rate_steps(args))),
+        *(x for key in NORM_KEYS for x in (f"MODEL.{key}.NORM", args.norm)),
     ]  # fmt: skip
     last, table = [], 0
     with subprocess.Popen(

@@ -5,7 +5,8 @@ Measured are forward, backward and both, and the memory that is kept from one to
 rivals:
   BN+ReLU, GN+ReLU, GN+SiLU   torch's modules; GN with 32 groups
   timm                        timm's EvoNorm2dS0 and B0
-  torch                       the same layer of this package by its plain formula, impl="torch"
+  torch                       the same layer of this package by its plain formula, impl="torch";
+                              a layer graph node by node
   apex, Liger                 their GN+SiLU, on a GPU; not among the default ones
 and always the floors, what reading and writing the tensors takes: "copy existing" copies one tensor
 forward and one and a half backward (x, dy -> dx) into memory that is there; "copy fresh" allocates
@@ -32,11 +33,13 @@ from evonorm_plugins.benchmarks import (
 from evonorm_plugins.cli.types import count, positive
 from evonorm_plugins.errors import ConfigError
 
+KNOWN = (*LAYERS, *BATCH_NORMS)
 EXAMPLES = """
 examples:
   evonorm bench
   evonorm bench --shapes 8x256x56x56 --layers EvoNormS0 --threads 1 --csv layers.csv
   evonorm bench --layers GN-ReLU GN-Swish-1 FRN "RS + rej"
+  evonorm bench --layers layer.json --rivals torch
   evonorm bench --device cuda --dtype bfloat16 --layout channels_last --compiled
   evonorm bench --mode inference --rivals BN+ReLU --plot layers.png
 """
@@ -48,6 +51,16 @@ def parse_shape(text):
     if len(sizes) != 4 or not all(s.isascii() and s.isdigit() and int(s) > 0 for s in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape like 8x256x56x56")
     return tuple(map(int, sizes))
+
+
+def parse_layer(text):
+    """The name of a layer that has kernels, or the file of a layer graph."""
+    if text not in KNOWN and not text.endswith(".json"):
+        known = ", ".join(map(repr, KNOWN))
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text!r} (choose from {known}, or the file of a layer graph, .json)"
+        )
+    return text
 
 
 def add_arguments(parser):
@@ -63,10 +76,10 @@ def add_arguments(parser):
     add(
         "--layers",
         nargs="+",
-        choices=(*LAYERS, *BATCH_NORMS),
+        type=parse_layer,
         default=EVONORMS,
         metavar="LAYER",
-        help=f"of {', '.join((*LAYERS, *BATCH_NORMS))} (default: the EvoNorms)",
+        help=f"of {', '.join(KNOWN)}, or layer graphs, layer.json (default: the EvoNorms)",
     )
     add(
         "--rivals",
@@ -114,6 +127,11 @@ def run(args):
 
     from evonorm_plugins.benchmarks.layers import run_layers
     from evonorm_plugins.benchmarks.report import layers_report, plot_layers
+    from evonorm_plugins.layers.graph.graph import Graph
+
+    for name in args.layers:
+        if name.endswith(".json"):
+            Graph.load(name)  # what is wrong with it is said now
 
     begin(args)
     each = [argparse.Namespace(**{**vars(args), "dtype": dtype}) for dtype in args.dtype]

@@ -46,6 +46,7 @@ class Evolution:
         self.winner, self.random_share, self.mutations = winner, random_share, mutations
         self.moves = tuple(moves)
         self.window = deque(maxlen=window)
+        self._front = None  # of the window, found when it is first asked for
 
     def propose(self, number, attempt=0):
         """``(graph, number of the parent or None)`` to try as candidate ``number``.
@@ -68,12 +69,15 @@ class Evolution:
             scores: validation accuracy on each anchor, in the same order for all.
         """
         self.window.append((number, graph, tuple(scores)))
+        self._front = None
 
     def _winner(self, rng):
-        members = self.window
-        if self.winner != "front":
-            size = max(1, math.ceil(self.tournament * len(members)))
-            members = rng.sample(members, size)
+        if self.winner == "front":
+            if self._front is None:
+                self._front = pareto_front(self.window, key=lambda member: member[2])
+            return rng.choice(self._front)
+        size = max(1, math.ceil(self.tournament * len(self.window)))
+        members = rng.sample(self.window, size)
         if self.winner == "average":
             return max(members, key=lambda member: sum(member[2]))
         return rng.choice(pareto_front(members, key=lambda member: member[2]))

@@ -34,11 +34,30 @@ def plot_top(searches, path, baselines=None, count=TOP):
         low = [m - d for m, d in zip(mean, deviation, strict=True)]
         high = [m + d for m, d in zip(mean, deviation, strict=True)]
         axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-    for (label, found), line in zip((baselines or {}).items(), itertools.cycle(_LINES)):
-        mean = statistics.fmean(found["scores"].values())
-        axes.axhline(mean, color="black", linestyle=line, linewidth=1, label=label)
+    _dashed(axes, baselines)
     axes.set_xlabel("different candidates")
     axes.set_ylabel(f"validation accuracy of the best {count}")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def plot_time(searches, path, baselines=None):
+    """Mean accuracy of each candidate that passed against the hours since the first result.
+
+    A line is the best so far. A baseline's mean over the anchors is a dashed line.
+    """
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (label, candidates), colour in zip(searches.items(), itertools.cycle(COLOURS)):
+        found = _scored(candidates)
+        hours = [(c.finished_at - candidates[0].finished_at) / 3600 for c in found]
+        means = [c.score for c in found]
+        axes.scatter(hours, means, s=10, color=colour, alpha=0.6)
+        axes.step(hours, list(itertools.accumulate(means, max)), where="post", color=colour)
+        axes.plot([], [], color=colour, label=label)
+    _dashed(axes, baselines)
+    axes.set_xlabel("hours since the first result")
+    axes.set_ylabel("mean validation accuracy")
     axes.legend()
     save_figure(figure, path)
 
@@ -124,10 +143,17 @@ def plot_calibration(searches, path, baselines=None):
 
 FIGURES = {
     "top": plot_top,
+    "time": plot_time,
     "histogram": plot_histogram,
     "quality": plot_quality,
     "calibration": plot_calibration,
 }
+
+
+def _dashed(axes, baselines):
+    for (label, found), line in zip((baselines or {}).items(), itertools.cycle(_LINES)):
+        mean = statistics.fmean(found["scores"].values())
+        axes.axhline(mean, color="black", linestyle=line, linewidth=1, label=label)
 
 
 def _scored(candidates):

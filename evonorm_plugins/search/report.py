@@ -17,17 +17,19 @@ _OUTCOMES = ("not finite", "constant", "flat", "propagation", "ascent", "rungs",
 _OUTCOMES += ("quality", "top", "training", "passed", "failed")
 
 
-def numbers(store, cpus=1):
+def numbers(store, cpus=1, found=None):
     """Results by outcome, what they cost and how fast they came, as plain values.
 
     ``different`` are those that are not equal to an earlier one, whose results they take without a
-    worker. ``whole_trainings`` is how many times as long it would take to train all of them to the
-    end without filters, estimated from those that passed; None where none has.
+    worker. ``hours`` are those between the first result and the last, by the clock; ``stages`` is
+    what :func:`stages` gives. ``whole_trainings`` is how many times as long it would take to train
+    all of them to the end without filters, estimated from those that passed; None where none has.
 
     Args:
         cpus: CPUs of a worker, for core hours.
+        found: the store's candidates with a result, where they have been read.
     """
-    found = store.finished()
+    found = store.finished() if found is None else found
     tried = different(found)
     outcomes = {}
     for outcome in _OUTCOMES:
@@ -39,10 +41,9 @@ def numbers(store, cpus=1):
                 "different": len(once),
                 "seconds": sum(c.cost for c in once),
             }
-    stages = {}
+    spent = Counter()
     for c in tried:
-        for stage, seconds in c.seconds.items():
-            stages[stage] = stages.get(stage, 0) + seconds
+        spent.update(c.seconds)
     cost = sum(c.cost for c in tried)
     redrawn = Counter()
     for c in found:
@@ -54,8 +55,10 @@ def numbers(store, cpus=1):
         "handed_out": len(store.pending()),
         "redrawn": dict(redrawn),
         "outcomes": outcomes,
+        "hours": (found[-1].finished_at - found[0].finished_at) / 3600 if found else 0.0,
         "core_hours": cost * cpus / 3600,
-        "stage_seconds": stages,
+        "stages": stages(found, store.config.get("filters", ())),
+        "stage_seconds": dict(spent),
         "whole_trainings": statistics.fmean(whole) * len(tried) / cost if whole and cost else None,
     }
 
@@ -97,20 +100,39 @@ def summary(n):
     return "\n".join(lines)
 
 
+def overview(store):
+    """What a search has come to, as plain values and candidates.
+
+    Returns:
+        ``{"numbers": ..., "finished": ..., "best": ..., "front": ..., "ancestors": ...}``:
+        :func:`numbers`; all candidates with a result; the best :data:`TOP`; those that no other
+        beats on all anchors, highest mean first; the best one, its parent, and so on.
+    """
+    finished = store.finished()
+    passed = [c for c in different(finished) if c.status == "passed"]
+    front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
+    best = store.best(TOP)
+    return {
+        "numbers": numbers(store, store.config.get("cpus_per_worker", 1), finished),
+        "finished": finished,
+        "best": best,
+        "front": sorted(front, key=lambda c: -c.score),
+        "ancestors": ancestors(store, best[0]) if best else [],
+    }
+
+
 def page(store):
     """What a search has come to, for those who follow it, as text."""
-    parts = [summary(numbers(store, store.config.get("cpus_per_worker", 1)))]
-    found = different(store.finished())
+    o = overview(store)
+    parts = [summary(o["numbers"])]
+    found = different(o["finished"])
     if found:
         parts.append(_pace(found))
-    passed = [c for c in found if c.status == "passed"]
-    if passed:
-        best = store.best(TOP)
-        front = pareto_front(passed, key=lambda c: tuple(c.scores.values()))
-        front.sort(key=lambda c: -c.score)
-        parts += ["", f"the best {len(best)}:", table(best)]
-        parts += ["", f"the front, {len(front)} that no other beats:", table(front[:TOP])]
-        parts += ["", "the best one and its ancestors:", table(ancestors(store, best[0]))]
+    if o["best"]:
+        parts += ["", f"the best {len(o['best'])}:", table(o["best"])]
+        front = f"the front, {len(o['front'])} that no other beats:"
+        parts += ["", front, table(o["front"][:TOP])]
+        parts += ["", "the best one and its ancestors:", table(o["ancestors"])]
     return "\n".join(parts)
 
 
@@ -122,6 +144,30 @@ def _pace(found):
         return ago
     rate = (len(times) - 1) / (times[-1] - times[0]) * 3600
     return f"{rate:.0f} different candidates an hour over the last {len(times)}; {ago}"
+
+
+def stages(candidates, filters):
+    """What each filter and the training of whole models were given, refused and cost.
+
+    Args:
+        candidates: with a result; those equal to an earlier one are left out.
+        filters: names, in order; what is not refused by the last one is trained.
+
+    Returns:
+        ``[{"stage": ..., "came": ..., "refused": ..., "seconds": ..., "passed": ...}, ...]``;
+        seconds are those of workers, all together; ``passed`` is the share that went on.
+    """
+    found = []
+    tried = different(candidates)
+    for stage in (*filters, "training"):
+        came = [c for c in tried if stage in c.seconds]
+        reasons = ("not finite", "constant", "flat") if stage == "trial" else (stage,)
+        refused = sum(c.filter in reasons for c in came)
+        seconds = sum(c.seconds[stage] for c in came)
+        passed = 1 - refused / len(came) if came else None
+        row = {"stage": stage, "came": len(came), "refused": refused}
+        found.append({**row, "seconds": seconds, "passed": passed})
+    return found
 
 
 def ancestors(store, candidate):

@@ -19,6 +19,7 @@ from evonorm_plugins.layers.graph.operations import INITIAL
 from evonorm_plugins.search.driver import queue_text
 from evonorm_plugins.search.evaluate import Evaluation
 from evonorm_plugins.search.evolution import Evolution
+from evonorm_plugins.search.halving import Bars
 from evonorm_plugins.search.run import drive
 from evonorm_plugins.search.store import Store
 from evonorm_plugins.search.workers import Workers
@@ -28,26 +29,61 @@ from evonorm_plugins.training.memory import peak_memory
 ANCHORS = ("first", "second", "third")
 # Share of the full cost that the check of quality takes: 100 of 2,000 steps.
 _QUALITY = 0.05
-_GUESSING = 0.1
+# Rung -> share of those steps that are done by then, and of what is learnt in all of them.
+_RUNGS = {"25": (0.25, 0.4), "50": (0.5, 0.7)}
+_GUESSING, _LOWEST = 0.1, 0.35
+# What configs/search/quick.yaml has beside the paper, of evolution, of the driver, of its bars.
+QUICK_EVOLUTION = {"moves": ("live", "insert", "remove", "crossover"), "winner": "front"}
+QUICK_DRIVER = {"same": "function", "redraws": 100}
+QUICK_BARS = (0.8, 0.75, 20)  # rung_share, top_share, least_results
 
 
-def simulate(graph, seconds):
+def simulate(graph, seconds, bars=None):
     """The evaluation that a graph is given, without waiting.
 
     Args:
         seconds: mean cost of a candidate that passes; the costs are log-normal.
+        bars: of the filters "rungs" and "top", see
+            :meth:`evonorm_plugins.search.halving.Bars.now`; None: there are no such filters.
 
     Returns:
-        :class:`Evaluation`: "constant" by structure, "quality" below 0.35 on any anchor.
+        :class:`Evaluation`: "constant" by structure, "quality" below 0.35 on any anchor, "rungs"
+        and "top" below a bar.
     """
     if not graph.depends_on_x():
         return Evaluation("constant", seconds={"trial": 0.01})
     cost = random.Random(graph.digest()).lognormvariate(-0.125, 0.5) * seconds
     scores = {anchor: _score(graph, anchor) for anchor in ANCHORS}
-    times = {"trial": 0.01, "quality": _QUALITY * cost}
-    if min(scores.values()) < 0.35:
-        return Evaluation("quality", details={"quality": scores}, seconds=times)
-    return Evaluation(None, scores, seconds={**times, "training": (1 - _QUALITY) * cost})
+    found = Evaluation(seconds={"trial": 0.01})
+    left = _QUALITY * cost
+    if bars is not None:
+        passed, share = _climb(scores, bars, found.details)
+        found.seconds["rungs"] = share * left
+        left *= 1 - share
+        if not passed:
+            found.filter = "rungs"
+            return found
+    found.details["quality"], found.seconds["quality"] = scores, left
+    if bars is not None:
+        found.details["top"] = statistics.fmean(scores.values())
+    if min(scores.values()) < _LOWEST:
+        found.filter = "quality"
+    elif found.details.get("top", 1) < (bars or {}).get("top", 0):
+        found.filter = "top"
+    else:
+        found.scores, found.seconds["training"] = scores, (1 - _QUALITY) * cost
+    return found
+
+
+def _climb(scores, bars, details):
+    """Whether all rungs are passed, and the share of the steps that are done by the last one."""
+    details["rungs"] = {}
+    for rung, (share, learnt) in _RUNGS.items():
+        own = {a: _GUESSING + learnt * (score - _GUESSING) for a, score in scores.items()}
+        details["rungs"][rung] = own
+        if any(own[a] < bar for a, bar in bars.get(rung, {}).items()):
+            return False, share
+    return True, share
 
 
 class Simulated:
@@ -63,14 +99,22 @@ class Simulated:
     def __call__(self, cpus):
         return self._evaluate
 
-    def _evaluate(self, graph):
-        evaluation = simulate(graph, self.seconds)
+    def _evaluate(self, graph, bars=None):
+        evaluation = simulate(graph, self.seconds, bars)
         time.sleep(sum(evaluation.seconds.values()))
         return evaluation
 
 
 def run_simulation(
-    workers, candidates, seconds, *, processes=10, random_share=0.5, path=None, on_hang=None
+    workers,
+    candidates,
+    seconds,
+    *,
+    processes=10,
+    random_share=0.5,
+    quick=False,
+    path=None,
+    on_hang=None,
 ):
     """A whole search with Ray, store and evolution, whose candidates only wait.
 
@@ -79,6 +123,8 @@ def run_simulation(
             machine, so that many fit.
         candidates: results to end with.
         seconds: see :func:`simulate`.
+        quick: with what ``configs/search/quick.yaml`` has: no layer twice by function, its moves
+            and parents, and the filters that compare candidates.
         path: of the store; None keeps none.
         on_hang: see :func:`evonorm_plugins.training.cluster.connect`.
 
@@ -101,10 +147,13 @@ def run_simulation(
             with Store.create(path, about) as store:
                 slots = workers // processes
                 pool = Workers(ray, Simulated(seconds), actors=processes, slots=slots, cpus=0)
-                evolution = Evolution(random_share=random_share)
+                evolution = Evolution(
+                    random_share=random_share, **(QUICK_EVOLUTION if quick else {})
+                )
                 pool.check()
                 wall, used, before = time.perf_counter(), time.process_time(), _megabytes()
-                driver = drive(store, pool, evolution, candidates=candidates)
+                options = {**QUICK_DRIVER, "bars": Bars(*QUICK_BARS)} if quick else {}
+                driver = drive(store, pool, evolution, candidates=candidates, **options)
                 wall, used = time.perf_counter() - wall, time.process_time() - used
                 best = driver.store.best(10)
                 return {

@@ -72,7 +72,10 @@ def test_standing_statistics(path, tiny):
         assert layer.momentum == 0.1
 
 
-def test_refused(path, tiny):
+def test_refused(path, tiny, tmp_path):
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"other\.json: not a layer graph: it needs"):
+        tiny(norm=f"{tmp_path}/other.json")
     with pytest.raises(ConfigError, match=r"norm='none\.json': cannot read the layer graph none"):
         tiny(norm="none.json")
     with pytest.raises(ConfigError, match="grupos"):

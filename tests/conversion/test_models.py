@@ -10,6 +10,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from evonorm_plugins import EvoNormS0, convert
 from evonorm_plugins.conversion import activations_after_norm_acts
+from evonorm_plugins.errors import ConvertError
+from evonorm_plugins.layers.graph.known import KNOWN
+from evonorm_plugins.layers.graph.module import GraphNormAct
 from tests.conversion.blocks import mlp, resnet1d
 
 # Norms with an activation, norms without, activations that stay: counted by hand from the papers'
@@ -71,6 +74,20 @@ def check(model, expected, size=(3, 32, 32)):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier_of_torchvision(name):
     check(torchvision.models.get_model(name, num_classes=3), CLASSIFIERS[name])
+
+
+def test_layer_graph_by_the_path_of_its_file(tmp_path):
+    path = tmp_path / "found.json"
+    KNOWN["EvoNormS1"].save(path)
+    converted, report = convert(torchvision.models.resnet18(num_classes=3), str(path))
+    assert (report.counts()["replaced"], report.counts()["affine"]) == CLASSIFIERS["resnet18"][:2]
+    layers = [m for m in converted.modules() if isinstance(m, GraphNormAct) and m.apply_act]
+    assert {m.computed_by for m in layers} == {"fused EvoNorm-S1"}
+    step(converted, torch.randn(2, 3, 32, 32))
+    path.write_text("{}")
+    for name, message in ((path, "not a layer graph: it needs"), ("none.json", "No such file")):
+        with pytest.raises(ConvertError, match=message):
+            convert(torchvision.models.resnet18(num_classes=3), str(name))
 
 
 @pytest.mark.parametrize("name", TIMM)

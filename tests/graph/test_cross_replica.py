@@ -21,6 +21,8 @@ GRAPHS = {
         ("div", "x", ("std_{b,w,h}", ("std_{w,h}", ("mul", "v1", "x")))),
         ("mul", ("mean_{b,w,h}", ("rms_{w,h,c}", "x")), ("std_{b,w,h}", "v0")),
     ),
+    # By a fused operator, that of EvoNorm-B2.
+    "fused": ("div", "x", ("max", ("std_{b,w,h}", "x"), ("add", "x", ("rms_{w,h}", "x")))),
 }
 SHAPES = {
     "positions": {
@@ -34,6 +36,7 @@ SHAPES = {
         "empty rank": [(0, 4, 3, 3), (2, 4, 3, 3)],
     },
 }
+SHAPES["fused"] = SHAPES["images"]
 CASES = [(name, shape) for name in GRAPHS for shape in SHAPES[name]]
 
 

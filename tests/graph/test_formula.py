@@ -1,8 +1,11 @@
 """Formulas as they are to be read."""
 
+import unicodedata
+from xml.etree import ElementTree
+
 import pytest
 
-from evonorm_plugins.layers.graph.formula import latex, text
+from evonorm_plugins.layers.graph.formula import latex, mathml, text
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.known import KNOWN
 
@@ -94,3 +97,46 @@ def test_latex_can_be_set(name):
     mathtext = pytest.importorskip("matplotlib.mathtext")
     written = latex(KNOWN[name]).replace(r"\left", "").replace(r"\right", "")
     mathtext.MathTextParser("path").parse(f"${written}$")
+
+
+def read(element):
+    """MathML as one line."""
+    parts = [read(child) for child in element]
+    shapes = {"mfrac": "[{}]/[{}]", "msub": "{}_{}", "msup": "{}^{}", "msubsup": "{}_{}^{}"}
+    if element.tag in shapes:
+        return shapes[element.tag].format(*parts)  # an IndexError where there are too few
+    written = (element.text or "") + "".join(parts)
+    return f"sqrt[{written}]" if element.tag == "msqrt" else written
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        (("div", ("add", "x", "v0"), "v1"), "[x+v_0]/[v_1]"),
+        (("square", ("add", "x", "v0")), "(x+v_0)^2"),
+        (("square", "x"), "x^2"),
+        (("rms_{w,h}", "x"), "sqrt[μ_w, h(x^2)]"),
+        (("std_{b,w,h}", ("exp", "x")), "sqrt[s_b, w, h^2(e^x)]"),
+        (("mean_{w,h,c/g}", "x"), "μ_w, h, c/g(x)"),
+        (("mul", "x", ("neg", "v0")), "x(-v_0)"),
+        (("mul", ("add", "x", "v0"), ("exp", "zero")), "(x+v_0).1"),
+        (("add", ("exp", "x"), ("neg", ("add", "x", "v1"))), "e^x-(x+v_1)"),
+        (("max", ("sigmoid", "x"), "zero"), "max(s(x),0)"),
+        (("sqrt", "x"), "sign(x)sqrt[|x|]"),
+        (("log", "x"), "sign(x)ln|x|"),
+        (("mul", ("tanh", "x"), ("sigmoid", ("tanh", "x"))), "zs(z),z=tanh(x)"),
+    ],
+)
+def test_mathml(expression, expected):
+    root = ElementTree.fromstring(mathml(Graph.of(expression)))
+    assert root.tag == "math"
+    plain = {"MINUS SIGN": "-", "GREEK SMALL LETTER SIGMA": "s", "DOT OPERATOR": "."}
+    letters = {unicodedata.lookup(name): letter for name, letter in plain.items()}
+    assert read(root).translate(str.maketrans(letters)) == expected
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_mathml_can_be_read(name):
+    root = ElementTree.fromstring(mathml(KNOWN[name]))
+    children = {"mfrac": 2, "msub": 2, "msup": 2, "msubsup": 3}
+    assert all(len(e) == children[e.tag] for e in root.iter() if e.tag in children)

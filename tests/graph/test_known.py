@@ -1,4 +1,4 @@
-"""The paper's layers as graphs against the modules of :mod:`evonorm_plugins.layers`.
+"""The nodes of the paper's layers as graphs against the modules of :mod:`evonorm_plugins.layers`.
 
 Those of Appendix B that are no modules: see test_candidates.py.
 """
@@ -29,7 +29,7 @@ def pair(name, device):
     options |= {"groups": 4} if name.startswith(WITH_GROUPS) else {}
     options |= {"momentum": MOMENTUM} if name.startswith(WITH_BATCH) else {}
     module = get_norm_act(name, CHANNELS, **options).to(device)
-    layer = GraphNormAct(CHANNELS, graph=KNOWN[name], **options).to(device)
+    layer = GraphNormAct(CHANNELS, graph=KNOWN[name], impl="torch", **options).to(device)
     with torch.no_grad():
         for p in module.parameters():
             p.add_(torch.randn_like(p), alpha=0.5)
@@ -87,7 +87,8 @@ def test_equals_the_module_whose_parameters_it_combines(name, training, device):
     options = {"dtype": torch.float64, "eps": 1e-3}
     options |= {"groups": 4} if name.startswith(WITH_GROUPS) else {}
     module = get_norm_act(name, CHANNELS, **options).to(device).train(training)
-    layer = GraphNormAct(CHANNELS, graph=KNOWN[name], **options).to(device).train(training)
+    graph = {"graph": KNOWN[name], "impl": "torch"}
+    layer = GraphNormAct(CHANNELS, **graph, **options).to(device).train(training)
     for start in (True, False):
         with torch.no_grad():
             own = [p if start else p + torch.rand_like(p) for p in module.parameters()]

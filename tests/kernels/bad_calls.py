@@ -24,8 +24,8 @@ def valid_calls():
     batch_mean, batch_var = torch.randn(C), torch.rand(C)
     yield "affine", {**common, "impl": "cpu"}
     yield "affine_backward", {**backward, "impl": "cpu"}
-    for kind in ("s0", "s1", "s2"):
-        v = torch.randn(C) if kind == "s0" else None
+    for kind in ("s0", "s1", "s2", "s2v"):
+        v = torch.randn(C) if kind in ("s0", "s2v") else None
         options = {"kind": kind, "groups": GROUPS, "eps": 1e-5, "impl": "cpu"}
         yield "sample", {**common, "v": v, **options}
         yield "sample_backward", {**backward, "v": v, **grouped, "kind": kind, "impl": "cpu"}

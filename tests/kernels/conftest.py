@@ -5,6 +5,7 @@ import torch
 
 from evonorm_plugins import functional as F
 from evonorm_plugins import kernels
+from evonorm_plugins.series import series_s
 
 # Statistics and activation of what group_norm_act computes.
 GROUP_KINDS = {
@@ -18,8 +19,8 @@ GROUP_KINDS = {
 # Activation of what batch_norm_act computes.
 BATCH_NORM_KINDS = {"bn": "none", "bn_relu": "relu", "bn_swish": "swish", "bn_tlu": "tlu"}
 BATCH_KINDS = ["b0", "b1", "b2", "rs_rej"]
-KINDS = ["s0", "s1", "s2", *GROUP_KINDS, *BATCH_NORM_KINDS, *BATCH_KINDS, "affine"]
-WITH_V = ("s0", "b0", "gn_swish", "frn", "bn_swish", "bn_tlu")
+KINDS = ["s0", "s1", "s2", "s2v", *GROUP_KINDS, *BATCH_NORM_KINDS, *BATCH_KINDS, "affine"]
+WITH_V = ("s0", "s2v", "b0", "gn_swish", "frn", "bn_swish", "bn_tlu")
 
 
 def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
@@ -39,6 +40,8 @@ def evaluate(kind, arguments, impl, *, groups=4, eps=1e-5):
         if var is None:
             return F.batch_norm_act_train(x, weight, bias, *v, **options)[0]
         return F.batch_norm_act(x, var - 1, var, weight, bias, *v, **options)
+    if kind == "s2v":  # of layer graphs alone
+        return series_s(kind, x, weight, bias, *v, groups, eps, impl)
     function = "rs_rej_layer" if kind == "rs_rej" else f"evonorm_{kind}"
     if kind not in BATCH_KINDS:
         return getattr(F, function)(x, weight, bias, *v, groups=groups, eps=eps, impl=impl)

@@ -49,7 +49,7 @@ def fast_interpreter():
             scope.restore()
 
 
-GROUPED = ["s0", "s1", "s2", "gn", "gn_relu", "gn_silu", "gn_swish", "over_std", "frn"]
+GROUPED = ["s0", "s1", "s2", "s2v", "gn", "gn_relu", "gn_silu", "gn_swish", "over_std", "frn"]
 KINDS = [*GROUPED, "b0", "b1", "b2", "rs_rej", "affine"]
 # Of the activations one of each kind in every regime: the others are a line of a kernel each.
 LINES = ["gn", "gn_silu"]

@@ -157,6 +157,8 @@ def test_json(path, search):
     found = json.loads(out)
     assert found["outcomes"]["passed"] == {"results": 5, "different": 4, "seconds": 360.0}
     assert found["core_hours"] == pytest.approx(780 / 3600)
+    assert found["options"] == {"cpus_per_worker": 2}
+    assert [(s["stage"], s["came"]) for s in found["stages"]] == [("training", 4)]
     assert found["whole_trainings"] == pytest.approx(540 / 390)
 
 

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 
 from evonorm_plugins.layers.graph.graph import Graph
+from evonorm_plugins.search import simulated
+from evonorm_plugins.search.config import load_config
 from evonorm_plugins.search.evolution import Evolution
 from evonorm_plugins.search.mutation import random_graph
 from evonorm_plugins.search.simulated import simulate
@@ -40,3 +42,34 @@ def test_evolution_finds_more_than_random_search():
         return statistics.mean(sorted(scores)[-10:])
 
     assert best(0.5) > best(1.0) + 0.01
+
+
+def test_bars_refuse_what_is_below_them():
+    rng = random.Random(0)
+    graphs = (random_graph(rng) for _ in range(100))
+    graph = next(g for g in graphs if simulate(g, 60.0).filter is None)
+    free = simulate(graph, 60.0, {})
+    assert free.filter is None
+    assert list(free.seconds) == ["trial", "rungs", "quality", "training"]
+    plain = simulate(graph, 60.0)
+    assert free.scores == plain.scores
+    assert sum(free.seconds.values()) == pytest.approx(sum(plain.seconds.values()))
+    for rung, share in (("25", 0.25), ("50", 0.5)):
+        own = free.details["rungs"][rung]
+        assert simulate(graph, 60.0, {rung: own}).filter is None
+        found = simulate(graph, 60.0, {rung: {**own, "second": own["second"] + 1e-6}})
+        assert (found.filter, found.scores) == ("rungs", {})
+        assert found.seconds["rungs"] == pytest.approx(share * plain.seconds["quality"])
+    mean = free.details["top"]
+    assert simulate(graph, 60.0, {"top": mean}).filter is None
+    found = simulate(graph, 60.0, {"top": mean + 1e-6})
+    assert (found.filter, list(found.seconds)) == ("top", ["trial", "rungs", "quality"])
+
+
+def test_quick_is_what_the_config_says():
+    config = load_config("quick", ["data=none.zip", "candidates=1"])
+    assert {"same": config.same, "redraws": config.redraws} == simulated.QUICK_DRIVER
+    evolution = {"moves": tuple(config.moves), "winner": config.winner}
+    assert evolution == simulated.QUICK_EVOLUTION
+    bars = config.rung_share, config.top_share, config.least_results
+    assert bars == simulated.QUICK_BARS

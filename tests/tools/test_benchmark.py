@@ -16,6 +16,7 @@ from torch import nn
 
 from evonorm_plugins import cli, command
 from evonorm_plugins.benchmarks import host, layers, measure
+from evonorm_plugins.layers.graph.known import KNOWN
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -202,6 +203,19 @@ def test_layers(main, tmp_path, capsys):
     assert "round 4" not in printed.out
 
 
+def test_a_layer_of_a_file(main, tmp_path):
+    """By its kernel, which keeps little, and node by node."""
+    KNOWN["EvoNormS1"].save(tmp_path / "found.json")
+    out, name = tmp_path / "found.csv", f"{tmp_path}/found.json"
+    options = ["--shapes", "2x32x16x16", "--rivals", "torch", "--repeats", "1", "--csv", str(out)]
+    assert main(["layers", "--layers", name, *options, "--dtype", "float32"]) == 0
+    with out.open() as file:
+        kept = {(r["competitor"], r["impl"]): float(r["kept_MiB"]) for r in csv.DictReader(file)}
+    x = 2 * 32 * 16 * 16 * 4 / 2**20
+    assert kept[name, "auto"] < 0.1 * x
+    assert kept[name, "torch"] > x
+
+
 def test_kept_by_layers(main, tmp_path):
     out = tmp_path / "layers.csv"
     layers = ["EvoNormS0", "EvoNormS1", "EvoNormS2", "EvoNormB0", "EvoNormB1", "EvoNormB2"]
@@ -280,6 +294,7 @@ def test_the_command_of_an_installed_package(capsys, tmp_path):
         (["layers", "--shapes", "8x256x56"], "'8x256x56' is not a shape like 8x256x56x56"),
         (["layers", "--shapes", "8x0x5x5"], "'8x0x5x5' is not a shape"),
         (["layers", "--layers", "EvoNormS9"], "'EvoNormS9' (choose from"),
+        (["layers", "--layers", "none.json"], "cannot read the layer graph none.json: No such"),
         (["layers", "--rivals", "LN"], "'LN' (choose from"),
         (["layers", "--repeats", "0"], "0 must be at least 1"),
         (["layers", "--seconds", "nan"], "nan must be a number above 0"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from evonorm_plugins.layers.graph.known import KNOWN
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -109,8 +111,22 @@ def test_digits(in_process, tmp_path, capfd):
     assert (tmp_path / "digits/best.pt").exists()
 
 
+def test_digits_with_the_layer_of_a_file(demo, tmp_path):
+    KNOWN["EvoNormS1"].save(tmp_path / "found.json")
+    options = ["--only", "biggan", "--norm", f"{tmp_path}/found.json", "--gan-steps", "2"]
+    assert demo.main([*options, "--output-dir", str(tmp_path)]) == 7
+    (command,) = demo.calls
+    assert f"norm={tmp_path}/found.json" in command
+
+
 def test_bad_options():
-    command = [sys.executable, str(ROOT / "tools/demo.py"), "--iterations", "0"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert out.returncode == 2
-    assert "--iterations 0 must be at least 1" in out.stderr
+    for options, message in (
+        (("--iterations", "0"), "--iterations 0 must be at least 1"),
+        (("--norm", "none.json"), "--norm: cannot read the layer graph none.json: No such file"),
+        (("--norm", "EvoNormS7"), "--norm: unknown norm-activation 'EvoNormS7'"),
+    ):
+        command = [sys.executable, str(ROOT / "tools/demo.py"), *options]
+        out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert out.returncode == 2
+        assert message in out.stderr
+        assert "Traceback" not in out.stderr

@@ -13,6 +13,7 @@ COMMANDS = {
     "show": "one candidate, or the whole search in numbers",
     "watch": "follow a search: counts, rates, best layers, ancestors of the best",
     "export": "write a candidate as a layer file, which every norm option takes",
+    "report": "one page of HTML with all that a search found",
     "plot": "pictures of one search, or of several side by side",
     "rerank": "train whole models with each of the best layers, and keep three",
     "ranking": "the layers of such a sweep, the best first",

@@ -1,4 +1,7 @@
-"""One candidate of a search; without a number the whole search: counts and costs by outcome."""
+"""One candidate of a search; without a number the whole search: counts and costs by outcome.
+
+--json has, beside these, what each filter was given and refused, and the options of the search.
+"""
 
 import json
 
@@ -15,7 +18,7 @@ examples:
 def add_arguments(parser):
     parser.add_argument("store", metavar="STORE")
     parser.add_argument("number", type=int, nargs="?", metavar="NUMBER", help="of a candidate")
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="the same, and more, as JSON")
 
 
 def run(args):
@@ -23,7 +26,8 @@ def run(args):
 
     with Store(args.store) as store:
         if args.number is None:
-            found, as_text = numbers(store, store.config.get("cpus_per_worker", 1)), summary
+            found = numbers(store, store.config.get("cpus_per_worker", 1))
+            found, as_text = {**found, "options": store.config}, summary
         else:
             candidate = find_candidate(store, args.number)
             found, as_text = plain(candidate), lambda _: describe(candidate)

@@ -11,6 +11,7 @@ from evonorm_plugins.cli.types import count, positive
 EXAMPLES = """
 examples:
   evonorm search simulate --workers 5000 --candidates 50000 --seconds 60
+  evonorm search simulate --quick --workers 5000 --candidates 50000 --seconds 60
   evonorm search simulate --workers 40 --candidates 200 --seconds 0.1 --json
 """
 
@@ -27,6 +28,7 @@ def add_arguments(parser):
     )
     add("--processes", type=count, default=10, help="that hold the workers (default: %(default)s)")
     add("--random", action="store_true", help="random search, not evolution")
+    add("--quick", action="store_true", help="with what configs/search/quick.yaml has")
     add("--store", type=Path, help="keep the results; else they are discarded")
     add("--json", action="store_true", help="numbers as JSON")
 
@@ -41,6 +43,7 @@ def run(args):
         args.seconds,
         processes=args.processes,
         random_share=1.0 if args.random else 0.5,
+        quick=args.quick,
         path=args.store,
         on_hang=end_process,
     )

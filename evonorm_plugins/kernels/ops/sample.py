@@ -7,12 +7,13 @@ from evonorm_plugins.kernels import backend
 from evonorm_plugins.kernels.ops import arguments, results
 from evonorm_plugins.kernels.ops.operator import Differentiable, Operator
 
-_KINDS = {"s0": True, "s1": False, "s2": False}  # whether it has a v
+_KINDS = {"s0": True, "s1": False, "s2": False, "s2v": True}  # whether it has a v
+_CENTRED = {"s0", "s1"}
 
 
 def _forward(x, weight, bias, v, kind, groups, eps, impl):
     arguments.require_kind(kind, _KINDS, v)
-    return backend(impl).sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
+    return backend(impl).sample_forward(x, weight, bias, v, groups, eps, kind in _CENTRED)
 
 
 def _fit_forward(x, weight, bias, v, kind, groups, eps, impl):
@@ -25,12 +26,12 @@ def _fit_forward(x, weight, bias, v, kind, groups, eps, impl):
     module, x = arguments.module_for(impl, x), arguments.dense(x)
     if x.numel() == 0:
         return torch.empty_like(x), *results.zeros(x, 1, 2, n, groups)
-    return module.sample_forward(x, weight, bias, v, groups, eps, kind != "s2")
+    return module.sample_forward(x, weight, bias, v, groups, eps, kind in _CENTRED)
 
 
 def _backward(dy, x, weight, v, mean_rstd, kind, impl):
     arguments.require_kind(kind, _KINDS, v)
-    return backend(impl).sample_backward(dy, x, weight, v, mean_rstd, kind != "s2")
+    return backend(impl).sample_backward(dy, x, weight, v, mean_rstd, kind in _CENTRED)
 
 
 def _fit_backward(dy, x, weight, v, mean_rstd, kind, impl):
@@ -42,7 +43,9 @@ def _fit_backward(dy, x, weight, v, mean_rstd, kind, impl):
     module, (x, dy) = arguments.module_for(impl, x), arguments.dense_pair(x, dy)
     if x.numel() == 0:
         return torch.empty_like(x), *results.no_gradients(weight, v)
-    dx, dweight, dbias, dv = module.sample_backward(dy, x, weight32, v32, mean_rstd, kind != "s2")
+    dx, dweight, dbias, dv = module.sample_backward(
+        dy, x, weight32, v32, mean_rstd, kind in _CENTRED
+    )
     return dx, *results.as_given(dweight, dbias, dv, weight, v)
 
 
@@ -69,7 +72,7 @@ def _gradients(ctx, dy):
     return dx, dweight, dbias, None if v is None else dv
 
 
-# y. ``kind`` is "s0", "s1" or "s2"; v None in the latter two; groups divide the channels.
+# y. ``kind`` is one of _KINDS; v None in those that have none; groups divide the channels.
 apply_sample = Differentiable(
     "sample(Tensor x, Tensor weight, Tensor bias, Tensor? v, str kind, int groups, float eps, "
     "str impl) -> (Tensor y, Tensor mean_rstd)",

@@ -1,4 +1,4 @@
-"""Layer graphs as formulas, in text and in LaTeX. Needs no torch."""
+"""Layer graphs as formulas, in text, in LaTeX and in MathML. Needs no torch."""
 
 import functools
 from collections import Counter
@@ -22,6 +22,11 @@ def text(graph):
 def latex(graph):
     """The same in LaTeX, for math mode, in the paper's notation."""
     return _formula(graph, _Latex)
+
+
+def mathml(graph):
+    """The same as an element ``<math>``, which browsers typeset."""
+    return f"<math>{_formula(graph, _MathML)}</math>"
 
 
 def _formula(graph, style):
@@ -54,7 +59,7 @@ def _formula(graph, style):
         if k in names and not whole:
             return names[k], _ATOM
         if k in one:
-            return "1", _ATOM
+            return style.one, _ATOM
         op, *inputs = graph.nodes[k - len(INITIAL)]
         inputs = [same[i] for i in inputs]
         if op == "add":
@@ -66,8 +71,8 @@ def _formula(graph, style):
                 return style.sub(write(inputs[0]), write(minus)), _SUM
         return style.operation(op, [write(i) for i in inputs])
 
-    definitions = [f"{names[k]} = {write(k, whole=True)[0]}" for k in reversed(named)]
-    return ", ".join([write(output, whole=True)[0], *definitions])
+    definitions = [style.equal.join((names[k], write(k, whole=True)[0])) for k in reversed(named)]
+    return style.comma.join([write(output, whole=True)[0], *definitions])
 
 
 def _negated(graph, k, names):
@@ -87,6 +92,8 @@ _bracketed = functools.partial(_closed, left=r"\left(", right=r"\right)")
 
 
 class _Text:
+    one, equal, comma = "1", " = ", ", "
+
     @staticmethod
     def initial(name):
         return "0" if name == "zero" else name
@@ -115,6 +122,8 @@ class _Text:
 
 
 class _Latex:
+    one, equal, comma = "1", " = ", ", "
+
     @staticmethod
     def initial(name):
         return {"x": "x", "zero": "0", "v0": "v_0", "v1": "v_1"}[name]
@@ -161,3 +170,85 @@ class _Latex:
 def _power(part):
     # Only a single letter is read right without brackets.
     return f"{part[0]}^2" if len(part[0]) == 1 else rf"\left({part[0]}\right)^2"
+
+
+def _mo(text, **attributes):
+    given = "".join(f' {name}="{value}"' for name, value in attributes.items())
+    return f"<mo{given}>{text}</mo>"
+
+
+def _row(*parts):
+    return f"<mrow>{''.join(parts)}</mrow>"
+
+
+def _called(name, *arguments):
+    # Only around what is high: browsers stretch brackets to twice the height of a square root.
+    high = {} if any("<mfrac>" in a for a in arguments) else {"stretchy": "false"}
+    separator = _mo(",", separator="true")
+    return _row(name, _mo("(", **high), separator.join(arguments), _mo(")", **high))
+
+
+def _bracketed_mathml(part, at_least):
+    return part[0] if part[1] >= at_least else _called("", part[0])
+
+
+class _MathML:
+    one, equal = "<mn>1</mn>", _mo("=")
+    comma = f"{_mo(',', separator='true')}<mspace width='1em'/>"
+
+    @staticmethod
+    def initial(name):
+        if name in ("x", "zero"):
+            return {"x": "<mi>x</mi>", "zero": "<mn>0</mn>"}[name]
+        return f"<msub><mi>v</mi><mn>{name[1]}</mn></msub>"
+
+    @staticmethod
+    def name(name):
+        return "<mi>z</mi>" if name == "z" else f"<msub><mi>z</mi><mn>{name[1:]}</mn></msub>"
+
+    @staticmethod
+    def sub(a, b):
+        minus = _mo("\N{MINUS SIGN}")
+        return _row(_bracketed_mathml(a, _SUM), minus, _bracketed_mathml(b, _PRODUCT))
+
+    @staticmethod
+    def operation(op, parts):
+        a, b = parts[0][0], parts[-1][0]
+        if op == "add":
+            return _row(a, _mo("+"), b), _SUM
+        if op == "mul":
+            # Before a number with a sign between, which it would else be an index of.
+            dot = _mo("\N{DOT OPERATOR}") if b.startswith("<mn>") else ""
+            return _row(dot.join(_bracketed_mathml(part, _PRODUCT) for part in parts)), _PRODUCT
+        if op == "div":
+            return f"<mfrac>{_row(a)}{_row(b)}</mfrac>", _ATOM
+        if op == "neg":
+            minus = _mo("\N{MINUS SIGN}", form="prefix")
+            return _row(minus, _bracketed_mathml(parts[0], _PRODUCT)), _SUM
+        if op in AGGREGATIONS:
+            moment, over = AGGREGATIONS[op]
+            below = f"<mtext>{over.replace(',', ', ')}</mtext>"
+            mu = f"<msub><mi>\N{GREEK SMALL LETTER MU}</mi>{below}</msub>"
+            if moment == "mean":
+                return _called(mu, a), _ATOM
+            variance = f"<msubsup><mi>s</mi>{below}<mn>2</mn></msubsup>"
+            under = _called(variance, a) if moment == "std" else _called(mu, _squared(parts[0]))
+            return f"<msqrt>{under}</msqrt>", _ATOM
+        sign = _called("<mi>sign</mi>", a)
+        fences = (_mo("|", fence="true", form=form) for form in ("prefix", "postfix"))
+        size = _row(next(fences), a, next(fences))
+        written = {
+            "max": _called("<mi>max</mi>", a, b),
+            "sigmoid": _called("<mi>\N{GREEK SMALL LETTER SIGMA}</mi>", a),
+            "tanh": _called("<mi>tanh</mi>", a),
+            "exp": f"<msup><mi>e</mi>{_row(a)}</msup>",
+            "log": _row(sign, "<mi>ln</mi>", size),
+            "square": _squared(parts[0]),
+            "sqrt": _row(sign, f"<msqrt>{size}</msqrt>"),
+        }
+        return written[op], _PRODUCT if op in ("log", "sqrt") else _ATOM
+
+
+def _squared(part):
+    base = part[0] if part[0].startswith(("<mi>", "<mn>")) else _called("", part[0])
+    return f"<msup>{base}<mn>2</mn></msup>"

@@ -4,21 +4,27 @@ import contextlib
 
 import torch
 
+from evonorm_plugins import functional as F
+from evonorm_plugins.errors import ConfigError
 from evonorm_plugins.formulas import channels
+from evonorm_plugins.kernels.ops import move_average
 from evonorm_plugins.layers import cross_replica
-from evonorm_plugins.layers.base import check_positive_int
+from evonorm_plugins.layers.base import Fused, check_positive_int
 from evonorm_plugins.layers.batch import BatchDependent, CrossReplica
 from evonorm_plugins.layers.graph import primitives
+from evonorm_plugins.layers.graph.evaluate import compiled_nodes, constants, evaluate, program_of
+from evonorm_plugins.layers.graph.fused import fused_formula
+from evonorm_plugins.layers.graph.fused_apply import apply_formula
 from evonorm_plugins.layers.graph.graph import Graph
 from evonorm_plugins.layers.graph.operations import AGGREGATIONS, INITIAL
 from evonorm_plugins.layers.graph.structure import BATCH, CHANNELS, SPACE, axes_of
-from evonorm_plugins.modes import compute_dtype
+from evonorm_plugins.modes import compute_dtype, takes_plain_operations
 from evonorm_plugins.statistics import AllReduceSum, update_moving_average
 
 _BUFFERS = {"mean": "running_mean", "std": "running_var", "rms": "running_mean_square"}
 
 
-class GraphNormAct(BatchDependent):
+class GraphNormAct(Fused, BatchDependent):
     """The layer of a graph, a channel-wise affine transform after it (paper, Section 3.1).
 
     Args:
@@ -27,6 +33,16 @@ class GraphNormAct(BatchDependent):
             is used.
         eps: see :mod:`evonorm_plugins.layers.graph.primitives`.
         momentum: weight of the newest batch in moving statistics.
+        impl: what computes. "auto": where the graph is one of the formulas that the fused operators
+            compute (:mod:`evonorm_plugins.layers.graph.fused`), they do, as they do for that
+            formula's own layer; else the nodes in plain torch. "torch": always the nodes. "cpu",
+            "triton": those kernels.
+        compiled: the nodes go through ``torch.compile``, one compilation for each number of
+            channels. What is compiled cannot be differentiated twice. In a transform of
+            ``torch.func``, with statistics of all ranks, and while precise statistics are computed,
+            they do not.
+
+    :attr:`computed_by` says which of these it is.
 
     Parameters ``v0`` (zeros) and ``v1`` (ones), ``(C,)``, are there where the graph uses them. For
     each aggregation over the batch there is a buffer, ``(C,)``, or ``(1,)`` where all channels have
@@ -36,10 +52,12 @@ class GraphNormAct(BatchDependent):
     batch whose statistic is not finite leaves it as it was. ``apply_act=False`` is the affine
     transform alone, with neither.
 
-    Unlike EvoNorms, all values between the nodes are kept for the backward pass. The other
-    arguments and the errors raised are those of :class:`evonorm_plugins.NormAct`.
+    Where nodes compute, all values between them are kept for the backward pass; fused operators
+    keep what they do elsewhere. The other arguments and the errors raised are those of
+    :class:`evonorm_plugins.NormAct`.
 
     Raises:
+        ConfigError: no kernel computes the graph, and ``impl`` says that one should.
         TypeError: ``graph`` is not a :class:`Graph`.
     """
 
@@ -52,18 +70,29 @@ class GraphNormAct(BatchDependent):
         groups=32,
         eps=1e-5,
         momentum=0.1,
+        impl="auto",
+        compiled=False,
         device=None,
         dtype=None,
     ):
         if not isinstance(graph, Graph):
             raise TypeError(f"graph={graph!r} must be a Graph")
         options = {"device": device, "dtype": dtype}
-        super().__init__(num_features, apply_act=apply_act, eps=eps, momentum=momentum, **options)
+        shared = {"eps": eps, "momentum": momentum, "impl": impl}
+        super().__init__(num_features, apply_act=apply_act, **shared, **options)
         check_positive_int("groups", groups)
-        self.groups = groups
+        if not isinstance(compiled, bool):
+            raise ConfigError(f"compiled={compiled!r} must be True or False")
+        self.groups, self.compiled = groups, compiled
         self.graph = graph.canonical()
         axes = axes_of(self.graph.nodes)
-        self._program = _program(self.graph) if apply_act else ()
+        self._program = program_of(self.graph) if apply_act else ()
+        self._formula = fused_formula(self.graph) if apply_act else None
+        self._constants = self._formula.constants() if self._formula else ()
+        if apply_act and self._formula is None and impl not in ("auto", "torch"):
+            raise ConfigError(
+                f"impl={impl!r}: no kernel computes {self.graph}; 'auto' takes plain torch"
+            )
         # Number of a node over the batch -> its buffer, its moment.
         self._moving = {
             k: (_BUFFERS[kind] + str(k), kind)
@@ -97,7 +126,19 @@ class GraphNormAct(BatchDependent):
             "groups": self.groups,
             "eps": self.eps,
             "momentum": self.momentum,
+            "impl": self.impl,
+            "compiled": self.compiled,
         }
+
+    @property
+    def computed_by(self):
+        """What computes: "fused EvoNorm-S0" or another formula of the kernels, "torch.compile",
+        "torch"; "fused affine" where no activation is applied."""
+        if not self.apply_act:
+            return "fused affine"
+        if self._by_formula():
+            return f"fused {self._formula}"
+        return "torch.compile" if self.compiled else "torch"
 
     def _details(self):
         return [self.graph.digest()[:12], *super()._details()]
@@ -119,27 +160,68 @@ class GraphNormAct(BatchDependent):
     def extra_repr(self):
         options = super().extra_repr().replace(f"graph={self.graph}, ", "")
         channels, _, rest = options.partition(", ")
-        return f"{channels}, {self.graph}, {rest}"
+        return f"{channels}, {self.graph}, {rest}, computed_by={self.computed_by}"
+
+    def _by_formula(self):
+        return self._formula is not None and self.impl != "torch"
+
+    def _is_shared(self):
+        """Whether others look at the statistics of this batch, or have their part in them."""
+        others = self._observer is not None or self._statistics_group() is not None
+        return self.uses_batch() and others
 
     def _norm_act(self, x, weight, bias):
+        if self._by_formula():
+            return self._by_kernel(x, weight, bias)
         z = x.to(compute_dtype(x))
+        if self.compiled and not takes_plain_operations() and not self._is_shared():
+            # Applied outside: what is compiled may keep its result, which a caller may overwrite.
+            y = F.channel_affine(self._compiled(z), weight, bias)
+            return y.to(x.dtype)
         from_batch = self._takes_from(x)
-        values = [z, z.new_zeros(1, 1, 1, 1)]
-        for v in (self.v0, self.v1):
-            values.append(None if v is None else channels(v[None], z.dtype))
-        for k, (op, inputs) in enumerate(self._program, len(INITIAL)):
-            given = [values[i] for i in inputs]
-            if k in self._moving:
-                values.append(self._over_batch(*self._moving[k], *given, z, from_batch))
-            elif op in _SHORTCUTS:
-                values.append(_SHORTCUTS[op](*given))
-            else:
-                values.append(primitives.apply(op, *given, groups=self.groups, eps=self.eps))
-        y = values[-1]
+
+        def moment(k, value):
+            return self._over_batch(*self._moving[k], value, z, from_batch)
+
+        options = self._moving, self.groups, self.eps
+        y = evaluate(self._program, z, self.v0, self.v1, moment, *options)
         if self._broadcast:
             y = y * torch.ones_like(z)
         y = torch.addcmul(channels(bias, z.dtype), y, channels(weight, z.dtype))
         return y.to(x.dtype)
+
+    def _by_kernel(self, x, weight, bias):
+        """The same by the fused operator that computes the graph's formula."""
+        formula, given = self._formula, None
+        name, _ = self._moving.get(formula.moving, (None, None))
+        from_batch = name is not None and self._takes_from(x)
+        if from_batch and self._observer is not None:
+            self._observer(name, x)
+        if name is not None and not from_batch:
+            given = getattr(self, name).clone()  # as in _over_batch
+        own = self._program, self._constants, x, self.v0, self.v1, self.groups, self.eps
+        values = constants(*own) if self._constants else {}
+        group = self._statistics_group() if from_batch else None
+        options = {"groups": self.groups, "eps": self.eps, "impl": self.impl}
+        y, moment = apply_formula(formula, x, weight, bias, values, given, group, **options)
+        if from_batch:
+            move_average(self._buffers[name], moment, self.momentum, self.impl)
+        return y
+
+    def _compiled(self, x):
+        """What the nodes come to, ``(N, C, H, W)`` in the dtype of the statistics, compiled."""
+        from_batch = self._takes_from(x)
+        moving = tuple((k, kind) for k, (_, kind) in self._moving.items())
+        given = None
+        if not from_batch:
+            buffers = (getattr(self, name) for name, _ in self._moving.values())
+            given = [channels(b.clone()[None], x.dtype) for b in buffers]  # as in _over_batch
+        own = self._program, moving, self.groups, self.eps, self.num_features
+        y, moments = compiled_nodes(*own)(x, self.v0, self.v1, given)
+        if from_batch:
+            for (name, _), moment in zip(self._moving.values(), moments, strict=True):
+                update_moving_average(getattr(self, name), moment.flatten(), self.momentum)
+        return y
 
     def _over_batch(self, name, kind, value, x, from_batch):
         running = getattr(self, name)
@@ -151,7 +233,7 @@ class GraphNormAct(BatchDependent):
         else:
             # A copy: kept for the backward pass, before which a batch may change the buffer.
             moment = channels(running.clone()[None], x.dtype)
-        return primitives.aggregation(kind, moment, self.eps)
+        return moment
 
     def _batch_moment(self, kind, value, x):
         group = self._statistics_group()
@@ -175,25 +257,6 @@ class SyncGraphNormAct(CrossReplica, GraphNormAct):
 
 
 cross_replica.COUNTERPARTS[GraphNormAct] = SyncGraphNormAct
-
-# Operations of a program beside those of graphs, the same function but for what costs time.
-_SHORTCUTS = {"relu": torch.relu, "quotient": torch.div}
-
-
-def _program(graph):
-    """``((operation, inputs), ...)`` of the nodes from number 4 on."""
-    # Values that are at least sqrt(eps), so that division need not look.
-    apart = set()
-    program = []
-    for k, (op, *inputs) in enumerate(graph.nodes, len(INITIAL)):
-        if op.startswith(("std", "rms")) or (op == "max" and apart & set(inputs)):
-            apart.add(k)
-        if op == "div" and inputs[1] in apart:
-            op = "quotient"
-        if op == "max" and INITIAL.index("zero") in inputs:
-            op, inputs = "relu", [i for i in inputs if i != INITIAL.index("zero")]
-        program.append((op, tuple(inputs)))
-    return tuple(program)
 
 
 def graph_layer(graph, num_features, *, cross_replica=False, **options):

@@ -76,12 +76,15 @@ def test_where_no_activation_follows(path):
     assert not acts[0].uses_batch()
 
 
-def test_unknown(path):
+def test_unknown(path, tmp_path):
     assert checked_norm(path(BUSY))
     with pytest.raises(ValueError, match=r"unknown NORM 'layer'; .*paths of layer graphs"):
         checked_norm("layer")
     with pytest.raises(ValueError, match="cannot read the layer graph"):
         resnet.BasicBlock(8, 8, norm="none.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other\.json: not a layer graph: it needs"):
+        resnet.BasicBlock(8, 8, norm=f"{tmp_path}/other.json")
 
 
 def test_census_and_checkpoint(path):
