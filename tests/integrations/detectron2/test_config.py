@@ -124,7 +124,6 @@ def test_configs_of_version_1(tmp_path):
             "9" * 20,
             "SOLVER.MAX_ITER 9+ must be below 2147483648",
         ),
-        ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.ENABLED needs a CUDA device"),
         ("TEST.EXPECTED_RESULTS", "[['bbox']]", r"has \['bbox'\]; each is \[task, metric, value"),
         ("DATALOADER.SAMPLER_TRAIN", "X", "'X' is not one of TrainingSampler"),
         ("INPUT.MIN_SIZE_TEST", "-5", "images cannot be prepared as INPUT says"),
