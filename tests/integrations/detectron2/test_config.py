@@ -203,6 +203,6 @@ def test_the_norms_of_the_study_on_nuclei_share_their_recipe(depth):
         assert {cfg.MODEL[part].NORM for part in parts} == {norm}
         for part in parts:
             cfg.MODEL[part].NORM = ""
-        assert cfg.MODEL.RESNETS.DEPTH == depth
+        assert depth == cfg.MODEL.RESNETS.DEPTH
         recipes.add(cfg.dump())
     assert len(recipes) == 1
