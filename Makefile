@@ -24,10 +24,12 @@ CHECK_TESTS ?= tests/test_*.py $(addsuffix .py,$(addprefix tests/,\
 	metrics/test_ap metrics/test_data metrics/test_scores metrics/test_statistics_file \
 	search/test_store training/test_cluster))
 
-.PHONY: help demo test test-torch check gpu bench lint docs dist install venv detectron2 clean
+.PHONY: help demo demo-nuclei test test-torch check gpu bench lint docs dist install venv detectron2 clean
 
 help:
 	@echo "make demo        train a small detector and a small GAN with EvoNormS0, show what they do"
+	@echo "make demo-nuclei DATA=DIR"
+	@echo "                 train a Mask R-CNN with EvoNormS0 on nuclei, half an hour at most"
 	@echo "make test        run the tests, a process for each core; ARGS=... goes to pytest"
 	@echo "make check       lint and the quick tests, before a commit: two minutes on two cores"
 	@echo "make test-torch TORCH=2.11.0"
@@ -46,6 +48,11 @@ help:
 
 demo: install
 	$(BIN)/python tools/demo.py $(ARGS)
+
+demo-nuclei: install
+	@test -n "$(DATA)" || { echo "error: which data? As in: make demo-nuclei DATA=nuclei; the folder holds"; \
+		echo "train/, val/, instances_train.json and instances_val.json, in COCO's format"; exit 2; }
+	$(BIN)/python tools/demo.py --nuclei "$(DATA)" $(ARGS)
 
 test: install
 	$(PYTEST) --durations=30 $(ARGS)

@@ -1,8 +1,9 @@
 """Differentiable augmentation of what the discriminator sees, real and generated images alike.
 
 Source: Zhao, Liu, Lin, Zhu, Han, *Differentiable Augmentation for Data-Efficient GAN Training*
-(arXiv 2006.10738v4), Section 3.2 and Appendix A, and the authors' code for the ranges. The
-gradient of the generator goes through it. It depends on the uniform numbers given alone.
+(arXiv 2006.10738), Section 3.2; ranges and order are those of the authors' DiffAugment_pytorch.py
+(mit-han-lab/data-efficient-gans). The gradient of the generator goes through it. It depends on the
+uniform numbers given alone.
 """
 
 import torch

@@ -50,6 +50,7 @@ def run(args):
     import torch
 
     from biggan.config import load_config
+    from evonorm_plugins.training.memory import keep_freed_memory
     from evonorm_plugins.training.ranks import Ranks
     from evonorm_plugins.training.seeds import check_seed
 
@@ -60,6 +61,8 @@ def run(args):
     torch.backends.cudnn.benchmark = True
     first = configs[0]
     with Ranks(first.device, first.timeout_minutes) as ranks:
+        if ranks.device.type == "cpu":
+            keep_freed_memory()
         for one in (run for config in configs for run in _runs(config, args.seeds)):
             stopped = train(one, ranks, args.resume)
             if stopped:

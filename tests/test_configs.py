@@ -52,7 +52,8 @@ def test_a_file_comes_before_a_name_and_a_folder_behind_it(tmp_path, monkeypatch
 def test_the_last_part_of_a_name_is_enough_where_one_ends_in_it():
     name = "mask_rcnn_R_18_FPN_EvoNormS0_shapes"
     assert find_config(name, "detectron2") == ROOT / f"detectron_configs/quick/{name}.yaml"
-    both = r"'mask_rcnn_R_50_FPN_GN' may be any of paper/mask_\w+_GN, stock/mask_\w+_GN:"
+    folders = ", ".join(rf"{f}/mask_\w+_GN" for f in ("nuclei", "paper", "stock"))
+    both = f"'mask_rcnn_R_50_FPN_GN' may be any of {folders}:"
     with pytest.raises(ConfigError, match=both):
         find_config("mask_rcnn_R_50_FPN_GN", "detectron2")
 

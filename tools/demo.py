@@ -42,7 +42,18 @@ def main(argv=None):
         choices=list(DETECTORS),
         help="whose Mask R-CNN (default: Detectron2's where it is installed)",
     )
-    parser.add_argument("--iterations", type=int, default=700, help="of the Mask R-CNN")
+    parser.add_argument(
+        "--nuclei",
+        type=Path,
+        metavar="DIR",
+        help="instead of both, train Detectron2's Mask R-CNN on nuclei: DIR holds train/, val/, "
+        "instances_train.json and instances_val.json",
+    )
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        help="of the Mask R-CNN (default: 700; with --nuclei as many as its config says)",
+    )
     parser.add_argument("--gan-steps", type=int, help="of the BigGAN-deep (default: its config's)")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "output/demo")
     args = parser.parse_args(argv)
@@ -50,10 +61,13 @@ def main(argv=None):
         try_norm_act(args.norm)
     except (InputError, TypeError) as error:
         parser.error(f"--norm: {error}")
-    if args.iterations < 1:
+    if args.iterations is not None and args.iterations < 1:
         parser.error(f"--iterations {args.iterations} must be at least 1")
     if args.gan_steps is not None and args.gan_steps < 1:
         parser.error(f"--gan-steps {args.gan_steps} must be at least 1")
+    if args.nuclei:
+        return find_nuclei(args)
+    args.iterations = args.iterations or 700
     parts = {"detection": detect, "biggan": write_digits}
     chosen = [args.only] if args.only else list(parts)
     return max([parts[name](args) for name in chosen])
@@ -64,10 +78,7 @@ def detect(args):
     missing = importlib.util.find_spec("detectron2") is None
     detector = args.detector or ("torchvision" if missing else "detectron2")
     if missing and detector == "detectron2":
-        file = Path(sys.prefix, "detectron2-missing.txt")
-        why = file.read_text() if file.exists() else "Detectron2 is not installed."
-        print(f"error: --detector detectron2 needs Detectron2.\n{why}", file=sys.stderr)
-        return 1
+        return say_missing("--detector detectron2")
     reason = "Detectron2 is not installed: " if missing and not args.detector else ""
     print(
         f"{reason}training {DETECTORS[detector]} with {args.norm} on coloured shapes, "
@@ -76,8 +87,39 @@ def detect(args):
     )
     data = make_shapes_dataset(args.output_dir / "shapes", train=400, val=50, class_colours=True)
     run = emptied(args.output_dir / "run")
-    train = train_torchvision if detector == "torchvision" else train_detectron2
-    return train(args, data, run)
+    if detector == "torchvision":
+        return train_torchvision(args, data, run)
+    config = "quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
+    steps = str(tuple(rate_steps(args)))
+    return train_detectron2(args, config, data, run, args.iterations, "SOLVER.STEPS", steps)
+
+
+def say_missing(option):
+    file = Path(sys.prefix, "detectron2-missing.txt")
+    why = file.read_text() if file.exists() else "Detectron2 is not installed."
+    print(f"error: {option} needs Detectron2.\n{why}", file=sys.stderr)
+    return 1
+
+
+def find_nuclei(args):
+    """Train and evaluate the Mask R-CNN on nuclei; returns an exit status."""
+    data = {}
+    for split in ("train", "val"):
+        data[f"{split}_json"] = args.nuclei / f"instances_{split}.json"
+        data[f"{split}_images"] = args.nuclei / split
+    gone = [str(path) for path in data.values() if not path.exists()]
+    if gone:
+        print(f"error: --nuclei {args.nuclei}: {gone[0]} is not there", file=sys.stderr)
+        return 2
+    if importlib.util.find_spec("detectron2") is None:
+        return say_missing("--nuclei")
+    recipe = ROOT / "detectron_configs/nuclei/Base-Nuclei.yaml"
+    length = re.search(r"MAX_ITER: (\d+)", recipe.read_text())[1]
+    iterations = args.iterations or int(length)
+    print(f"training Detectron2's Mask R-CNN with {args.norm} on nuclei, {iterations} iterations")
+    run = emptied(args.output_dir / "nuclei")
+    config = "nuclei/mask_rcnn_R_18_FPN_EvoNormS0.yaml"
+    return train_detectron2(args, config, data, run, iterations)
 
 
 def emptied(run):
@@ -135,14 +177,13 @@ def data_options(data):
     return [x for k, path in data.items() for x in ("--" + k.replace("_", "-"), str(path))]
 
 
-def train_detectron2(args, data, run):
+def train_detectron2(args, config, data, run, iterations, *options):
     """Run tools/train_net.py, show its progress and its results; returns its exit status."""
-    config = ROOT / "detectron_configs/quick/mask_rcnn_R_18_FPN_EvoNormS0_shapes.yaml"
     command = [
         sys.executable, "-u", str(ROOT / "tools/train_net.py"),
-        "--config-file", str(config), *data_options(data), "OUTPUT_DIR", str(run),
-        "SOLVER.MAX_ITER", str(args.iterations), "SOLVER.STEPS", str(tuple(rate_steps(args))),
-        *(x for key in NORM_KEYS for x in (f"MODEL.{key}.NORM", args.norm)),
+        "--config-file", str(ROOT / "detectron_configs" / config), *data_options(data),
+        "OUTPUT_DIR", str(run), "SOLVER.MAX_ITER", str(iterations),
+        *(x for key in NORM_KEYS for x in (f"MODEL.{key}.NORM", args.norm)), *options,
     ]  # fmt: skip
     last, table = [], 0
     with subprocess.Popen(
@@ -153,7 +194,7 @@ def train_detectron2(args, data, run):
             progress = PROGRESS.search(line)
             if progress:
                 eta, iteration, loss = progress.groups()
-                done = f"{int(iteration) + 1}/{args.iterations}"
+                done = f"{int(iteration) + 1}/{iterations}"
                 print(f"  iteration {done:>9}   loss {loss:<7} {eta} left", flush=True)
             elif REPORT.search(line):
                 print(line.split("]: ", 1)[1], end="")

@@ -19,6 +19,7 @@ _SIDE = 384  # pixels of the longer side of an image as drawn
 _GAP = 8
 _TEXT = 17  # font size
 _TITLE = 24
+_NAMED = 8  # objects of one class that are labelled; where there are more, none is
 
 
 class Item(NamedTuple):
@@ -48,7 +49,8 @@ def draw_pairs(
     Args:
         images: arrays (H, W, 3), uint8, RGB; they may differ in size.
         truths, found: for each image a list of :class:`Item`; later ones are drawn over earlier
-            ones, so the surest of what was found comes last.
+            ones, so the surest of what was found comes last. More than 8 that are all of one class
+            have no labels.
         path: the ``.png`` file; written under a temporary name, then renamed.
         columns: images in a row of the picture.
         score_threshold: of the predictions in ``found``, for the title; None where they have no
@@ -179,6 +181,8 @@ def _draw(image, items, if_none):
         if item.box is not None:
             draw.rectangle(_ordered(box), outline=_colour(item.category), width=2)
     taken = []
+    if len(items) > _NAMED and len({item.category for item in items}) == 1:
+        return canvas  # labels that all say the same would hide the objects
     # The surest is last; its label gets the best place.
     for (index, label, _, _), box in reversed(list(zip(items, boxes, strict=True))):
         taken.append(_label(draw, size, label, box, _colour(index), taken))

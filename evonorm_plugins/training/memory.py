@@ -69,7 +69,8 @@ def keep_freed_memory():
 
     A command that trains on a CPU calls it first. The allocator would give large blocks back to the
     system and get them again, cleared, for every activation of every step. Without that a step of
-    resnet50_cifar takes a tenth less CPU time, of mobilenetv2_cifar with BN-ReLU a quarter less.
+    resnet50_cifar takes a tenth less CPU time, of mobilenetv2_cifar with BN-ReLU a quarter less, of
+    the small BigGAN-deep for CIFAR-10 a seventh less.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,6 +1,7 @@
 """tools/demo.py: the README's first command."""
 
 import importlib.util
+import json
 import runpy
 import subprocess
 import sys
@@ -38,6 +39,32 @@ def test_demo(small_demo, tmp_path, capfd):
     for part in ("iteration       6/6", "bbox ", "segm "):
         assert part in out
     assert (tmp_path / "run/predictions.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.detectron2
+def test_nuclei(small_demo, tmp_path, capfd):
+    mask = pytest.importorskip("pycocotools.mask")
+    small_demo.make_shapes_dataset(tmp_path / "shapes", train=400, val=50, class_colours=True)
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "val"):
+        content = json.loads((tmp_path / f"shapes/{split}.json").read_text())
+        content["categories"] = content["categories"][:1]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = content["categories"][0]["id"]
+            rle = mask.merge(mask.frPyObjects(annotation["segmentation"], 128, 128))
+            annotation["segmentation"] = rle | {"counts": rle["counts"].decode()}
+        (data / f"instances_{split}.json").write_text(json.dumps(content))
+        (data / split).symlink_to(tmp_path / f"shapes/{split}")
+    command = ["--nuclei", str(data), "--output-dir", str(tmp_path / "out"), "--iterations"]
+    assert small_demo.main([*command, "4"]) == 0
+    out = capfd.readouterr().out
+    for part in ("with EvoNormS0 on nuclei, 4 iterations", "iteration       4/4", "segm "):
+        assert part in out
+    assert (tmp_path / "out/nuclei/predictions.png").is_file()
+    (data / "val").unlink()
+    assert small_demo.main([*command, "2"]) == 2
+    assert f"{data}/val is not there" in capfd.readouterr().err
 
 
 @pytest.fixture

@@ -162,11 +162,9 @@ def check_lazy_config(cfg: DictConfig, *, training: bool = True) -> None:
         if value is not None and (not isinstance(value, int) or value < least):
             raise ConfigError(f"{key} {shown(value)} must be an integer of at least {least}")
     try:
-        device = pick_device(cfg.train.device)
+        pick_device(cfg.train.device)
     except ConfigError as error:
         raise ConfigError(f"train.device {cfg.train.device}: {error}") from None
-    if training and cfg.train.amp.enabled and device.type != "cuda":
-        raise ConfigError(f"train.amp.enabled needs a CUDA device, train.device is {device}")
     for path, norm in norms(cfg):
         check_norm(path, norm)
     level = logging.root.manager.disable

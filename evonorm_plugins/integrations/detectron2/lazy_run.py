@@ -43,6 +43,7 @@ from evonorm_plugins.integrations.detectron2.lazy_config import (
 from evonorm_plugins.integrations.detectron2.logs import logger
 from evonorm_plugins.integrations.detectron2.losses import LossWatch
 from evonorm_plugins.integrations.detectron2.pictures import picture_records
+from evonorm_plugins.integrations.detectron2.precision import is_on_cpu, train_in_bfloat16
 from evonorm_plugins.integrations.detectron2.processes import (
     check_processes,
     parallel,
@@ -181,9 +182,13 @@ def _train(
     cfg: DictConfig, model: nn.Module, args: argparse.Namespace
 ) -> tuple[Results, dict[str, Any]]:
     """Train; returns the results of the last evaluation and what training cost."""
+    amp = cfg.train.amp.enabled
+    if amp and is_on_cpu(model):
+        train_in_bfloat16(model)
+        amp = False
     optimizer, loader = build_optimizer(cfg, model), _loader(cfg.dataloader.train)
     model = parallel(model, **cfg.train.ddp)
-    trainer = (_AMPTrainer if cfg.train.amp.enabled else _SimpleTrainer)(model, loader, optimizer)
+    trainer = (_AMPTrainer if amp else _SimpleTrainer)(model, loader, optimizer)
     trainer.watch = LossWatch(model, _ADVICE)
     folder, is_main = cfg.train.output_dir, comm.is_main_process()
     trust = {"trust": args.trust_weights, "drop_norms": args.drop_norms}

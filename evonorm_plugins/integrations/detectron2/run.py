@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -30,6 +31,7 @@ from evonorm_plugins.integrations.detectron2.weights import (
     check_weights,
 )
 from evonorm_plugins.integrations.quiet import silence_libraries
+from evonorm_plugins.training.memory import keep_freed_memory
 
 
 def setup(args: argparse.Namespace) -> tuple[CfgNode, list[str]]:
@@ -169,6 +171,8 @@ def run_process(args: argparse.Namespace, cfg: CfgNode, notes: list[str]) -> Non
     default_setup(cfg, args)
     for note in notes:
         logger.warning(note)
+    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
+        keep_freed_memory()  # this process is the run's own
     cost = None
     if args.eval_only:
         model = Trainer.build_model(cfg)

@@ -124,7 +124,6 @@ def test_configs_of_version_1(tmp_path):
             "9" * 20,
             "SOLVER.MAX_ITER 9+ must be below 2147483648",
         ),
-        ("SOLVER.AMP.ENABLED", "True", "SOLVER.AMP.ENABLED needs a CUDA device"),
         ("TEST.EXPECTED_RESULTS", "[['bbox']]", r"has \['bbox'\]; each is \[task, metric, value"),
         ("DATALOADER.SAMPLER_TRAIN", "X", "'X' is not one of TrainingSampler"),
         ("INPUT.MIN_SIZE_TEST", "-5", "images cannot be prepared as INPUT says"),
@@ -193,3 +192,17 @@ def test_what_is_saved_of_a_stock_model_has_no_key_of_this_package():
     assert list(cfg.MODEL.RPN) == list(get_cfg().MODEL.RPN)
     cfg, notes = load_config(QUICK, ("MODEL.DEVICE", "cpu", "MODEL.RPN.NORM", "GN"))
     assert notes == ["MODEL.RPN.NORM 'GN' is left out: StandardRPNHead has no norm."]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_the_norms_of_the_study_on_nuclei_share_their_recipe(depth):
+    parts = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")
+    recipes = set()
+    for norm in ("BN", "GN", "EvoNormB0", "EvoNormS0"):
+        cfg, _ = load_config(f"nuclei/mask_rcnn_R_{depth}_FPN_{norm}")
+        assert {cfg.MODEL[part].NORM for part in parts} == {norm}
+        for part in parts:
+            cfg.MODEL[part].NORM = ""
+        assert depth == cfg.MODEL.RESNETS.DEPTH
+        recipes.add(cfg.dump())
+    assert len(recipes) == 1

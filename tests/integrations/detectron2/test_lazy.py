@@ -179,7 +179,6 @@ def test_an_image_that_cannot_be_read_is_named(shapes, tmp_path, capsys):
         (["train.log_period=0"], "train.log_period 0 must be an integer of at least 1"),
         (["train.device=cuda"], "train.device cuda: "),
         (["train.device=banana"], "train.device banana: "),
-        (["train.amp.enabled=true"], "train.amp.enabled needs a CUDA device"),
         (["train.init_checkpoint=gone.pth"], "there is no checkpoint gone.pth"),
         (["train.output_dir=/dev/null"], "train.output_dir=/dev/null is a file"),
         (["model.backbone.norm=EvoNormS9"], "model.backbone.norm: unknown NORM 'EvoNormS9'"),

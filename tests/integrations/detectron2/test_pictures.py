@@ -5,6 +5,7 @@ from detectron2.data.catalog import Metadata
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
+from evonorm_plugins.integrations import pictures
 from evonorm_plugins.integrations.detectron2.pictures import _found, _true_item, draw_predictions
 from evonorm_plugins.integrations.pictures import Item, _colour, draw_pairs
 
@@ -259,3 +260,13 @@ def test_an_older_picture_survives_a_failed_write(tmp_path, monkeypatch):
         draw_predictions([gray()], [truth()], [found()], NAMES, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("objects", "labels"), [(8, 8), (9, 0)])
+def test_many_objects_of_one_class_have_no_labels(tmp_path, monkeypatch, objects, labels):
+    drawn = []
+    monkeypatch.setattr(pictures, "_label", lambda draw, size, text, *_: drawn.append(text))
+    items = [Item(0, "cell", [k, k, k + 4, k + 4]) for k in range(objects)]
+    image = np.zeros((16, 16, 3), np.uint8)
+    draw_pairs([image], [items], [items[:1]], tmp_path / "pairs.png")
+    assert len(drawn) == labels + 1
