@@ -15,6 +15,7 @@ from evonorm_plugins.layers.candidates import CANDIDATES
 from evonorm_plugins.search import rerank
 from evonorm_plugins.search.config import load_config as load_search
 from evonorm_plugins.search.config import training_config
+from evonorm_plugins.training.config import to_dict
 
 ROOT = Path(__file__).parents[1]
 
@@ -44,6 +45,12 @@ TABLE_4 = {
     ("R-101", "GN"): (44.0, 64.7, 48.3, 39.4, 62.1, 42.7, 65.36),
     ("R-101", "EvoNormS0"): (44.5, 65.3, 48.7, 39.6, 62.3, 42.6, 65.38),
 }
+# Table 2 and Table 3: the layers of their rows, and the images per worker of Table 3's columns.
+TABLE_2 = ["BN-ReLU", "BN-PReLU", "BN-Swish-1", "BN-Swish", "Random", "Random + rej", "RS + rej"]
+TABLE_2 += ["EvoNormB0", "EvoNormB1", "EvoNormB2"]
+TABLE_3 = ["BN-ReLU", "GN-ReLU", "GN-Swish", "FRN", "EvoNormS0", "EvoNormS1", "EvoNormS2"]
+IMAGES_PER_WORKER = (128, 64, 32, 16, 8, 4)
+
 # Table 4: billions of multiply-adds, of BN-ReLU, EvoNorm-B0, GN-ReLU, EvoNorm-S0.
 MULTIPLY_ADDS = {"R-50": (332.0, 332.3, 332.3, 331.9), "R-101": (409.8, 410.1, 410.3, 409.7)}
 
@@ -77,6 +84,29 @@ def test_every_model_of_table_2_and_figure_11_has_a_config():
             assert config.model_options == {"width_mult": float(width)}
     sweep = yaml.safe_load((ROOT / "configs/evidence_widths_sweep.yaml").read_text())
     assert {str(w) for w in sweep["search"]["width"]} == WIDTHS | {"1.0"}
+
+
+def test_tables_2_and_3_in_small_have_all_their_rows():
+    data = ["data=x", "val_data=y"]
+    norms = load_sweep("evidence_norms_sweep", data)
+    assert norms.search["norm"] == TABLE_2
+    models = {s["model"].removesuffix("_cifar") for s in norms.together["architecture"].values()}
+    assert models == {"resnet50", "mobilenetv2", "efficientnet_b0"}  # the anchors of Section 4.2
+    workers = load_sweep("evidence_images_per_worker_sweep", data)
+    assert workers.search["norm"] == TABLE_3
+    models = {s["model"].removesuffix("_cifar") for s in workers.together["architecture"].values()}
+    assert models == {"resnet50", "mobilenetv2"}
+    columns = workers.together["images_per_worker"]
+    assert set(IMAGES_PER_WORKER) < set(columns)
+    for images, setting in columns.items():
+        assert setting == {"batch_size": images, "accumulations": 128 // images}
+    for sweep in (norms, workers, load_sweep("evidence_widths_sweep", data)):
+        assert sweep.search["seed"] == [0, 1]
+        assert sweep.base["clip_grad"] == 4
+        task = load_search("S", ["data=x", "candidates=1"])  # the proxy task, but for its length
+        task = to_dict(training_config(task, "resnet50_cifar", "BN-ReLU"))
+        for key in ("lr", "momentum", "nesterov", "weight_decay", "resolution", "clip_grad"):
+            assert sweep.base[key] == task[key], key
 
 
 def test_fewer_images_a_worker_lower_the_rate_linearly():

@@ -21,10 +21,10 @@ from evonorm_plugins.plots import COLOURS, is_ours, pyplot, save_figure
 EXAMPLES = """
 examples:
   accuracy of every norm (rows) for every value of a searched key (columns):
-    tools/experiments/evidence.py table output/evidence_norms --columns model
+    tools/experiments/evidence.py table output/evidence_norms --columns architecture
   the same of some of the trials, from the folders of two sweeps:
     tools/experiments/evidence.py table output/a output/b --columns images_per_worker \\
-        --where model=mobilenetv2_cifar
+        --where "architecture=MobileNetV2 x0.25"
   the same as a picture, the key on the horizontal axis:
     tools/experiments/evidence.py plot output/evidence_batch --x images_per_worker --out batch.png
   accuracy against parameters and inference FLOPs, norms folded into convolutions:
@@ -134,7 +134,7 @@ def table(args):
 
 def plot(args):
     """Accuracy against a key, a line for each norm."""
-    check_output(args.out, ours=is_ours)
+    check_output(args.out, ours=is_ours, force=args.force)
     search, trials = read_sweeps(args.folders, args.where)
     x = labels(search, args.x)
     figure, axes = _figure(1)
@@ -154,14 +154,15 @@ def plot(args):
 
 def cost(args):
     """Accuracy against parameters and multiply-adds of folded models."""
-    check_output(args.out, ours=is_ours)
+    check_output(args.out, ours=is_ours, force=args.force)
     search, trials = read_sweeps(args.folders, args.where)
     figure, axes = _figure(2)
     others = [k for k in search if k not in ("norm", "seed")]
     rows = []
     for style, norm in zip(_styles(), labels(search, "norm"), strict=False):
         points = []
-        for values, seeds in by_values(of(trials, norm=norm), others):
+        for values in itertools.product(*(labels(search, key) for key in others)):
+            seeds = of(trials, norm=norm, **dict(zip(others, values, strict=True)))
             found = percents(seeds)
             if not found:
                 continue
@@ -182,14 +183,6 @@ def cost(args):
     axes[1].set(xlabel="operations of an image in inference, millions")
     axes[0].legend(frameon=False)
     _save(figure, args.out)
-
-
-def by_values(trials, keys):
-    """``(values of keys, trials with them)``: the trials of several seeds together."""
-    groups = {}
-    for trial in trials:
-        groups.setdefault(tuple(trial["values"][k] for k in keys), []).append(trial)
-    return groups.items()
 
 
 def folded_cost(config):
@@ -223,7 +216,7 @@ def time_steps(args):
         found = {t["values"]["norm"]: t for t in of(trials, **{args.columns: value})}
         configs = {norm: from_dict(trial["result"]["config"]) for norm, trial in found.items()}
         seconds = step_seconds(configs, Ranks(), args.rounds)
-        first = next(iter(seconds.values()), None)
+        first = next((seconds[norm] for norm in rows if norm in seconds), None)
         for norm, row in rows.items():
             if norm in seconds:
                 memory = found[norm]["result"]["peak_memory_mib"]
@@ -303,6 +296,9 @@ def parse_args(argv=None):
             command.add_argument("--x", required=True, metavar="KEY")
         if name in ("plot", "cost"):
             command.add_argument("--out", required=True, metavar="FILE.png")
+            command.add_argument(
+                "--force", action="store_true", help="replace a file of another kind"
+            )
         if name == "time":
             command.add_argument("--rounds", type=count, default=5)
             command.add_argument("--threads", type=count, default=1)
