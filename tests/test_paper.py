@@ -243,6 +243,7 @@ def test_reranking_of_section_5_2():
     """The ten best on three models, a tenth of the training set held out, three kept."""
     assert (rerank.COUNT, rerank.KEEP) == (10, 3)
     page = (ROOT / "docs/search.md").read_text()
+    page = page[page.index("### Reranking") :]
     command = re.search(r"evonorm search rerank .*?(?=\n    evonorm|\n\n)", page, re.DOTALL)[0]
     models = [load_config(name).model for name in re.findall(r"--config (\S+)", command)]
     assert models == load_search("B", ["data=x", "candidates=1"]).anchors
