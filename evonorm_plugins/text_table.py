@@ -1,6 +1,7 @@
 """Tables of plain text."""
 
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Collection, Iterable, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
@@ -18,3 +19,15 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def markdown(head: Sequence[object], rows: Iterable[Iterable[object]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean of at least one value and, of several, half their range."""
+    half = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{half}"

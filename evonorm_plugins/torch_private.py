@@ -67,3 +67,13 @@ else:
         Not torch's function of this name, which Dynamo took for True up to torch 2.11.
         """
         return torch.compiler._is_exporting_flag
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether hooks of a module's own are called with its forward or its backward."""
+    return bool(
+        getattr(module, "_forward_hooks", None)
+        or getattr(module, "_forward_pre_hooks", None)
+        or getattr(module, "_backward_hooks", None)
+        or getattr(module, "_backward_pre_hooks", None)
+    )

@@ -10,11 +10,12 @@ from torch.nn.parameter import is_lazy
 
 from evonorm_plugins.conversion import gates
 from evonorm_plugins.conversion.layers import check_layer, new_layer
-from evonorm_plugins.conversion.plan import Plan, has_hooks, place, plan_conversion
+from evonorm_plugins.conversion.plan import Plan, place, plan_conversion
 from evonorm_plugins.conversion.report import Report
 from evonorm_plugins.conversion.rewrite import forward_without, give_forward
 from evonorm_plugins.conversion.tracing import Site
 from evonorm_plugins.errors import ConfigError, ConvertError
+from evonorm_plugins.torch_private import has_hooks
 
 _QUANTIZED = (
     "torch.ao.nn.",

@@ -9,8 +9,7 @@ from torch.nn.utils import parametrize
 from evonorm_plugins.conversion import kinds, order
 from evonorm_plugins.conversion.flow import MODES, join, read_flows
 from evonorm_plugins.errors import AmbiguousError, ConvertError
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from evonorm_plugins.torch_private import has_hooks
 
 
 @dataclass
@@ -191,10 +190,6 @@ def _unfit(norm):
     if has_hooks(norm):
         return "it has hooks, which a new layer would not have"
     return None
-
-
-def has_hooks(module):
-    return any(getattr(module, hooks, None) for hooks in _HOOKS)
 
 
 def _used_twice(calls):

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from evonorm_plugins.kernels import ops, select_batch_norm
+from evonorm_plugins.torch_private import has_hooks
 
 _FORWARD = nn.BatchNorm2d.forward  # that of all dimensions
 
@@ -27,7 +28,7 @@ def batch_norm_act(
     where ``norm`` is of another kind than torch's own or has hooks, and where it is to say what is
     wrong.
     """
-    if type(norm).forward is not _FORWARD or _has_hooks(norm):
+    if type(norm).forward is not _FORWARD or has_hooks(norm):
         return None
     buffers = norm._buffers
     mean, var = buffers.get("running_mean"), buffers.get("running_var")
@@ -51,12 +52,3 @@ def batch_norm_act(
     if training and mean is not None and norm.track_running_stats:
         ops.move_moments(mean, var, batches, statistics, norm.momentum, impl, direct)
     return y
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )

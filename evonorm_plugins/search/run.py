@@ -1,10 +1,8 @@
 """A search from its config to its end: store, Ray, workers, progress."""
 
-import contextlib
 import dataclasses
 import functools
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -24,7 +22,7 @@ from evonorm_plugins.search.workers import Workers
 from evonorm_plugins.training.cluster import connect
 from evonorm_plugins.training.config import to_dict
 from evonorm_plugins.training.memory import keep_freed_memory
-from evonorm_plugins.training.ranks import Ranks
+from evonorm_plugins.training.ranks import Ranks, sigterm_as_interrupt
 
 # Seconds until the lack of a worker is mentioned.
 _PATIENCE = 60
@@ -126,7 +124,7 @@ def drive(store, workers, evolution, **options):
     say(f"{driver.done} results so far in {store.path}")
     with (
         tqdm(total=driver.candidates, initial=driver.done, unit="layer", dynamic_ncols=True) as bar,
-        _stopping(),
+        sigterm_as_interrupt(),
     ):
         state = _State(bar, best[0].score if best else None)
         driver.on_result = state.show
@@ -226,20 +224,6 @@ def _room(ray, cpus, gpus):
     if gpus:
         room = min(room, there.get("GPU", 0) // gpus)
     return max(1, int(room))
-
-
-@contextlib.contextmanager
-def _stopping():
-    """SIGTERM as Ctrl-C, until the end of the block."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def say(text):

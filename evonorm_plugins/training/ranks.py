@@ -4,6 +4,7 @@ One process needs no torchrun. A training and a scoring join with :class:`Ranks`
 within them, and is told nothing, asks :meth:`Ranks.current`.
 """
 
+import contextlib
 import datetime
 import os
 import re
@@ -176,6 +177,16 @@ class Ranks:
         return isinstance(error, dist.DistError) or any(
             word in text for word in ("gloo", "nccl", "connection", "timed out", "peer")
         )
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt():
+    """SIGTERM as Ctrl-C, until the end of the block."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Stop:

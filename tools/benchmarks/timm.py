@@ -10,6 +10,7 @@ import argparse
 from evonorm_plugins.cli.bench import add_measuring, begin, check, show
 from evonorm_plugins.cli.types import count
 from evonorm_plugins.errors import ConfigError
+from evonorm_plugins.text_table import markdown
 
 EXAMPLES = """
 examples:
@@ -52,7 +53,7 @@ def run(args):
     for name in dict.fromkeys(args.models or all_models()):
         norms = ["timm", "fused", *(["BN"] if bn_sibling(name) else [])]
         rows += run_model(args, f"timm:{name}", norms)
-    show(args, rows, "size", markdown, None)
+    show(args, rows, "size", report, None)
 
 
 def all_models():
@@ -65,14 +66,14 @@ def all_models():
     return [name for name in timm.list_models() if name.endswith(endings)]
 
 
-def markdown(rows):
+def report(rows):
     """One line for each model: what the fused one takes beside the other two."""
     of = {}
     for row in rows:
         of.setdefault(row["model"].removeprefix("timm:"), {})[row["norm"]] = row
     columns = ("model", "timm ms", "fused ms", "BN ms", "fused / timm", "fused / BN")
     columns += ("timm MiB", "fused MiB", "BN MiB", "fused / timm", "fused / BN")
-    lines = [columns, ("---",) * len(columns)]
+    lines = []
     for name, by_norm in of.items():
         cells = [f"`{name}`"]
         for key, digits in (("median_ms", 0), ("peak_MiB", 0)):
@@ -80,7 +81,7 @@ def markdown(rows):
             cells += [_shown(value, digits) for value in values]
             cells += [_shown(rival and values[1] / rival, 2) for rival in (values[0], values[2])]
         lines.append(tuple(cells))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(columns, lines)
 
 
 def _shown(value, digits):

@@ -17,6 +17,7 @@ from evonorm_plugins.cli.types import count
 from evonorm_plugins.errors import InputError, run_command
 from evonorm_plugins.files import check_output
 from evonorm_plugins.plots import COLOURS, is_ours, pyplot, save_figure
+from evonorm_plugins.text_table import markdown, spread
 
 EXAMPLES = """
 examples:
@@ -110,15 +111,8 @@ def accuracy(trials):
     lost = len(trials) - len(finished)
     if not finished:
         return trials[0]["status"] if trials else ""
-    text = f"{statistics.fmean(finished):.1f}"
-    if len(finished) > 1:
-        text += f" ± {(max(finished) - min(finished)) / 2:.1f}"
+    text = spread(finished)
     return f"{text} ({lost} of {len(trials)} {trials[-1]['status']})" if lost else text
-
-
-def markdown(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def table(args):

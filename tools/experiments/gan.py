@@ -20,6 +20,7 @@ from evonorm_plugins.errors import DataError, reason, run_command
 from evonorm_plugins.files import check_folder, check_output, holds_record, replacing
 from evonorm_plugins.metrics.table import read_records, text_rows
 from evonorm_plugins.plots import COLOURS, pyplot, save_figure
+from evonorm_plugins.text_table import markdown
 from evonorm_plugins.training.records import read_records as read_lines
 
 EXAMPLES = """
@@ -134,8 +135,10 @@ def report(args):
     check_folder(args.figures, name="--figures")
     records = read_records(sorted(Path(args.results, "scores").glob("*.json")))
     if records:
-        print(markdown(scores(records)), end="\n\n")
-    print(markdown(stability(runs, args.lost)))
+        head, *rows = scores(records)
+        print(markdown(head, rows), end="\n\n")
+    head, *rows = stability(runs, args.lost)
+    print(markdown(head, rows))
     out = Path(args.figures, "gan_curves.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     plot(runs, out)
@@ -148,11 +151,6 @@ def scores(records):
     own = {"FID": "Fréchet distance", "IS": "class score"}
     names = [re.fullmatch(r"(.*?)( \[.*\])?( \(.*\))?", name).groups() for name in head]
     return [[(own.get(n, n) if label else n) + (more or "") for n, label, more in names], *rows]
-
-
-def markdown(rows):
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def stability(runs, lost):

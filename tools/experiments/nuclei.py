@@ -12,7 +12,6 @@ import fcntl
 import itertools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -161,6 +160,7 @@ class Jobs:
 def run(args):
     """Train what has not been trained."""
     from evonorm_plugins.integrations.detectron2.config import load_config
+    from evonorm_plugins.training.ranks import sigterm_as_interrupt
 
     cells = [
         Cell(args.backbone, norm, batch, seed)
@@ -173,7 +173,7 @@ def run(args):
         for cell, folder in folders.items()
     }
     jobs, end = Jobs(args.jobs), time.monotonic() + 60 * (args.minutes or 1e9)
-    with _sigterm_as_interrupt(), contextlib.ExitStack() as stack:
+    with sigterm_as_interrupt(), contextlib.ExitStack() as stack:
         stack.callback(jobs.stop)
         for cell in cells:
             while len(jobs.running) >= args.jobs and time.monotonic() < end:
@@ -190,15 +190,6 @@ def run(args):
     print(f"{done} of {len(cells)} runs are done")
     if done < len(cells):
         raise InterruptedRunError(f"{len(cells) - done} runs are not done: the same again goes on")
-
-
-@contextlib.contextmanager
-def _sigterm_as_interrupt():
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def collect(args):

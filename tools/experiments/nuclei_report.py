@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 from evonorm_plugins.errors import DataError, reason
 from evonorm_plugins.files import check_folder, replacing
 from evonorm_plugins.plots import COLOURS, SOFTWARE, pyplot, save_figure
+from evonorm_plugins.text_table import markdown, spread
 
 POINTS = 50  # of a curve of losses
 TASKS = {"bbox": "box", "segm": "mask"}
@@ -119,29 +120,22 @@ def scores(runs, task, key="AP"):
     return [r["ap"][task][key] for r in runs if r["ap"]]
 
 
-def spread(values):
-    """Mean and, of several, half the range, as text."""
-    if not values:
-        return "-"
-    half = f" ± {(max(values) - min(values)) / 2:.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{half}"
-
-
 def table(runs):
     """A row for each model and number of images a step, in Markdown."""
     head = ["model", "images a step", "seeds"]
     columns = [(task, key) for task in TASKS for key in ("AP", "AP50", "AP75")]
-    head += [f"{TASKS[task]} {key}" for task, key in columns]
-    lines = [[*head, "seconds a step", "MiB"], ["---"] * (len(head) + 2)]
+    head += [*(f"{TASKS[task]} {key}" for task, key in columns), "seconds a step", "MiB"]
+    lines = []
     for (label, batch), group in sorted(cells(runs).items()):
         lost = sum(r["diverged"] is not None for r in group)
         seeds = ", ".join(str(r["seed"]) for r in group) + (f" ({lost} diverged)" if lost else "")
-        numbers = [spread(scores(group, *column)) for column in columns]
+        known = [scores(group, *column) for column in columns]
+        numbers = [spread(values) if values else "-" for values in known]
         seconds = statistics.median(r["seconds_per_step"] for r in group)
         memory = [r["peak_memory_mib"] for r in group if r["peak_memory_mib"]]
         cost = [f"{seconds:.2f}", str(max(memory)) if memory else "-"]
         lines.append([label, str(batch), seeds, *numbers, *cost])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(head, lines)
 
 
 def plot_batches(runs, out):

@@ -1,5 +1,6 @@
 """The Markdown that people read; gpu_check.json has all numbers."""
 
+from evonorm_plugins import text_table
 from gpu.goals import WHOLE
 
 DRY = "**A dry run on a CPU: its times mean nothing.**"
@@ -31,8 +32,7 @@ def markdown(result):
 
 
 def table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(c).replace('|', '/') for c in row)} |" for row in lines)
+    return text_table.markdown(head, ([str(c).replace("|", "/") for c in row] for row in rows))
 
 
 def layer_rows(rows):

@@ -11,8 +11,8 @@ from evonorm_plugins.layers.graph.operations import AGGREGATIONS, INITIAL
 from evonorm_plugins.modes import compute_dtype
 
 _ZERO = INITIAL.index("zero")
-# Operations of a program beside those of graphs, the same function but for what costs time.
 compile_function = torch.compile
+# Operations of a program beside those of graphs, the same function but for what costs time.
 _SHORTCUTS = {"relu": torch.relu, "quotient": torch.div}
 
 
